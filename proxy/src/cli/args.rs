@@ -1,0 +1,449 @@
+//! The words of the command line: every command, flag, default and help text.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::dev_options::{DevOptions, PgBin};
+use crate::config::parse_duration;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0   done, or the answer is yes
+  1   failed, or the answer is no
+  2   the command line is wrong
+  64  the configuration is wrong (`check` answers 1)
+  69  the daemon does not answer
+
+Environment:
+  TANDEM_LOG  what is logged, such as `debug` or `tandem=debug,info` (default: info for `run` and `dev`, else warn)";
+
+/// Several PostgreSQL primaries behind one port, kept equal.
+#[derive(Debug, Parser)]
+#[command(name = "tandem", version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub(super) struct Arguments {
+    /// How log lines on standard error look
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text, value_name = "FORMAT")]
+    pub(super) log_format: LogFormat,
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the daemon: proxy, replicator and admin port
+    ///
+    /// SIGTERM lets sessions end (up to `shutdown_timeout`), SIGINT ends them at once; so does a second signal.
+    #[command(
+        after_help = "Example:\n  tandem run --config /etc/tandem/tandem.toml --log-format json"
+    )]
+    Run(RunArguments),
+    /// Start local PostgreSQL primaries and the daemon over them
+    ///
+    /// Prints how to connect, and a line beginning with `ready` once a write on each node is visible on all. Ctrl-C
+    /// stops all it started; the next start on the same directory goes on with its data.
+    #[command(after_help = DEV_EXAMPLES)]
+    Dev(DevArguments),
+    /// Check the configuration, the rules and the nodes
+    ///
+    /// Every problem is told with file, line, column and a mend. Then each node is asked whether it can be a member.
+    #[command(
+        after_help = "Examples:\n  tandem check --config tandem.toml\n  tandem check --config tandem.toml --offline"
+    )]
+    Check(CheckArguments),
+    /// Tell which node a session would go to, and why
+    ///
+    /// Nothing is connected to: every node counts as healthy and equally near, except those given with --down.
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain(ExplainArguments),
+    /// Show nodes and replication as the daemon sees them
+    #[command(
+        after_help = "Examples:\n  tandem status\n  tandem status --json | jq .replication.links"
+    )]
+    Status(StatusArguments),
+    /// Wait until every change committed before this call is applied on all nodes
+    ///
+    /// Exits with 0 then, and with 1 and the lags when the time is over.
+    #[command(after_help = "Example:\n  tandem wait-converged --timeout 2min")]
+    WaitConverged(WaitArguments),
+    /// Print where a pinned PostgreSQL has its programs, and fetch it first where it is not there
+    ///
+    /// There is one of major 17 and one of 18, for Linux on x86_64. Their hash is checked; they stay in a cache directory.
+    #[command(
+        after_help = "Example:\n  tandem postgres 17\nIn a shell:\n    tandem dev --pg-bin 2=$(tandem postgres 17)"
+    )]
+    Postgres(PostgresArguments),
+}
+
+const DEV_EXAMPLES: &str = "\
+Examples:
+  tandem dev
+  tandem dev --nodes 5 --port 7432 --init schema.sql
+  tandem dev --pg-bin /usr/lib/postgresql/15/bin --pg-bin 3=/opt/postgresql-18/bin
+  tandem dev --pgbench 5";
+
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  tandem explain --user batch --application-name nightly-load
+  tandem explain --user app --session tandem.key=station:42 --down paris";
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgument {
+    /// The configuration [default: ./tandem.toml, else .tandem/tandem.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DevArguments {
+    /// How many primaries to start
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=16))]
+    nodes: u16,
+    /// The directory that keeps the cluster
+    #[arg(long, default_value = ".tandem", value_name = "DIR")]
+    dir: PathBuf,
+    /// The proxy's port
+    #[arg(long, default_value_t = 6432, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// The admin port
+    #[arg(long, default_value_t = 6433, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    admin_port: u16,
+    /// Node i listens on this port plus i - 1
+    #[arg(long, default_value_t = 6501, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    base_port: u16,
+    /// PostgreSQL's programs, for all nodes or for one by name or number; may be repeated
+    #[arg(long, value_name = "[NODE=]DIR")]
+    pg_bin: Vec<PgBin>,
+    /// The database to create and keep converged
+    #[arg(long, default_value = "app", value_name = "NAME", value_parser = database_name)]
+    database: String,
+    /// Any part of a tandem.toml to start from; the rest is filled in
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A rules file to start from
+    #[arg(long, value_name = "FILE")]
+    rules: Option<PathBuf>,
+    /// SQL to run on every node before the cluster starts; its rows count as older than any write; may be repeated
+    #[arg(long, value_name = "FILE.sql")]
+    init: Vec<PathBuf>,
+    /// Create pgbench's tables at this scale, in the same way
+    #[arg(long, value_name = "SCALE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pgbench: Option<u32>,
+}
+
+impl From<DevArguments> for DevOptions {
+    fn from(arguments: DevArguments) -> Self {
+        let DevArguments {
+            nodes,
+            dir,
+            port,
+            admin_port,
+            base_port,
+            pg_bin,
+            database,
+            config,
+            rules,
+            init,
+            pgbench,
+        } = arguments;
+        Self {
+            nodes,
+            dir,
+            port,
+            admin_port,
+            base_port,
+            pg_bin,
+            database,
+            config,
+            rules,
+            init,
+            pgbench,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PostgresArguments {
+    /// The major version, 17 or 18
+    pub(super) major: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+    /// Check the files only, connect to nothing
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+    /// The user who connects
+    #[arg(long, value_name = "NAME")]
+    pub(super) user: String,
+    /// The database connected to [default: the one kept converged]
+    #[arg(long, value_name = "NAME")]
+    pub(super) database: Option<String>,
+    /// What the client calls itself
+    #[arg(long, value_name = "NAME")]
+    pub(super) application_name: Option<String>,
+    /// A setting given at connect, `tandem.key=PLACEMENT:KEY`
+    #[arg(long = "session", value_name = "KEY=VALUE", value_parser = session_setting)]
+    pub(super) key: Option<String>,
+    /// Take this node for down; may be repeated
+    #[arg(long, value_name = "NODE")]
+    pub(super) down: Vec<String>,
+}
+
+/// Which daemon to ask.
+#[derive(Debug, Args)]
+pub(super) struct DaemonArguments {
+    #[command(flatten)]
+    pub(super) config: ConfigArgument,
+    /// The daemon's admin address instead of the configuration's
+    #[arg(long, value_name = "URL", requires = "token_file", conflicts_with = "config", value_parser = admin_address)]
+    pub(super) admin: Option<String>,
+    /// The file with the admin token instead of the configuration's
+    #[arg(long, value_name = "FILE", requires = "admin")]
+    pub(super) token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArguments {
+    #[command(flatten)]
+    pub(super) daemon: DaemonArguments,
+    /// Print what the daemon answered, as JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WaitArguments {
+    #[command(flatten)]
+    pub(super) daemon: DaemonArguments,
+    /// How long to wait, such as 500ms, 30s or 2min
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = parse_duration)]
+    pub(super) timeout: Duration,
+}
+
+/// `tandem.key=PLACEMENT:KEY` to what stands behind the `=`.
+fn session_setting(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some(("tandem.key", value)) => Ok(value.to_owned()),
+        Some((name, _)) => Err(format!(
+            "`{name}` decides nothing at connect; the setting that does is `tandem.key`"
+        )),
+        None => Err("write tandem.key=PLACEMENT:KEY".to_owned()),
+    }
+}
+
+/// PostgreSQL cuts longer names silently (NAMEDATALEN).
+fn database_name(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=63 => Ok(text.to_owned()),
+        _ => Err("a database's name has 1 to 63 bytes".to_owned()),
+    }
+}
+
+/// `http://HOST:PORT` or `HOST:PORT` to `HOST:PORT`.
+fn admin_address(text: &str) -> Result<String, String> {
+    let authority = match text.split_once("://") {
+        Some(("http", rest)) => rest.trim_end_matches('/'),
+        Some((scheme, _)) => return Err(format!("the admin port speaks http, not {scheme}")),
+        None => text,
+    };
+    let has_port = authority
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    match has_port && !authority.contains('/') {
+        true => Ok(authority.to_owned()),
+        false => Err("write http://HOST:PORT".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Arguments::try_parse_from(line.split(' ')).map(|arguments| arguments.command)
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_a_help_text_and_documented_exit_codes() {
+        assert!(
+            Arguments::command()
+                .render_long_help()
+                .to_string()
+                .contains("64  the configuration is wrong")
+        );
+        for command in Arguments::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("  tandem "),
+                "{} has an example",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn every_example_of_the_help_texts_is_a_valid_command_line() {
+        let mut seen = 0;
+        for command in Arguments::command().get_subcommands() {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            for example in help
+                .lines()
+                .filter_map(|line| line.strip_prefix("  tandem "))
+            {
+                let line = example.split(" | ").next().unwrap();
+                parse(&format!("tandem {line}")).unwrap_or_else(|error| panic!("{line}: {error}"));
+                seen += 1;
+            }
+        }
+        assert!(seen >= 10);
+    }
+
+    #[test]
+    fn dev_s_defaults_are_the_documented_ones() {
+        let Command::Dev(arguments) = parse("tandem dev").unwrap() else {
+            panic!()
+        };
+        let wanted = DevOptions {
+            nodes: 3,
+            dir: ".tandem".into(),
+            port: 6432,
+            admin_port: 6433,
+            base_port: 6501,
+            pg_bin: Vec::new(),
+            database: "app".to_owned(),
+            config: None,
+            rules: None,
+            init: Vec::new(),
+            pgbench: None,
+        };
+        assert_eq!(DevOptions::from(arguments), wanted);
+    }
+
+    #[test]
+    fn dev_reads_every_flag() {
+        let line = "tandem dev --nodes 5 --dir d --port 1 --admin-port 2 --base-port 3 --pg-bin a --pg-bin 2=b \
+                    --database db --config c --rules r --init x.sql --init y.sql --pgbench 5";
+        let Command::Dev(arguments) = parse(line).unwrap() else {
+            panic!()
+        };
+        let options = DevOptions::from(arguments);
+        assert_eq!(
+            (
+                options.nodes,
+                options.port,
+                options.admin_port,
+                options.base_port
+            ),
+            (5, 1, 2, 3)
+        );
+        assert_eq!(
+            options.pg_bin[1],
+            PgBin {
+                node: Some("2".to_owned()),
+                dir: "b".into()
+            }
+        );
+        assert_eq!(
+            options.init,
+            [PathBuf::from("x.sql"), PathBuf::from("y.sql")]
+        );
+        assert_eq!(
+            (options.database.as_str(), options.pgbench),
+            ("db", Some(5))
+        );
+    }
+
+    #[test]
+    fn the_commands_of_the_design_page_are_read() {
+        for line in [
+            "tandem run --config tandem.toml",
+            "tandem dev",
+            "tandem check --config F",
+            "tandem explain --config F --user u --session tandem.key=station:42",
+            "tandem status --json",
+            "tandem wait-converged --timeout 30s",
+        ] {
+            parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+
+    #[test]
+    fn wrong_command_lines_are_refused_with_the_reason() {
+        let table = [
+            ("tandem dev --nodes 0", "1..=16"),
+            ("tandem dev --port 0", "1..=65535"),
+            ("tandem dev --pg-bin =x", "the node before `=` is missing"),
+            ("tandem dev --pgbench 0", "1..=100000"),
+            ("tandem wait-converged --timeout 30", "the unit is missing"),
+            (
+                "tandem explain --user u --session work_mem=1",
+                "the setting that does is `tandem.key`",
+            ),
+            ("tandem status --admin http://h:1", "--token-file"),
+            (
+                "tandem status --admin https://h:1 --token-file t",
+                "speaks http, not https",
+            ),
+            ("tandem status --admin h --token-file t", "http://HOST:PORT"),
+            (
+                "tandem status --config c --admin http://h:1 --token-file t",
+                "cannot be used with",
+            ),
+            ("tandem run --log-format xml", "json"),
+        ];
+        for (line, wanted) in table {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            assert!(error.to_string().contains(wanted), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn admin_addresses_are_cut_to_host_and_port() {
+        assert_eq!(
+            admin_address("http://127.0.0.1:6433/").as_deref(),
+            Ok("127.0.0.1:6433")
+        );
+        assert_eq!(admin_address("[::1]:6433").as_deref(), Ok("[::1]:6433"));
+        assert!(admin_address("http://h:1/path").is_err());
+    }
+}

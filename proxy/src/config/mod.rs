@@ -1,0 +1,194 @@
+//! The configuration: `tandem.toml` and the rules file it names, read and validated as a whole.
+
+mod duration;
+mod error;
+mod listen;
+mod node;
+mod read;
+mod reader;
+mod secrets;
+#[cfg(test)]
+mod tests;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tandem_routing_rules::Rules;
+use tandem_wire::Secret;
+use tandem_wire::tls::{ClientTlsMode, SslMode};
+
+pub use duration::parse_duration;
+pub use error::{ConfigError, ConfigProblem};
+
+/// A valid configuration. Paths are absolute. Its `Debug` output shows no secret.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it was read from.
+    pub path: PathBuf,
+    /// The cluster's name, `[a-z0-9_]{1,32}`; part of replication slot names.
+    pub cluster: String,
+    /// Where the daemon keeps what must survive it.
+    pub state_dir: PathBuf,
+    /// `[proxy]`
+    pub proxy: ProxyConfig,
+    /// `[auth]`
+    pub auth: AuthConfig,
+    /// `[admin]`
+    pub admin: AdminConfig,
+    /// `[replication]`
+    pub replication: ReplicationConfig,
+    /// `[[node]]`, at least one, with unique names and ids.
+    pub nodes: Vec<NodeConfig>,
+    /// The rules file's content; the default rules when none is named.
+    pub rules: Rules,
+    /// What is allowed but should be known, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Config {
+    /// Reads and validates a configuration with all files it names.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem of all files at once.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        read::load(path, &|name| std::env::var(name).ok())
+    }
+}
+
+/// `[proxy]`
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// Where clients connect; at least one.
+    pub listen: Vec<Listen>,
+    /// The zone this daemon stands in; nodes of the same zone are nearest.
+    pub zone: Option<String>,
+    /// For how long a client keeps its server.
+    pub pool_mode: PoolMode,
+    /// More clients than this get 53300.
+    pub max_client_connections: usize,
+    /// Bound on a client's TLS handshake and login.
+    pub client_login_timeout: Duration,
+    /// Bound on connecting and logging in to a node.
+    pub server_connect_timeout: Duration,
+    /// How long a smart shutdown waits for sessions to end.
+    pub shutdown_timeout: Duration,
+    /// Time between two probes of a node.
+    pub probe_interval: Duration,
+    /// A probe without an answer after this long has failed.
+    pub probe_timeout: Duration,
+    /// TLS towards clients.
+    pub tls: Option<ProxyTls>,
+}
+
+/// For how long a client keeps its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// From login to disconnect.
+    Session,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A unix socket `.s.PGSQL.PORT` in a directory, where libpq looks for it.
+    Unix {
+        /// The directory.
+        dir: PathBuf,
+        /// The port in the socket's name.
+        port: u16,
+    },
+}
+
+/// `[proxy.tls]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyTls {
+    /// Certificate chain, PEM.
+    pub cert: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+    /// Certificates that sign client certificates, PEM.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients may or must use TLS.
+    pub mode: ClientTlsMode,
+}
+
+/// `[auth]`. With neither `users_file` nor `query`, the verifier is read from a node's `pg_authid` (pass-through).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthConfig {
+    /// How clients prove who they are.
+    pub method: AuthMethod,
+    /// Users and verifiers in PgBouncer's format.
+    pub users_file: Option<PathBuf>,
+    /// A query that returns user and verifier for `$1`.
+    pub query: Option<String>,
+}
+
+/// How clients prove who they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthMethod {
+    /// `scram-sha-256`
+    ScramSha256,
+    /// `md5`
+    Md5,
+    /// `trust`: no proof.
+    Trust,
+    /// `cert`: a client certificate whose common name is the user.
+    Cert,
+}
+
+/// `[admin]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminConfig {
+    /// Where the admin HTTP server listens.
+    pub listen: SocketAddr,
+    /// The file with the token; the daemon writes it (mode 0600) when it is missing.
+    pub token_file: PathBuf,
+}
+
+impl AdminConfig {
+    /// Reads only what is needed to reach the daemon's admin port. All else in the file may be wrong, or meant for
+    /// another environment (`password_env`).
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem of that part.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        read::load_admin(path)
+    }
+}
+
+/// `[replication]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplicationConfig {
+    /// The database kept converged.
+    pub database: String,
+    /// `schema.table` patterns; empty: every table.
+    pub include: Vec<String>,
+    /// `schema.table` patterns taken out of `include`.
+    pub exclude: Vec<String>,
+}
+
+/// `[[node]]`
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Unique name.
+    pub name: String,
+    /// Unique id, 1 to 1023, never reused.
+    pub id: u16,
+    /// Name, IP address, or the absolute directory of a unix socket.
+    pub host: String,
+    /// TCP port, or the one in the socket's name.
+    pub port: u16,
+    /// Tandem's own role.
+    pub user: String,
+    /// That role's password, from wherever it was given.
+    pub password: Option<Secret>,
+    /// The zone the node stands in.
+    pub zone: Option<String>,
+    /// TLS towards the node, in libpq's words.
+    pub sslmode: SslMode,
+    /// Certificates that sign the node's certificate, PEM.
+    pub sslrootcert: Option<PathBuf>,
+}

@@ -1,0 +1,585 @@
+//! From the text of `tandem.toml` to a [`Config`], or to everything that is wrong with it.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tandem_routing_rules::document::{Section, Value};
+use tandem_routing_rules::{NodeInfo, Rules};
+use tandem_wire::tls::ClientTlsMode;
+
+use super::error::{ConfigError, ConfigProblem};
+use super::listen::{clashes, parse_listen};
+use super::node::read_nodes;
+use super::reader::{Environment, Reader};
+use super::{
+    AdminConfig, AuthConfig, AuthMethod, Config, Listen, PoolMode, ProxyConfig, ProxyTls,
+    ReplicationConfig,
+};
+
+/// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
+const CLUSTER_NAME_MAX: usize = 32;
+/// Reads `path` and all it names.
+pub(super) fn load(path: &Path, environment: Environment<'_>) -> Result<Config, ConfigError> {
+    let source = text_of(path)?;
+    let mut reader = Reader::new(path, &source, environment)?;
+    let document = reader.document()?;
+    let (config, rules) = reader.config(document.root());
+
+    let warnings = std::mem::take(&mut reader.warnings);
+    let mut problems = reader.into_problems();
+    problems.extend(rules.problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(Config {
+            rules: rules.rules,
+            warnings,
+            ..config
+        }),
+        _ => Err(ConfigError::Invalid {
+            path: path.to_owned(),
+            problems,
+        }),
+    }
+}
+
+/// Reads of `path` only where the admin port is.
+pub(super) fn load_admin(path: &Path) -> Result<AdminConfig, ConfigError> {
+    let source = text_of(path)?;
+    let mut reader = Reader::new(path, &source, &|_| None)?;
+    let document = reader.document()?;
+    let mut root = document.root();
+    let state_dir = reader.state_dir(&mut root);
+    let section = root
+        .require("admin", &mut reader.problems)
+        .and_then(|value| value.table(&mut reader.problems));
+    let admin = section.and_then(|section| reader.admin(section, &state_dir, None));
+    let problems = reader.into_problems();
+    match admin {
+        Some(admin) if problems.is_empty() => Ok(admin),
+        _ => Err(ConfigError::Invalid {
+            path: path.to_owned(),
+            problems,
+        }),
+    }
+}
+
+fn text_of(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// What came of the rules file.
+struct RulesFile {
+    rules: Rules,
+    problems: Vec<ConfigProblem>,
+}
+
+impl Reader<'_> {
+    /// `None` only when there is a problem.
+    fn config(&mut self, mut root: Section<'_>) -> (Option<Config>, RulesFile) {
+        let cluster = root
+            .require("cluster", &mut self.problems)
+            .and_then(|value| self.cluster(&value));
+        let state_dir = self.state_dir(&mut root);
+        let proxy_section = root.take_table("proxy", &mut self.problems);
+        let (proxy, rules_file) = self.proxy(proxy_section, &root);
+        let auth_section = root.take_table("auth", &mut self.problems);
+        let auth = self.auth(auth_section, proxy.as_ref());
+        let admin = match root
+            .require("admin", &mut self.problems)
+            .and_then(|value| value.table(&mut self.problems))
+        {
+            Some(section) => self.admin(section, &state_dir, proxy.as_ref()),
+            None => None,
+        };
+        let replication = root
+            .require("replication", &mut self.problems)
+            .and_then(|value| value.table(&mut self.problems))
+            .and_then(|section| self.replication(section));
+        let (nodes, named) = match root.require("node", &mut self.problems) {
+            Some(value) => read_nodes(self, &value),
+            None => (Vec::new(), Vec::new()),
+        };
+        root.finish(&mut self.problems);
+
+        let rules = self.rules(rules_file, &named);
+        let config = || {
+            Some(Config {
+                path: self.absolute.clone(),
+                cluster: cluster?,
+                state_dir,
+                proxy: proxy?,
+                auth: auth?,
+                admin: admin?,
+                replication: replication?,
+                nodes,
+                rules: Rules::default(),
+                warnings: Vec::new(),
+            })
+        };
+        (config(), rules)
+    }
+
+    fn state_dir(&mut self, root: &mut Section<'_>) -> PathBuf {
+        let given = root.take("state_dir").and_then(|value| self.path(&value));
+        given.unwrap_or_else(|| self.base.join("state"))
+    }
+
+    fn cluster(&mut self, value: &Value<'_>) -> Option<String> {
+        let name = value.string(&mut self.problems)?;
+        let fits = name
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+        if !fits || name.len() > CLUSTER_NAME_MAX {
+            let hint = format!(
+                "use up to {CLUSTER_NAME_MAX} of a-z, 0-9 and _; the name becomes part of replication slot names"
+            );
+            self.problems
+                .add_with_hint(value.span(), "not a name for a cluster", hint);
+            return None;
+        }
+        Some(name.to_owned())
+    }
+
+    fn proxy(
+        &mut self,
+        section: Option<Section<'_>>,
+        root: &Section<'_>,
+    ) -> (Option<ProxyConfig>, Option<Named>) {
+        let Some(mut section) = section else {
+            let hint = "add `[proxy]` with `listen = [\"127.0.0.1:6432\"]`";
+            self.problems
+                .add_with_hint(root.span(), "the file has no `[proxy]`", hint);
+            return (None, None);
+        };
+        let listen = section
+            .require("listen", &mut self.problems)
+            .and_then(|value| self.listen(&value));
+        let zone = section
+            .take("zone")
+            .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
+        if let Some(value) = section.take("pool_mode") {
+            self.pool_mode(&value);
+        }
+        if let Some(value) = section.take("pool_size")
+            && value.integer(1..=100_000, &mut self.problems).is_some()
+        {
+            self.warn(
+                &value,
+                "`pool_size` has no effect with pool_mode = \"session\"",
+            );
+        }
+        let max_client_connections = section
+            .take("max_client_connections")
+            .and_then(|value| value.integer(1..=1_000_000, &mut self.problems))
+            .and_then(|number| usize::try_from(number).ok())
+            .unwrap_or(10_000);
+        let rules_file = section.take("rules").and_then(|value| {
+            Some(Named {
+                path: self.path(&value)?,
+                span: value.span(),
+            })
+        });
+        let second = Duration::from_secs(1);
+        let millisecond = Duration::from_millis(1);
+        let client_login_timeout = self.duration(
+            &mut section,
+            "client_login_timeout",
+            60 * second,
+            millisecond,
+        );
+        let server_connect_timeout = self.duration(
+            &mut section,
+            "server_connect_timeout",
+            5 * second,
+            millisecond,
+        );
+        let shutdown_timeout = self.duration(
+            &mut section,
+            "shutdown_timeout",
+            30 * second,
+            Duration::ZERO,
+        );
+        let probe_interval =
+            self.duration(&mut section, "probe_interval", second, 10 * millisecond);
+        let probe_timeout =
+            self.duration(&mut section, "probe_timeout", 2 * second, 10 * millisecond);
+        let tls = section
+            .take_table("tls", &mut self.problems)
+            .map(|section| self.proxy_tls(section));
+        section.finish(&mut self.problems);
+
+        let tls = match tls {
+            Some(None) => return (None, rules_file),
+            Some(Some(tls)) => Some(tls),
+            None => None,
+        };
+        let proxy = listen.map(|listen| ProxyConfig {
+            listen,
+            zone,
+            pool_mode: PoolMode::Session,
+            max_client_connections,
+            client_login_timeout,
+            server_connect_timeout,
+            shutdown_timeout,
+            probe_interval,
+            probe_timeout,
+            tls,
+        });
+        (proxy, rules_file)
+    }
+
+    fn listen(&mut self, value: &Value<'_>) -> Option<Vec<Listen>> {
+        let listed = value.strings(&mut self.problems)?;
+        if listed.is_empty() {
+            self.problems.add_with_hint(
+                value.span(),
+                "`proxy.listen` is empty",
+                "list at least one address",
+            );
+            return None;
+        }
+        let default_port = listed
+            .iter()
+            .find_map(|(text, _)| text.parse::<SocketAddr>().ok())
+            .map(|address| address.port())
+            .filter(|port| *port != 0)
+            .unwrap_or(6_432);
+        let mut listen: Vec<Listen> = Vec::new();
+        for (text, element) in &listed {
+            match parse_listen(text, &self.base, default_port) {
+                Ok(address) if listen.iter().any(|other| clashes(other, &address)) => {
+                    let hint = "remove one of the two";
+                    self.problems.add_with_hint(
+                        element.span(),
+                        "this address is listed twice",
+                        hint,
+                    );
+                }
+                Ok(address) => listen.push(address),
+                Err((message, hint)) => self.problems.add_with_hint(element.span(), message, hint),
+            }
+        }
+        Some(listen)
+    }
+
+    fn pool_mode(&mut self, value: &Value<'_>) {
+        let modes = [("session", true), ("transaction", false)];
+        if value.choice(&modes, &mut self.problems) == Some(false) {
+            let hint = "use pool_mode = \"session\"";
+            self.problems.add_with_hint(
+                value.span(),
+                "pool_mode = \"transaction\" is not available yet",
+                hint,
+            );
+        }
+    }
+
+    fn proxy_tls(&mut self, mut section: Section<'_>) -> Option<ProxyTls> {
+        let modes = [
+            ("disable", ClientTlsMode::Disable),
+            ("allow", ClientTlsMode::Allow),
+            ("require", ClientTlsMode::Require),
+        ];
+        let mode = section
+            .take("mode")
+            .and_then(|value| value.choice(&modes, &mut self.problems));
+        let cert = section
+            .require("cert", &mut self.problems)
+            .and_then(|value| self.file(&value));
+        let key = section
+            .require("key", &mut self.problems)
+            .and_then(|value| self.secret_file(&value));
+        let client_ca = section
+            .take("client_ca")
+            .and_then(|value| self.file(&value));
+        section.finish(&mut self.problems);
+        Some(ProxyTls {
+            cert: cert?,
+            key: key?,
+            client_ca,
+            mode: mode.unwrap_or(ClientTlsMode::Allow),
+        })
+    }
+
+    fn auth(
+        &mut self,
+        section: Option<Section<'_>>,
+        proxy: Option<&ProxyConfig>,
+    ) -> Option<AuthConfig> {
+        let Some(mut section) = section else {
+            return Some(AuthConfig {
+                method: AuthMethod::ScramSha256,
+                users_file: None,
+                query: None,
+            });
+        };
+        let methods = [
+            ("scram-sha-256", AuthMethod::ScramSha256),
+            ("md5", AuthMethod::Md5),
+            ("trust", AuthMethod::Trust),
+            ("cert", AuthMethod::Cert),
+        ];
+        let method_value = section.take("method");
+        let method = method_value
+            .as_ref()
+            .and_then(|value| value.choice(&methods, &mut self.problems));
+        let users_file = section.take("users_file");
+        let query = section.take("query");
+        if let (Some(_), Some(query)) = (&users_file, &query) {
+            let hint = "keep one of the two";
+            self.problems.add_with_hint(
+                query.key_span(),
+                "`auth` has both `users_file` and `query`",
+                hint,
+            );
+        }
+        let users_file = users_file.and_then(|value| self.secret_file(&value));
+        let query = query.and_then(|value| {
+            let text = value.string(&mut self.problems)?;
+            if !text.contains("$1") {
+                let hint = "for example `SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename = $1`";
+                self.problems.add_with_hint(value.span(), "the query does not use `$1`, the user's name", hint);
+            }
+            Some(text.to_owned())
+        });
+        section.finish(&mut self.problems);
+        if let Some(value) = method_value {
+            self.auth_method(&value, method, proxy);
+        }
+        Some(AuthConfig {
+            method: method.unwrap_or(AuthMethod::ScramSha256),
+            users_file,
+            query,
+        })
+    }
+
+    fn auth_method(
+        &mut self,
+        value: &Value<'_>,
+        method: Option<AuthMethod>,
+        proxy: Option<&ProxyConfig>,
+    ) {
+        let Some(proxy) = proxy else { return };
+        match method {
+            Some(AuthMethod::Cert) => {
+                let tls = proxy.tls.as_ref();
+                let verified = tls.is_some_and(|tls| {
+                    tls.client_ca.is_some() && tls.mode == ClientTlsMode::Require
+                });
+                if !verified {
+                    let hint = "set `client_ca` and mode = \"require\" in `[proxy.tls]`";
+                    self.problems.add_with_hint(
+                        value.span(),
+                        "method \"cert\" needs client certificates",
+                        hint,
+                    );
+                }
+            }
+            Some(AuthMethod::Trust) => {
+                let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
+                if proxy.listen.iter().any(open) {
+                    self.warn(
+                        value,
+                        "method \"trust\" lets anybody who reaches the port in as any user",
+                    );
+                }
+            }
+            Some(AuthMethod::ScramSha256 | AuthMethod::Md5) | None => {}
+        }
+    }
+
+    fn admin(
+        &mut self,
+        mut section: Section<'_>,
+        state_dir: &Path,
+        proxy: Option<&ProxyConfig>,
+    ) -> Option<AdminConfig> {
+        let listen = section
+            .require("listen", &mut self.problems)
+            .and_then(|value| {
+                let text = value.string(&mut self.problems)?;
+                match parse_listen(text, &self.base, 0) {
+                    Ok(Listen::Tcp(address)) => Some((value, address)),
+                    Ok(Listen::Unix { .. }) => {
+                        let hint = "write an IP address and a port, such as `127.0.0.1:6433`";
+                        self.problems.add_with_hint(
+                            value.span(),
+                            "the admin port is TCP only",
+                            hint,
+                        );
+                        None
+                    }
+                    Err((message, hint)) => {
+                        self.problems.add_with_hint(value.span(), message, hint);
+                        None
+                    }
+                }
+            });
+        let token_file = section
+            .take("token_file")
+            .and_then(|value| self.path(&value));
+        section.finish(&mut self.problems);
+        let (value, listen) = listen?;
+        let taken = Listen::Tcp(listen);
+        if proxy.is_some_and(|proxy| proxy.listen.iter().any(|other| clashes(other, &taken))) {
+            let hint = "give the two different ports";
+            self.problems.add_with_hint(
+                value.span(),
+                "the proxy listens on this address already",
+                hint,
+            );
+        }
+        if !listen.ip().is_loopback() {
+            self.warn(
+                &value,
+                "the admin port is reachable over the network, without TLS",
+            );
+        }
+        Some(AdminConfig {
+            listen,
+            token_file: token_file.unwrap_or_else(|| state_dir.join("admin.token")),
+        })
+    }
+
+    fn replication(&mut self, mut section: Section<'_>) -> Option<ReplicationConfig> {
+        let database = section
+            .require("database", &mut self.problems)
+            .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
+        let mut patterns = |key| {
+            section
+                .take(key)
+                .map_or_else(Vec::new, |value| self.table_patterns(&value))
+        };
+        let include = patterns("include");
+        let exclude = patterns("exclude");
+        if let Some(tables) = section.take_table("table", &mut self.problems) {
+            for entry in tables.entries() {
+                self.table_pattern(entry.name, entry.value.key_span());
+                if let Some(section) = entry.value.table(&mut self.problems) {
+                    self.replication_table(section);
+                }
+            }
+        }
+        section.finish(&mut self.problems);
+        Some(ReplicationConfig {
+            database: database?,
+            include,
+            exclude,
+        })
+    }
+
+    fn replication_table(&mut self, mut section: Section<'_>) {
+        if let Some(counters) = section.take("counters")
+            && counters
+                .strings(&mut self.problems)
+                .is_some_and(|columns| !columns.is_empty())
+        {
+            let hint = "remove it; concurrent changes are then settled by the later one";
+            self.problems.add_with_hint(
+                counters.key_span(),
+                "`counters` is not available yet",
+                hint,
+            );
+        }
+        let resolvers = [
+            ("last_update_wins", true),
+            ("first_update_wins", false),
+            ("node_priority", false),
+        ];
+        if let Some(resolver) = section.take("resolver")
+            && resolver.choice(&resolvers, &mut self.problems) == Some(false)
+        {
+            let hint = "use resolver = \"last_update_wins\"";
+            self.problems.add_with_hint(
+                resolver.span(),
+                "this resolver is not available yet",
+                hint,
+            );
+        }
+        section.finish(&mut self.problems);
+    }
+
+    fn table_patterns(&mut self, value: &Value<'_>) -> Vec<String> {
+        let listed = value.strings(&mut self.problems).unwrap_or_default();
+        for (text, element) in &listed {
+            self.table_pattern(text, element.span());
+        }
+        listed
+            .into_iter()
+            .map(|(text, _)| text.to_owned())
+            .collect()
+    }
+
+    fn table_pattern(&mut self, text: &str, span: std::ops::Range<usize>) {
+        let both = text.split_once('.').is_some_and(|(schema, table)| {
+            !schema.is_empty() && !table.is_empty() && !table.contains('.')
+        });
+        if !both {
+            let hint = format!(
+                "write schema and table, such as \"public.{}\"",
+                text.trim_matches('.')
+            );
+            self.problems
+                .add_with_hint(span, format!("`{text}` is not `schema.table`"), hint);
+        }
+    }
+
+    fn rules(&mut self, file: Option<Named>, nodes: &[NodeInfo]) -> RulesFile {
+        let nothing = || RulesFile {
+            rules: Rules::default(),
+            problems: Vec::new(),
+        };
+        let Some(Named { path, span }) = file else {
+            return nothing();
+        };
+        let source = match fs::read_to_string(&path) {
+            Ok(source) => source,
+            Err(error) => {
+                let message = format!("cannot read the rules file `{}`: {error}", path.display());
+                self.problems.add_with_hint(
+                    span,
+                    message,
+                    "a relative path counts from this file's directory",
+                );
+                return nothing();
+            }
+        };
+        match Rules::parse(&source, nodes) {
+            Ok(rules) => {
+                let needs_statements = !rules.affinities.is_empty();
+                if needs_statements {
+                    let place = path.display();
+                    let text = format!(
+                        "{place}: affinity rules are checked, but with pool_mode = \"session\" a session \
+                         stays on one node and they route nothing"
+                    );
+                    self.warnings.push(text);
+                }
+                RulesFile {
+                    rules,
+                    problems: Vec::new(),
+                }
+            }
+            Err(errors) => {
+                let shown = path.strip_prefix(&self.base).map_or_else(
+                    |_| path.clone(),
+                    |relative| self.shown_path.with_file_name(relative),
+                );
+                RulesFile {
+                    rules: Rules::default(),
+                    problems: ConfigProblem::in_file(&shown, &source, errors.problems),
+                }
+            }
+        }
+    }
+}
+
+/// A file named in the configuration, and where.
+struct Named {
+    path: PathBuf,
+    span: std::ops::Range<usize>,
+}

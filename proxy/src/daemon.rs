@@ -1,0 +1,303 @@
+//! Owns the daemon: starts everything a configuration asks for, and ends it in order.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tandem_replicator::Replicator;
+use tandem_wire::tls::{ServerTls, TlsError, install_crypto_provider};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use crate::{
+    admin::{Admin, AdminError},
+    auth::{Gate, UsersFileError},
+    cancel::Canceller,
+    config::Config,
+    health::{HealthBoard, ProbeSettings},
+    listener::{ListenAddress, ListenError, Listener, accept_loop},
+    node::{self, NodeTlsError},
+    session::{
+        Clients, Shared,
+        registry::{Registry, Stop},
+    },
+};
+
+/// How long sessions may take to end once they were told to end at once.
+const FAST_BOUND: Duration = Duration::from_secs(5);
+/// Descriptors needed beside two per client: listeners, probes, control and replication connections.
+const EXTRA_DESCRIPTORS: u64 = 1100;
+/// How long the roles' verifiers are waited for at the start until some node has answered.
+const COMPARE_AFTER: Duration = Duration::from_secs(2);
+
+/// A daemon that cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// An address for clients.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin port.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The certificate or key for clients.
+    #[error("[proxy.tls]: {0}")]
+    Tls(#[from] TlsError),
+    /// The certificates to check a node by.
+    #[error(transparent)]
+    NodeTls(#[from] NodeTlsError),
+    /// The users file.
+    #[error(transparent)]
+    Users(#[from] UsersFileError),
+    /// `method = "cert"` cannot work without what it checks.
+    #[error(
+        "[auth] method = \"cert\" needs [proxy.tls] with client_ca: without it no client can show a certificate"
+    )]
+    CertWithoutCa,
+    /// An address that was bound cannot be told.
+    #[error("the system does not tell the address of a socket: {0}")]
+    Address(#[source] std::io::Error),
+}
+
+/// How to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    /// No new sessions; those that are idle end now, the others after their transaction, all after
+    /// `shutdown_timeout`.
+    Smart,
+    /// All sessions end now.
+    Fast,
+}
+
+/// A running daemon.
+pub struct Daemon {
+    shared: Arc<Shared>,
+    replicator: Arc<Replicator>,
+    proxy_addresses: Vec<ListenAddress>,
+    admin_address: SocketAddr,
+    stop: watch::Sender<Stop>,
+    deadline: watch::Sender<Option<Instant>>,
+    /// One per listener; each ends when its last session has.
+    listeners: JoinSet<()>,
+    /// Probes, admin port, the comparison at the start.
+    background: JoinSet<()>,
+}
+
+impl Daemon {
+    /// Binds all addresses, then starts health probes, replicator, admin port and listeners. A node that is down is
+    /// no error.
+    ///
+    /// # Errors
+    /// [`DaemonError`] for an address that cannot be bound, and for certificates, users file or token that cannot be
+    /// used. Nothing is left running then.
+    pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
+        install_crypto_provider();
+        raise_descriptor_limit(config.proxy.max_client_connections);
+        let tls = match &config.proxy.tls {
+            Some(tls) => Some(ServerTls::load(
+                &tls.cert,
+                &tls.key,
+                tls.client_ca.as_deref(),
+            )?),
+            None => None,
+        };
+        let has_client_ca = config
+            .proxy
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.client_ca.is_some());
+        if config.auth.method == crate::config::AuthMethod::Cert && !has_client_ca {
+            return Err(DaemonError::CertWithoutCa);
+        }
+        let nodes = node::nodes(&config.nodes)?;
+        let mut listeners = Vec::new();
+        for listen in &config.proxy.listen {
+            listeners.push(Listener::bind(listen).await?);
+        }
+        let proxy_addresses = listeners
+            .iter()
+            .map(Listener::address)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(DaemonError::Address)?;
+        let admin = Admin::bind(&config.admin).await?;
+        let admin_address = admin.address();
+
+        let mut background = JoinSet::new();
+        let probes = ProbeSettings {
+            interval: config.proxy.probe_interval,
+            timeout: config.proxy.probe_timeout,
+            database: config.replication.database.clone(),
+        };
+        let bound = config.proxy.server_connect_timeout;
+        let health = HealthBoard::start(&nodes, &probes, &mut background);
+        let database = &config.replication.database;
+        let gate = Gate::new(
+            &config.auth,
+            Arc::clone(&nodes),
+            Arc::clone(&health),
+            database,
+            bound,
+        )?;
+        let replicator = Arc::new(Replicator::start(replicator_config(&config, &nodes)));
+        let (stop, stop_seen) = watch::channel(Stop::No);
+        let (deadline, deadline_seen) = watch::channel(None);
+        let registry = Arc::new(Registry::default());
+        let shared = Arc::new(Shared {
+            rules: Arc::new(config.rules.clone()),
+            canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
+            clients: Clients::new(config.proxy.max_client_connections),
+            stop: stop_seen.clone(),
+            nodes,
+            health,
+            gate,
+            tls,
+            registry,
+            config,
+        });
+        background.spawn(admin.serve(
+            Arc::clone(&shared),
+            Arc::clone(&replicator),
+            stop_seen.clone(),
+        ));
+        background.spawn(compare_at_start(Arc::clone(&shared)));
+        let mut accepting = JoinSet::new();
+        for listener in listeners {
+            accepting.spawn(accept_loop(
+                listener,
+                Arc::clone(&shared),
+                stop_seen.clone(),
+                deadline_seen.clone(),
+            ));
+        }
+        for address in &proxy_addresses {
+            tracing::info!(%address, "listening for clients");
+        }
+        tracing::info!(address = %admin_address, "listening for admin requests");
+        Ok(Daemon {
+            shared,
+            replicator,
+            proxy_addresses,
+            admin_address,
+            stop,
+            deadline,
+            listeners: accepting,
+            background,
+        })
+    }
+
+    /// Where clients connect, in the order of the configuration; with the real port where port 0 was asked for.
+    pub fn proxy_addresses(&self) -> &[ListenAddress] {
+        &self.proxy_addresses
+    }
+
+    /// Where the admin port is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_address
+    }
+
+    /// The replicator.
+    pub fn replicator(&self) -> &Replicator {
+        &self.replicator
+    }
+
+    /// Reads certificate and key for clients again; new connections use them. What cannot be used leaves the old
+    /// ones in place. The users file needs no call: a change of it is noticed.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the files cannot be used.
+    pub fn reload_certificates(&self) -> Result<(), TlsError> {
+        match &self.shared.tls {
+            Some(tls) => tls.reload(),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the daemon. Bounded: `shutdown_timeout` for sessions of a smart one, then some seconds.
+    pub async fn shutdown(mut self, how: Shutdown) {
+        let registry = &self.shared.registry;
+        if how == Shutdown::Smart {
+            let bound = self.shared.config.proxy.shutdown_timeout;
+            self.stop.send_replace(Stop::WhenIdle);
+            registry.stop_all(Stop::WhenIdle);
+            tracing::info!(
+                sessions = registry.len(),
+                seconds = bound.as_secs_f64(),
+                "smart shutdown: waiting for transactions to end"
+            );
+            let all_ended = async { while self.listeners.join_next().await.is_some() {} };
+            if timeout(bound, all_ended).await.is_err() {
+                tracing::warn!(
+                    sessions = registry.len(),
+                    "shutdown_timeout is over: ending the rest"
+                );
+            }
+        }
+        self.deadline
+            .send_replace(Some(Instant::now() + FAST_BOUND));
+        self.stop.send_replace(Stop::AtOnce);
+        registry.stop_all(Stop::AtOnce);
+        while self.listeners.join_next().await.is_some() {}
+        self.background.shutdown().await;
+        self.replicator.stop().await;
+        tracing::info!("stopped");
+    }
+}
+
+fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator::Config {
+    let database = &config.replication.database;
+    tandem_replicator::Config {
+        cluster: config.cluster.clone(),
+        nodes: nodes
+            .iter()
+            .map(|node| tandem_replicator::Node {
+                name: node.name().to_owned(),
+                id: node.config().id,
+                connect: node.replicator_options(database, config.proxy.server_connect_timeout),
+            })
+            .collect(),
+        tables: tandem_replicator::TableFilter {
+            include: config.replication.include.clone(),
+            exclude: config.replication.exclude.clone(),
+        },
+    }
+}
+
+/// Compares the verifiers of all login roles over all nodes, as soon as the nodes have been probed.
+async fn compare_at_start(shared: Arc<Shared>) {
+    let due = Instant::now() + COMPARE_AFTER;
+    tokio::time::sleep_until(due).await;
+    let differing = shared.gate.compare_verifiers().await;
+    if differing > 0 {
+        tracing::warn!(
+            roles = differing,
+            "roles whose verifiers differ between nodes cannot log in"
+        );
+    }
+}
+
+/// Two descriptors per client. What the system does not grant is said, not fatal.
+fn raise_descriptor_limit(max_clients: usize) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = u64::try_from(max_clients)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(2);
+    let wanted = wanted.saturating_add(EXTRA_DESCRIPTORS);
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let granted = limit.maximum.map_or(wanted, |maximum| maximum.min(wanted));
+    let raised = Rlimit {
+        current: Some(granted),
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files was not raised");
+    } else if granted < wanted {
+        tracing::warn!(
+            granted,
+            wanted,
+            "the limit of open files is too low for max_client_connections; raise it (ulimit -n)"
+        );
+    }
+}

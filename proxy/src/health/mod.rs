@@ -1,0 +1,187 @@
+//! Owns what is known of the nodes' health: one probing task per node, and the snapshot that routing reads.
+//!
+//! A probe opens a fresh connection as Tandem's own role and runs a statement under a deadline. Sessions contribute
+//! evidence, which brings the next probe forward; only a probe, or a refused connect, is a verdict.
+
+pub mod machine;
+mod probe;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{sync::Notify, task::JoinSet};
+
+use crate::node::{Node, Nodes};
+use machine::{Event, Machine};
+
+pub use machine::Health;
+pub(crate) use probe::{Verdict, verdict};
+
+/// Stands for a round trip that was not measured yet.
+const RTT_UNKNOWN: u32 = u32::MAX;
+
+/// The health of all nodes.
+#[derive(Debug)]
+pub(crate) struct HealthBoard {
+    nodes: Vec<NodeHealth>,
+}
+
+/// The health of one node: the machine, and its outcome in atomics for readers that must not wait.
+#[derive(Debug)]
+struct NodeHealth {
+    machine: Mutex<Machine>,
+    probe_now: Notify,
+    usable: AtomicU8,
+    rtt_us: AtomicU32,
+    problem: ArcSwapOption<String>,
+}
+
+/// Settings of the probes.
+#[derive(Debug, Clone)]
+pub(crate) struct ProbeSettings {
+    /// Time between two probes.
+    pub(crate) interval: Duration,
+    /// Bound of one probe.
+    pub(crate) timeout: Duration,
+    /// The database the probe connects to.
+    pub(crate) database: String,
+}
+
+impl HealthBoard {
+    /// A board that knows nothing yet, with one probing task per node in `tasks`.
+    pub(crate) fn start(
+        nodes: &Nodes,
+        settings: &ProbeSettings,
+        tasks: &mut JoinSet<()>,
+    ) -> Arc<HealthBoard> {
+        let board = Arc::new(HealthBoard::new(
+            nodes.len(),
+            settings.interval,
+            Instant::now(),
+        ));
+        for (index, node) in nodes.iter().enumerate() {
+            let (board, node, settings) = (Arc::clone(&board), Arc::clone(node), settings.clone());
+            tasks.spawn(async move { watch(&board, index, &node, &settings).await });
+        }
+        board
+    }
+
+    fn new(nodes: usize, interval: Duration, now: Instant) -> HealthBoard {
+        let node = || NodeHealth {
+            machine: Mutex::new(Machine::new(interval, now)),
+            probe_now: Notify::new(),
+            usable: AtomicU8::new(1),
+            rtt_us: AtomicU32::new(RTT_UNKNOWN),
+            problem: ArcSwapOption::empty(),
+        };
+        HealthBoard {
+            nodes: std::iter::repeat_with(node).take(nodes).collect(),
+        }
+    }
+
+    /// Whether new sessions may go to this node.
+    pub(crate) fn usable(&self, node: usize) -> bool {
+        self.nodes
+            .get(node)
+            .is_some_and(|node| node.usable.load(Ordering::Acquire) == 1)
+    }
+
+    /// The round trip to this node in microseconds, with hysteresis. None: not measured.
+    pub(crate) fn rtt_us(&self, node: usize) -> Option<u32> {
+        let rtt = self.nodes.get(node)?.rtt_us.load(Ordering::Relaxed);
+        (rtt != RTT_UNKNOWN).then_some(rtt)
+    }
+
+    /// The verdict in full, for status and logs.
+    pub(crate) fn health(&self, node: usize) -> Health {
+        self.nodes
+            .get(node)
+            .map_or(Health::Down, |node| lock(&node.machine).health())
+    }
+
+    /// What the latest failed probe said, if the latest probe failed.
+    pub(crate) fn problem(&self, node: usize) -> Option<Arc<String>> {
+        self.nodes.get(node)?.problem.load_full()
+    }
+
+    /// A session lost its connection to this node: probe at once. Never a verdict by itself.
+    pub(crate) fn evidence(&self, node: usize) {
+        if let Some(node) = self.nodes.get(node) {
+            lock(&node.machine).on(Event::Evidence, Instant::now());
+            node.probe_now.notify_one();
+        }
+    }
+
+    /// A fresh connect to this node was refused or reset: that decides.
+    pub(crate) fn refused(&self, index: usize, node: &Node, problem: &str) {
+        self.apply(index, node, Event::Refused, Some(problem));
+    }
+
+    fn apply(&self, index: usize, node: &Node, event: Event, problem: Option<&str>) {
+        let Some(state) = self.nodes.get(index) else {
+            return;
+        };
+        let (before, now) = {
+            let mut machine = lock(&state.machine);
+            let before = machine.on(event, Instant::now());
+            state
+                .usable
+                .store(u8::from(machine.health().usable()), Ordering::Release);
+            let rtt = machine
+                .rtt()
+                .and_then(|rtt| u32::try_from(rtt.as_micros()).ok());
+            state
+                .rtt_us
+                .store(rtt.unwrap_or(RTT_UNKNOWN), Ordering::Relaxed);
+            (before, machine.health())
+        };
+        state
+            .problem
+            .store(problem.map(|text| Arc::new(text.to_owned())));
+        let Some(before) = before else { return };
+        let name = node.name();
+        match now {
+            Health::Down => {
+                tracing::warn!(
+                    node = name,
+                    before = before.word(),
+                    reason = problem,
+                    "node is down"
+                );
+            }
+            Health::Suspect { .. } => {
+                tracing::info!(node = name, reason = problem, "node is under suspicion");
+            }
+            Health::Up => tracing::info!(node = name, before = before.word(), "node is up"),
+            Health::Unknown => {}
+        }
+    }
+}
+
+/// Probes one node for ever.
+async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeSettings) {
+    let Some(state) = board.nodes.get(index) else {
+        return;
+    };
+    loop {
+        let due = lock(&state.machine).next_probe();
+        tokio::select! {
+            () = tokio::time::sleep_until(due.into()) => {}
+            // The time of the next probe may have moved: look again.
+            () = state.probe_now.notified() => continue,
+        }
+        let outcome = probe::probe(node, settings).await;
+        board.apply(index, node, outcome.event, outcome.problem.as_deref());
+    }
+}
+
+fn lock(machine: &Mutex<Machine>) -> std::sync::MutexGuard<'_, Machine> {
+    // The machine is pure and leaves no half-made state behind.
+    machine.lock().unwrap_or_else(PoisonError::into_inner)
+}

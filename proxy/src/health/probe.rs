@@ -1,0 +1,139 @@
+//! Owns one probe of one node, and what its outcome means.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use tandem_wire::{ConnectError, ConnectionError};
+use tokio::time::timeout;
+
+use super::{ProbeSettings, machine::Event};
+use crate::node::Node;
+
+/// What a probe has shown.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// For the machine.
+    pub(crate) event: Event,
+    /// For people; None when all is well.
+    pub(crate) problem: Option<String>,
+}
+
+/// Opens a fresh connection and runs statements on it. A fresh one, because a server whose postmaster hangs goes on
+/// serving the connections it has.
+pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
+    let options = node.control_options(&settings.database, "tandem probe", settings.timeout);
+    let attempt = async {
+        let mut connection = tandem_wire::connect(&options)
+            .await
+            .map_err(ProbeError::Connect)?;
+        let rows = connection
+            .simple_query("SELECT pg_catalog.pg_is_in_recovery()")
+            .await
+            .map_err(ProbeError::Query)?;
+        let recovering = rows.first().and_then(|row| row.first()).cloned().flatten();
+        // The first statement warmed up the backend's caches; the second tells how far away the node is.
+        let sent = Instant::now();
+        connection
+            .simple_query("SELECT 1")
+            .await
+            .map_err(ProbeError::Query)?;
+        let rtt = sent.elapsed();
+        connection.close().await;
+        match recovering.as_deref() {
+            Some("f") => Ok(rtt),
+            _ => Err(ProbeError::Recovering),
+        }
+    };
+    let result = timeout(settings.timeout, attempt)
+        .await
+        .unwrap_or(Err(ProbeError::Timeout(settings.timeout)));
+    match result {
+        Ok(rtt) => Outcome {
+            event: Event::Success { rtt },
+            problem: None,
+        },
+        Err(error) => Outcome {
+            event: judge(&error),
+            problem: Some(error.to_string()),
+        },
+    }
+}
+
+/// Why a probe failed.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error("{0}")]
+    Connect(ConnectError),
+    #[error("{0}")]
+    Query(ConnectionError),
+    #[error("the node is in recovery: a primary is needed")]
+    Recovering,
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+}
+
+fn judge(error: &ProbeError) -> Event {
+    match error {
+        ProbeError::Recovering => Event::Refused,
+        ProbeError::Timeout(_) | ProbeError::Query(_) => Event::Failed,
+        ProbeError::Connect(error) => match verdict(error) {
+            Verdict::NobodyThere | Verdict::Broken => Event::Refused,
+            Verdict::Ours => Event::NotTried,
+            Verdict::Unclear | Verdict::Answer => Event::Failed,
+        },
+    }
+}
+
+/// What a failed connect says about the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Nobody listens there. The only outcome of a *session's* connect that is a verdict: no client can provoke it.
+    NobodyThere,
+    /// Reset or closed during the login, starting up or shutting down.
+    Broken,
+    /// The proxy's own lack of something; nothing was learnt of the node.
+    Ours,
+    /// Nothing certain: a timeout, a name that did not resolve, a broken handshake.
+    Unclear,
+    /// The node works and said no to this login.
+    Answer,
+}
+
+/// Judges a failed connect.
+pub(crate) fn verdict(error: &ConnectError) -> Verdict {
+    match error {
+        ConnectError::Server(error) if error.code == "57P03" => Verdict::Broken,
+        ConnectError::Server(_) | ConnectError::Auth(_) => Verdict::Answer,
+        _ => io_error(error).map_or(Verdict::Unclear, io_verdict),
+    }
+}
+
+fn io_verdict(error: &io::Error) -> Verdict {
+    if crate::listener::is_out_of_descriptors(error) {
+        return Verdict::Ours;
+    }
+    match error.kind() {
+        // The second is a unix socket that is not there.
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => Verdict::NobodyThere,
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => Verdict::Broken,
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory => Verdict::Ours,
+        _ => Verdict::Unclear,
+    }
+}
+
+/// The first I/O error in a chain of causes.
+fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<io::Error>() {
+            return Some(io);
+        }
+        cause = error.source();
+    }
+    None
+}

@@ -1,0 +1,13 @@
+//! The daemon and its command line: listener, sessions, health, admin, configuration, dev cluster.
+pub mod admin;
+pub mod auth;
+mod cancel;
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod dev;
+pub mod health;
+pub mod listener;
+pub mod log;
+mod node;
+mod session;

@@ -1,0 +1,151 @@
+//! Owns the texts of what a client is told when its session cannot begin or must end.
+
+use bytes::{BufMut, BytesMut};
+use tandem_wire::{ErrorReport, ServerError, encode};
+
+/// An ErrorResponse as bytes.
+pub(crate) fn bytes(report: &ErrorReport) -> BytesMut {
+    let mut buf = BytesMut::new();
+    encode::backend::error(&mut buf, report);
+    buf
+}
+
+/// A node's error, to be passed to the client as the node sent it. At login every error is fatal.
+pub(crate) fn server_error(error: &ServerError) -> BytesMut {
+    let code = if error.code.len() == 5 {
+        error.code.as_str()
+    } else {
+        "XX000"
+    };
+    let fields = [
+        (b'S', Some("FATAL")),
+        (b'V', Some("FATAL")),
+        (b'C', Some(code)),
+        (b'M', Some(error.message.as_str())),
+        (b'D', error.detail.as_deref()),
+        (b'H', error.hint.as_deref()),
+    ];
+    let mut body = BytesMut::new();
+    for (tag, text) in fields {
+        if let Some(text) = text {
+            body.put_u8(tag);
+            // A zero byte would end the field early.
+            body.extend(text.bytes().filter(|byte| *byte != 0));
+            body.put_u8(0);
+        }
+    }
+    body.put_u8(0);
+    let mut buf = BytesMut::with_capacity(body.len() + 5);
+    buf.put_u8(b'E');
+    // The texts of a ServerError are bounded far below 2 GB.
+    buf.put_u32(u32::try_from(body.len()).unwrap_or(0).saturating_add(4));
+    buf.extend_from_slice(&body);
+    buf
+}
+
+/// All places for clients are taken. PostgreSQL's own text.
+pub(crate) fn too_many_clients(max: usize) -> ErrorReport {
+    ErrorReport::fatal("53300", "sorry, too many clients already")
+        .with_hint(format!("Tandem's max_client_connections is {max}."))
+}
+
+/// The daemon is stopping and takes no new session.
+pub(crate) fn shutting_down() -> ErrorReport {
+    ErrorReport::fatal("57P03", "the database system is shutting down")
+}
+
+/// The daemon is stopping and this session must end. PostgreSQL's own text.
+pub(crate) fn administrator_command() -> ErrorReport {
+    ErrorReport::fatal(
+        "57P01",
+        "terminating connection due to administrator command",
+    )
+}
+
+/// The login took longer than `client_login_timeout`. PostgreSQL's own text and code.
+pub(crate) fn login_timeout() -> ErrorReport {
+    ErrorReport::fatal("57014", "canceling authentication due to timeout")
+}
+
+/// Replication connections belong on a node.
+pub(crate) fn replication_refused() -> ErrorReport {
+    ErrorReport::fatal(
+        "0A000",
+        "replication connections are not possible through Tandem",
+    )
+    .with_hint("Connect to one node directly: a replication slot belongs to one node.")
+}
+
+/// The node that served the session is gone.
+pub(crate) fn node_lost(node: &str) -> ErrorReport {
+    ErrorReport::fatal("57P01", format!("terminating connection: node {node} was lost"))
+        .with_hint("Connect again; another node will take over. Whether a transaction that was being committed is in the database is unknown.")
+}
+
+/// The node that served the session does not speak the protocol.
+pub(crate) fn node_violation(node: &str) -> ErrorReport {
+    ErrorReport::fatal(
+        "08P01",
+        format!("terminating connection: node {node} sent a message that is not valid"),
+    )
+}
+
+/// The client does not speak the protocol.
+pub(crate) fn client_violation(what: &dyn std::fmt::Display) -> ErrorReport {
+    ErrorReport::fatal(
+        "08P01",
+        format!("terminating connection because of a protocol violation: {what}"),
+    )
+}
+
+/// Tandem itself has run out of something.
+pub(crate) fn out_of_descriptors() -> ErrorReport {
+    ErrorReport::fatal("53000", "Tandem has no file descriptors left for a connection to a node")
+        .with_hint("Raise the limit of open files (ulimit -n) of the Tandem process, or lower max_client_connections.")
+}
+
+/// No node can take the session. `tried` says for each node why.
+pub(crate) fn no_node(cluster: &str, tried: &str) -> ErrorReport {
+    ErrorReport::fatal(
+        "57P03",
+        format!("no node of cluster {cluster} can take a session now"),
+    )
+    .with_detail(tried.to_owned())
+}
+
+/// The node wants a proof of the user's identity that Tandem cannot give.
+pub(crate) fn node_login(node: &str, why: &dyn std::fmt::Display) -> ErrorReport {
+    ErrorReport::fatal("28000", format!("Tandem cannot log in to node {node} as this user"))
+        .with_detail(why.to_string())
+        .with_hint("The node must accept what the client proved: the same SCRAM verifier or md5 hash as Tandem's, or a password from Tandem's users file.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tandem_wire::backend::ErrorFields;
+
+    #[test]
+    fn a_nodes_error_keeps_its_code_and_texts() {
+        let error = ServerError {
+            severity: "FATAL".into(),
+            code: "3D000".into(),
+            message: "database \"x\" does not exist".into(),
+            detail: None,
+            hint: Some("make\0 one".into()),
+        };
+        let bytes = server_error(&error);
+        let fields = ErrorFields::parse(&bytes[5..]).expect("well formed");
+        assert_eq!(fields.code(), Some(&b"3D000"[..]));
+        assert_eq!(
+            fields.message(),
+            Some(&b"database \"x\" does not exist"[..])
+        );
+        assert_eq!(fields.get(b'H'), Some(&b"make one"[..]));
+        assert_eq!(fields.get(b'D'), None);
+        assert_eq!(
+            u32::from_be_bytes(bytes[1..5].try_into().expect("four bytes")) as usize,
+            bytes.len() - 1
+        );
+    }
+}

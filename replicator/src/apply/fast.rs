@@ -1,0 +1,94 @@
+//! The fast path: many transactions in one batch, each with its own COMMIT, one Sync.
+//!
+//! Each transaction keeps its own COMMIT because a local transaction has one version only, and there is one Sync
+//! because with a Sync each a failed COMMIT would be followed by the next transaction.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, Step};
+use super::row::Row;
+use super::session::{ApplyError, Session};
+use super::sql::{Kind, StatementKey};
+use crate::transaction::{Change, Operation, Transaction};
+use crate::version::PgTimestamp;
+
+/// What a batch came to.
+pub(super) struct Applied {
+    /// How many of the transactions, from the first on, are committed.
+    pub committed: usize,
+    /// Whether the next one needs a closer look, in the slow path.
+    pub stopped: bool,
+}
+
+impl Session {
+    /// Applies transactions in order; stops at the first of which a statement fails or finds no row.
+    ///
+    /// # Errors
+    /// When the session has to be given up. What was committed before that stays committed.
+    pub(super) async fn apply_batch(
+        &mut self,
+        transactions: &[&Transaction],
+    ) -> Result<Applied, ApplyError> {
+        let mut batch = Batch::default();
+        for &transaction in transactions {
+            self.load_tables(transaction).await?;
+            let mut deferrable = false;
+            batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
+            for change in &transaction.changes {
+                deferrable |= self.table(&change.relation)?.deferrable;
+                self.add_guarded(&mut batch, change, transaction.timestamp)?;
+            }
+            self.finish(&mut batch, transaction, deferrable)?;
+        }
+        let outcome = self.run(batch).await?;
+        let stopped = match &outcome.failure {
+            None => false,
+            Some(failure) => {
+                tracing::debug!(error = %failure.error, "a batch stopped");
+                self.roll_back(failure).await?;
+                true
+            }
+        };
+        Ok(Applied {
+            committed: outcome.commits,
+            stopped,
+        })
+    }
+
+    fn add_guarded(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        timestamp: PgTimestamp,
+    ) -> Result<(), ApplyError> {
+        let table = self.table(&change.relation)?;
+        let row = Row::read(change)?;
+        let key_moves =
+            change.operation == Operation::Update && row.key_moves(&change.relation, &table);
+        let key = StatementKey {
+            relation: change.relation.id,
+            kind: Kind::Guarded(change.operation, key_moves),
+            unchanged: row.unchanged(),
+        };
+        let relation = Arc::clone(&change.relation);
+        let writer = &self.writer;
+        let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
+            Ok::<_, ApplyError>(match change.operation {
+                Operation::Insert => writer.insert(&relation, &table)?,
+                Operation::Update => writer.update(
+                    &relation,
+                    &table,
+                    |index| row.is_unchanged(index),
+                    key_moves,
+                    true,
+                )?,
+                Operation::Delete => writer.delete(&relation, &table, true)?,
+                Operation::Truncate => writer.truncate(&relation),
+            })
+        })?;
+        let mut values = Vec::with_capacity(prepared.statement.params.len());
+        row.values(&prepared.statement, &relation, timestamp, &mut values)?;
+        batch.execute(self.connection.out(), &prepared.name, &values, Step::Work)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! One link: brings one source's transactions to one target, in order, exactly once, after their causes.
+
+mod batch;
+mod fast;
+mod row;
+mod session;
+mod slow;
+mod sql;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tandem_wire::lsn::Lsn;
+
+use session::Session;
+pub(crate) use session::{ApplyError, Place, Severity};
+
+use crate::feed::{Cursor, Feed, Run};
+use crate::progress::{Link, LinkState, Links};
+use crate::setup::OriginProgress;
+use crate::transaction::{Entry, Transaction};
+use crate::version::PgTimestamp;
+
+/// Transactions of one batch.
+const BATCH_TRANSACTIONS: usize = 500;
+/// Bytes of changes of one batch. A single transaction may be larger.
+const BATCH_BYTES: usize = 4 << 20;
+/// How often the proved progress is noted (PostgreSQL 16 and later): bounds what has to be searched for the proof.
+const NOTE_INTERVAL: Duration = Duration::from_secs(5);
+/// At most so many transactions take the slow path unasked after one that had to.
+const CAREFUL_MAX: u32 = 64;
+
+/// What a link works with.
+pub(crate) struct LinkContext {
+    /// Both ends.
+    pub place: Place,
+    /// The target's `server_version_num`.
+    pub version: i32,
+    /// Where the source's stream is.
+    pub feed: Arc<Feed>,
+    /// Positions of all links.
+    pub links: Arc<Links>,
+    /// Index of the source in the configuration.
+    pub source: usize,
+    /// Index of the target in the configuration.
+    pub target: usize,
+    /// Node ids by index.
+    pub node_ids: Arc<[u16]>,
+    /// Wakes the capture of the source, to read its stream again from the slot's position.
+    pub reread: Arc<tokio::sync::Notify>,
+}
+
+/// Runs the link until it fails. Everything that was committed is remembered by the target.
+///
+/// # Errors
+/// Whatever ended it; the caller opens it again after a pause.
+pub(crate) async fn run(context: &LinkContext, progress: OriginProgress) -> Result<(), ApplyError> {
+    let link = context.link()?;
+    let (session, said) = Session::open(context.place.clone()).await?;
+    // Nobody else holds the origin now, so what it says is final.
+    let unproved = if context.version < 160_000 {
+        link.reset(said);
+        None
+    } else {
+        let applied = progress.applied.max(link.applied()).min(said);
+        link.reset(applied);
+        (said > applied).then_some(Proof {
+            said,
+            timestamps: Vec::new(),
+        })
+    };
+    let mut worker = Worker {
+        context,
+        link,
+        session,
+        unproved,
+        noted: Instant::now(),
+        careful: 0,
+        penalty: 0,
+    };
+    if worker.unproved.is_none() {
+        worker.note().await?;
+    }
+    worker.run().await
+}
+
+impl LinkContext {
+    fn link(&self) -> Result<&Link, ApplyError> {
+        self.links
+            .get(self.source, self.target)
+            .ok_or(ApplyError::Unexpected("a link of a node to itself"))
+    }
+}
+
+/// What it takes to prove that the transaction at `said` was committed, and did not merely move the origin.
+struct Proof {
+    said: Lsn,
+    /// Timestamps of the transactions before it that are not noted.
+    timestamps: Vec<PgTimestamp>,
+}
+
+struct Worker<'a> {
+    context: &'a LinkContext,
+    link: &'a Link,
+    session: Session,
+    unproved: Option<Proof>,
+    noted: Instant,
+    /// So many of the next transactions take the slow path, because one before them had to.
+    careful: u32,
+    penalty: u32,
+}
+
+impl<'a> Worker<'a> {
+    async fn run(&mut self) -> Result<(), ApplyError> {
+        let mut cursor = Cursor::default();
+        self.link.set_state(LinkState::Streaming);
+        loop {
+            if self.context.feed.misses(self.link.applied()) {
+                self.context.reread.notify_one();
+                return Err(ApplyError::Behind);
+            }
+            let feed = &self.context.feed;
+            match feed
+                .read(
+                    &mut cursor,
+                    self.link.applied(),
+                    BATCH_TRANSACTIONS,
+                    BATCH_BYTES,
+                )
+                .await
+            {
+                Run::UpTo(lsn) => self.link.advance(lsn),
+                Run::Entries(entries) => self.entries(&entries).await?,
+            }
+            if self.session.is_worn() {
+                return Err(ApplyError::Behind);
+            }
+        }
+    }
+
+    /// Applies entries in order. Transactions gather to a batch that ends where a cause is not there yet.
+    async fn entries(&mut self, entries: &[Arc<Entry>]) -> Result<(), ApplyError> {
+        let mut batch: Vec<&Transaction> = Vec::new();
+        for entry in entries {
+            match entry.as_ref() {
+                Entry::Transaction(transaction) => {
+                    if !self.is_applied(transaction).await? {
+                        batch.push(transaction);
+                    }
+                }
+                // What stands before an applied transaction was there when that one was applied. Waiting for it again
+                // could wait for ever: the other link may itself not know yet how far it is.
+                Entry::Cause { end_lsn, .. } if self.is_behind_us(*end_lsn) => {}
+                Entry::Cause { node, lsn, .. } => {
+                    if let Some(cause) = Self::missing_cause(self.context, *node, *lsn) {
+                        self.apply(&batch).await?;
+                        batch.clear();
+                        self.link
+                            .set_state(LinkState::WaitingForCause { node: *node });
+                        cause.wait_applied(*lsn).await;
+                        self.link.set_state(LinkState::Streaming);
+                    }
+                }
+                Entry::Empty { .. } => {}
+            }
+        }
+        self.apply(&batch).await?;
+        if let Some(last) = entries.last() {
+            self.settle(last.end_lsn());
+        }
+        if self.context.version >= 160_000
+            && self.unproved.is_none()
+            && self.noted.elapsed() > NOTE_INTERVAL
+        {
+            self.note().await?;
+        }
+        Ok(())
+    }
+
+    /// The position may only move over what is proved.
+    fn settle(&mut self, lsn: Lsn) {
+        match &self.unproved {
+            Some(proof) if lsn < proof.said => {}
+            _ => {
+                self.unproved = None;
+                self.link.advance(lsn);
+            }
+        }
+    }
+
+    /// The link that has yet to bring what the next change may have seen.
+    fn missing_cause(context: &'a LinkContext, node: u16, lsn: Lsn) -> Option<&'a Link> {
+        let source = context.node_ids.iter().position(|&id| id == node)?;
+        context
+            .links
+            .get(source, context.target)
+            .filter(|link| link.applied() < lsn)
+    }
+
+    fn is_behind_us(&self, lsn: Lsn) -> bool {
+        let said = self.unproved.as_ref().map_or(Lsn(0), |proof| proof.said);
+        lsn <= self.link.applied().max(said)
+    }
+
+    async fn is_applied(&mut self, transaction: &Transaction) -> Result<bool, ApplyError> {
+        if transaction.end_lsn <= self.link.applied() {
+            return Ok(true);
+        }
+        let Some(proof) = &mut self.unproved else {
+            return Ok(false);
+        };
+        if transaction.end_lsn < proof.said {
+            // The session is sequential: the origin moves to a transaction only after all before it are committed.
+            proof.timestamps.push(transaction.timestamp);
+            return Ok(true);
+        }
+        let exact = transaction.end_lsn == proof.said;
+        let before = proof
+            .timestamps
+            .iter()
+            .filter(|&&timestamp| timestamp == transaction.timestamp)
+            .count();
+        let committed = exact
+            && self.session.committed_with(transaction.timestamp).await?
+                > i64::try_from(before).unwrap_or(i64::MAX);
+        if exact && !committed {
+            tracing::warn!(
+                source = self.context.place.source,
+                target = self.context.place.target,
+                lsn = %transaction.end_lsn,
+                "an aborted transaction had moved the origin; applying it again"
+            );
+        }
+        self.unproved = None;
+        if committed {
+            self.link.advance(transaction.end_lsn);
+        }
+        Ok(committed)
+    }
+
+    async fn apply(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
+        let mut rest = transactions;
+        while let Some((&first, others)) = rest.split_first() {
+            if self.careful > 0 {
+                self.careful -= 1;
+                self.apply_one(first).await?;
+                rest = others;
+                continue;
+            }
+            let applied = self.session.apply_batch(rest).await?;
+            let (done, left) = rest.split_at(applied.committed.min(rest.len()));
+            if let Some(last) = done.last() {
+                self.link.count(done.len() as u64, last.timestamp);
+                self.link.advance(last.end_lsn);
+            }
+            rest = left;
+            if applied.stopped {
+                self.penalty = (self.penalty * 2 + 1).min(CAREFUL_MAX);
+                self.careful = self.penalty;
+            }
+        }
+        Ok(())
+    }
+
+    async fn apply_one(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
+        let conflicts = self.session.apply_slowly(transaction).await?;
+        if conflicts == 0 {
+            self.penalty /= 2;
+            self.careful = self.careful.min(self.penalty);
+        }
+        self.link.count(1, transaction.timestamp);
+        self.link.count_conflicts(conflicts);
+        self.link.advance(transaction.end_lsn);
+        Ok(())
+    }
+
+    async fn note(&mut self) -> Result<(), ApplyError> {
+        if self.context.version >= 160_000 {
+            self.session.note_progress(self.link.applied()).await?;
+            self.noted = Instant::now();
+        }
+        Ok(())
+    }
+}

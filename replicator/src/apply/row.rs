@@ -1,0 +1,211 @@
+//! One change's values, as parameters of a statement.
+
+use tandem_wire::lsn::Lsn;
+
+use super::sql::{Source, Statement, TargetTable};
+use crate::pgoutput::{Column, DecodeError, Message, OldTuple, decode};
+use crate::transaction::{Change, Operation, Relation};
+use crate::version::PgTimestamp;
+
+/// A parameter. Positions and timestamps travel in binary form, which has one meaning only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Value<'a> {
+    /// SQL NULL.
+    Null,
+    /// Text form.
+    Text(&'a [u8]),
+    /// A timestamptz in binary form.
+    Timestamp(PgTimestamp),
+    /// A pg_lsn in binary form.
+    Lsn(Lsn),
+}
+
+/// OID of timestamptz (src/include/catalog/pg_type.dat).
+pub(super) const TIMESTAMPTZ: u32 = 1184;
+/// OID of pg_lsn.
+pub(super) const PG_LSN: u32 = 3220;
+
+/// Why a change's values cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RowError {
+    /// The message cannot be decoded (it could when it was captured).
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// The stream does not carry a key column of the old row.
+    #[error(
+        "the stream does not carry primary key column {column} of {table}; set REPLICA IDENTITY DEFAULT or FULL on the source"
+    )]
+    NoKeyValue {
+        /// Schema and table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+}
+
+/// The values of one change.
+pub(super) struct Row<'a> {
+    new: Vec<Column<'a>>,
+    old: Vec<Column<'a>>,
+}
+
+impl<'a> Row<'a> {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When the message is not one of a row.
+    pub(super) fn read(change: &'a Change) -> Result<Self, RowError> {
+        let columns = |old: OldTuple<'a>| old.tuple().columns().collect();
+        Ok(match decode(&change.message)? {
+            Message::Insert { new, .. } => Self {
+                new: new.columns().collect(),
+                old: Vec::new(),
+            },
+            Message::Update { old, new, .. } => Self {
+                new: new.columns().collect(),
+                old: old.map(columns).unwrap_or_default(),
+            },
+            Message::Delete { old, .. } => Self {
+                new: Vec::new(),
+                old: columns(old),
+            },
+            _ => Self {
+                new: Vec::new(),
+                old: Vec::new(),
+            },
+        })
+    }
+
+    fn new_column(&self, index: usize) -> Column<'a> {
+        match self.new.get(index) {
+            // Under REPLICA IDENTITY FULL an unchanged TOAST value stands in the old row.
+            Some(Column::Unchanged) => self.old.get(index).copied().unwrap_or(Column::Unchanged),
+            Some(column) => *column,
+            None => Column::Null,
+        }
+    }
+
+    fn key_column(&self, index: usize) -> Column<'a> {
+        match self.old.get(index) {
+            Some(Column::Text(text)) => Column::Text(text),
+            _ => self.new_column(index),
+        }
+    }
+
+    /// Whether the stream leaves the column's value out.
+    pub(super) fn is_unchanged(&self, index: usize) -> bool {
+        self.new_column(index) == Column::Unchanged
+    }
+
+    /// The columns that are left out, a bit each; empty when there is none.
+    pub(super) fn unchanged(&self) -> Vec<u64> {
+        let mut bits = Vec::new();
+        for index in (0..self.new.len()).filter(|&index| self.is_unchanged(index)) {
+            bits.resize(bits.len().max(index / 64 + 1), 0);
+            if let Some(word) = bits.get_mut(index / 64) {
+                *word |= 1u64 << (index % 64);
+            }
+        }
+        bits
+    }
+
+    /// Whether the primary key itself changes.
+    pub(super) fn key_moves(&self, relation: &Relation, table: &TargetTable) -> bool {
+        relation.columns.iter().enumerate().any(|(index, column)| {
+            table.key.contains(column)
+                && matches!(
+                    (self.old.get(index), self.new.get(index)),
+                    (Some(Column::Text(old)), Some(Column::Text(new))) if old != new
+                )
+        })
+    }
+
+    /// The key as one string of bytes, to tell rows of one transaction apart. `new`: of the new row.
+    ///
+    /// # Errors
+    /// When the stream does not carry it.
+    pub(super) fn key(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        new: bool,
+    ) -> Result<Vec<u8>, RowError> {
+        let mut bytes = Vec::new();
+        for (index, column) in relation
+            .columns
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| table.key.contains(column))
+        {
+            let value = if new {
+                self.new_column(index)
+            } else {
+                self.key_column(index)
+            };
+            let Column::Text(text) = value else {
+                return Err(no_value(relation, column));
+            };
+            bytes.extend((text.len() as u64).to_be_bytes());
+            bytes.extend(text);
+        }
+        Ok(bytes)
+    }
+
+    /// The parameters of a statement.
+    ///
+    /// # Errors
+    /// When the stream does not carry a key column.
+    pub(super) fn values(
+        &self,
+        statement: &Statement,
+        relation: &Relation,
+        timestamp: PgTimestamp,
+        out: &mut Vec<Value<'a>>,
+    ) -> Result<(), RowError> {
+        out.clear();
+        for source in &statement.params {
+            out.push(match *source {
+                Source::Timestamp => Value::Timestamp(timestamp),
+                Source::New(index) => match self.new_column(index) {
+                    Column::Text(text) => Value::Text(text),
+                    Column::Null | Column::Unchanged => Value::Null,
+                },
+                Source::Key(index) => match self.key_column(index) {
+                    Column::Text(text) => Value::Text(text),
+                    Column::Null | Column::Unchanged => {
+                        let column = relation.columns.get(index).map_or("?", String::as_str);
+                        return Err(no_value(relation, column));
+                    }
+                },
+            });
+        }
+        Ok(())
+    }
+
+    /// The image of the change as JSON, for the conflict log; unchanged TOAST values are left out.
+    pub(super) fn image(&self, relation: &Relation, operation: Operation) -> String {
+        let columns = if operation == Operation::Delete {
+            &self.old
+        } else {
+            &self.new
+        };
+        let mut image = serde_json::Map::new();
+        for (name, column) in relation.columns.iter().zip(columns) {
+            let value = match column {
+                Column::Null if operation == Operation::Delete => continue,
+                Column::Null => serde_json::Value::Null,
+                Column::Unchanged => continue,
+                Column::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
+            };
+            image.insert(name.clone(), value);
+        }
+        serde_json::Value::Object(image).to_string()
+    }
+}
+
+fn no_value(relation: &Relation, column: &str) -> RowError {
+    RowError::NoKeyValue {
+        table: format!("{}.{}", relation.schema, relation.name),
+        column: column.to_owned(),
+    }
+}

@@ -1,0 +1,361 @@
+//! The session in which one source's transactions are applied to one target.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+use tandem_wire::ServerError;
+use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
+use tandem_wire::connection::{Connection, ConnectionError};
+use tandem_wire::lsn::Lsn;
+use thiserror::Error;
+
+use super::batch::{Batch, Failure, Outcome, Statements, Step};
+use super::row::{PG_LSN, RowError, TIMESTAMPTZ, Value};
+use super::sql::{ShapeError, TargetTable, Writer, quote};
+use crate::control::{Control, ControlError};
+use crate::origin::OriginName;
+use crate::setup::application_name;
+use crate::transaction::{Relation, Transaction};
+use crate::version::PgTimestamp;
+
+/// Prepared statements beyond which the session is opened anew, so that a stream of new shapes cannot fill the server.
+const STATEMENTS_MAX: usize = 2000;
+
+/// Why a transaction could not be applied. The session is given up in every case.
+#[derive(Debug, Error)]
+pub(crate) enum ApplyError {
+    /// The target was not reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The connection was lost, or the server broke the protocol.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The target's catalog could not be read.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// A statement cannot be encoded.
+    #[error("cannot encode a statement: {0}")]
+    Encode(#[from] io::Error),
+    /// The change does not fit the target's table.
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    /// The change's values cannot be used.
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// The target has no such table.
+    #[error("table {0} does not exist on the target; create it there")]
+    NoTable(String),
+    /// The target refused a change.
+    #[error("{0}")]
+    Refused(ServerError),
+    /// The target's clock is behind the change's timestamp.
+    #[error("the target's clock is {behind_us} us behind the source's commit")]
+    ClockBehind {
+        /// By how much, at least.
+        behind_us: i64,
+    },
+    /// A table changed under us between two steps; trying again mends it.
+    #[error("a row changed while it was being applied")]
+    Raced,
+    /// The catalog or the session answered something that it cannot answer.
+    #[error("unexpected answer: {0}")]
+    Unexpected(&'static str),
+    /// The stream was trimmed past this target; it is being read again.
+    #[error("the stream is being read again from this node's position")]
+    Behind,
+}
+
+/// What an [`ApplyError`] means for the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Severity {
+    /// It passes by itself, so nobody needs to be told.
+    Passing,
+    /// The target is away.
+    Connection,
+    /// The same change will fail again until somebody mends the cause.
+    Blocking,
+}
+
+impl ApplyError {
+    pub(crate) fn severity(&self) -> Severity {
+        match self {
+            Self::ClockBehind { .. } | Self::Raced | Self::Behind => Severity::Passing,
+            Self::Connect(_) | Self::Connection(_) | Self::Control(_) => Severity::Connection,
+            Self::Refused(error) => match error.code.as_str() {
+                // serialization_failure, deadlock_detected, lock_not_available, query_canceled.
+                "40001" | "40P01" | "55P03" | "57014" => Severity::Passing,
+                // operator_intervention: shutdown, crash_shutdown, cannot_connect_now.
+                code if code.starts_with("57P") => Severity::Connection,
+                _ => Severity::Blocking,
+            },
+            _ => Severity::Blocking,
+        }
+    }
+}
+
+/// What the session applies, and where.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Node id of the source.
+    pub source: u16,
+    /// Node id of the target.
+    pub target: u16,
+    /// The target's connection.
+    pub connect: ConnectOptions,
+    /// The target's epoch, for the session's name.
+    pub epoch: i64,
+    /// The target's origin ids and the node ids they stand for.
+    pub origins: Arc<HashMap<u32, u16>>,
+    /// The target's control connection.
+    pub control: Arc<Control>,
+}
+
+/// See the module.
+pub(super) struct Session {
+    pub(super) place: Place,
+    pub(super) connection: Connection,
+    pub(super) statements: Statements,
+    pub(super) writer: Writer,
+    tables: HashMap<u64, Arc<TargetTable>>,
+}
+
+/// What is pinned, so that settings of the role or the database do not leak in. `synchronous_commit` is off because
+/// the slot is confirmed only after a flush of the target.
+const SETTINGS: &str = "SET session_replication_role = replica; SET synchronous_commit = off; SET lock_timeout = '10s'; \
+    SET statement_timeout = 0; SET idle_in_transaction_session_timeout = '60s'; SET idle_session_timeout = 0; \
+    SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET bytea_output = hex; \
+    SET timezone = 'UTC'; SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET row_security = off; \
+    SET default_transaction_read_only = off; SET default_transaction_isolation = 'read committed'; \
+    SET default_transaction_deferrable = off; SET check_function_bodies = off; \
+    SELECT set_config('log_min_messages', 'fatal', false) WHERE has_parameter_privilege('log_min_messages', 'SET')";
+
+impl Session {
+    /// Opens the session and takes the origin; answers how far the origin says it is.
+    ///
+    /// # Errors
+    /// When the target is not reached, or the origin is still held by another session.
+    pub(super) async fn open(place: Place) -> Result<(Self, Lsn), ApplyError> {
+        let origin = OriginName {
+            node: place.source,
+            worker: 0,
+        };
+        let mut options = place.connect.clone();
+        let role = format!("apply {}", place.source);
+        options.params.push((
+            "application_name".to_owned(),
+            application_name(&place.cluster, place.epoch, &role),
+        ));
+        let mut connection = connect(&options).await?;
+        connection.simple_query(SETTINGS).await?;
+        connection
+            .simple_query(&format!(
+                "SELECT pg_replication_origin_session_setup('{origin}')"
+            ))
+            .await?;
+        let rows = connection
+            .simple_query(
+                "SELECT coalesce(pg_replication_origin_session_progress(true), '0/0')::text",
+            )
+            .await?;
+        let progress = rows
+            .first()
+            .and_then(|row| row.first()?.as_deref()?.parse().ok())
+            .ok_or(ApplyError::Unexpected(
+                "pg_replication_origin_session_progress",
+            ))?;
+        let writer = Writer::new(place.source, place.target, &place.origins);
+        let mut session = Self {
+            place,
+            connection,
+            statements: Statements::default(),
+            writer,
+            tables: HashMap::new(),
+        };
+        session.prepare_fixed().await?;
+        Ok((session, progress))
+    }
+
+    /// `setup` is the last statement before COMMIT. The clock is checked in WHERE, so that a failure leaves the
+    /// session's origin values alone; `pg_current_xact_id` makes the commit move the origin even if no row changed.
+    async fn prepare_fixed(&mut self) -> Result<(), ApplyError> {
+        let fixed: [(&str, &str, &[u32]); 6] = [
+            ("begin", "BEGIN", &[]),
+            ("commit", "COMMIT", &[]),
+            ("immediate", "SET CONSTRAINTS ALL IMMEDIATE", &[]),
+            (
+                "setup",
+                "SELECT pg_replication_origin_xact_setup($1, $2), pg_current_xact_id() \
+                 WHERE 1 / (clock_timestamp() > $2)::int = 1",
+                &[PG_LSN, TIMESTAMPTZ],
+            ),
+            (
+                "clock",
+                "SELECT (extract(epoch FROM $1 - clock_timestamp()) * 1000000)::int8",
+                &[TIMESTAMPTZ],
+            ),
+            (
+                "conflict",
+                CONFLICT,
+                &[0, 0, 0, 0, TIMESTAMPTZ, 0, 0, TIMESTAMPTZ, 0],
+            ),
+        ];
+        let mut batch = Batch::default();
+        for (name, sql, types) in fixed {
+            batch.parse_fixed(self.connection.out(), name, sql, types)?;
+        }
+        match self.run(batch).await?.failure {
+            None => Ok(()),
+            Some(failure) => Err(ApplyError::Refused(failure.error)),
+        }
+    }
+
+    pub(super) async fn run(&mut self, batch: Batch) -> Result<Outcome, ApplyError> {
+        Ok(batch
+            .run(&mut self.connection, &mut self.statements)
+            .await?)
+    }
+
+    /// Whether it has prepared so much that a new session is better.
+    pub(super) fn is_worn(&self) -> bool {
+        self.statements.len() > STATEMENTS_MAX
+    }
+
+    /// Loads the target's tables that a transaction touches.
+    ///
+    /// # Errors
+    /// When one does not exist there.
+    pub(super) async fn load_tables(
+        &mut self,
+        transaction: &Transaction,
+    ) -> Result<(), ApplyError> {
+        for change in &transaction.changes {
+            if !self.tables.contains_key(&change.relation.id) {
+                let table = load_table(&self.place.control, &change.relation).await?;
+                self.tables.insert(change.relation.id, Arc::new(table));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn table(&self, relation: &Relation) -> Result<Arc<TargetTable>, ApplyError> {
+        self.tables
+            .get(&relation.id)
+            .map(Arc::clone)
+            .ok_or(ApplyError::Unexpected("table not loaded"))
+    }
+
+    /// Ends a transaction that failed. The session's origin values are those of the last transaction that was
+    /// committed, so the abort cannot move the origin past the failed one.
+    pub(super) async fn roll_back(&mut self, failure: &Failure) -> Result<(), ApplyError> {
+        if failure.step == Some(Step::Commit) {
+            // Here they are the failed transaction's own: only a new session is safe.
+            return Err(ApplyError::Refused(failure.error.clone()));
+        }
+        if failure.in_transaction {
+            self.connection.simple_query("ROLLBACK").await?;
+        }
+        Ok(())
+    }
+
+    /// How many transactions with this timestamp have been committed under the origin since it was last noted in
+    /// `tandem.progress`: the proof that an origin which may have been moved by an abort was moved by a commit.
+    ///
+    /// # Errors
+    /// When the target cannot be asked.
+    pub(super) async fn committed_with(&self, timestamp: PgTimestamp) -> Result<i64, ApplyError> {
+        let origin = OriginName {
+            node: self.place.source,
+            worker: 0,
+        }
+        .to_string();
+        let rows = self
+            .place
+            .control
+            .query(
+                "SELECT count(*) FROM tandem.progress p, pg_replication_origin o, \
+                 generate_series(p.xid, pg_snapshot_xmax(pg_current_snapshot())::text::int8 - 1) x, \
+                 pg_xact_commit_timestamp_origin((x % 4294967296)::text::xid) v \
+                 WHERE p.origin = $1 AND o.roname = $1 AND x % 4294967296 > 2 AND v.roident = o.roident \
+                 AND v.timestamp = timestamptz '2000-01-01 00:00:00+00' + make_interval(secs => $2::int8 / 1000000) \
+                   + ($2::int8 % 1000000) * interval '1 microsecond'",
+                &[&origin, &timestamp],
+            )
+            .await?;
+        let row = rows.first().ok_or(ApplyError::Unexpected("count"))?;
+        Ok(row.try_get(0).map_err(ControlError::from)?)
+    }
+
+    /// Notes that everything up to `lsn` is committed. The caller has no batch under way.
+    ///
+    /// # Errors
+    /// When the target cannot be asked.
+    pub(super) async fn note_progress(&self, lsn: Lsn) -> Result<(), ApplyError> {
+        let origin = OriginName {
+            node: self.place.source,
+            worker: 0,
+        }
+        .to_string();
+        self.place
+            .control
+            .query(
+                "INSERT INTO tandem.progress VALUES ($1, $2::text::pg_lsn, pg_snapshot_xmax(pg_current_snapshot())::text::int8) \
+                 ON CONFLICT (origin) DO UPDATE SET lsn = excluded.lsn, xid = excluded.xid",
+                &[&origin, &lsn.to_string()],
+            )
+            .await?;
+        Ok(())
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        batch: &mut Batch,
+        transaction: &Transaction,
+        deferrable: bool,
+    ) -> io::Result<()> {
+        let out = self.connection.out();
+        if deferrable {
+            batch.execute(out, "immediate", &[], Step::Work)?;
+        }
+        let stamp = [
+            Value::Lsn(transaction.end_lsn),
+            Value::Timestamp(transaction.timestamp),
+        ];
+        batch.execute(out, "setup", &stamp, Step::Work)?;
+        batch.execute(out, "commit", &[], Step::Commit)
+    }
+}
+
+const CONFLICT: &str = "INSERT INTO tandem.conflict (relation, type, resolver, outcome, local_image, local_timestamp, \
+    local_node, remote_image, remote_timestamp, remote_node) \
+    VALUES ($1, $2, 'last_update_wins', $3, $4::json, $5, $6, $7::json, $8, $9)";
+
+async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTable, ApplyError> {
+    let name = format!("{}.{}", quote(&relation.schema), quote(&relation.name));
+    let rows = control
+        .query(
+            "SELECT ARRAY(SELECT a.attname::text FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place) \
+               JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid \
+               ORDER BY k.place), \
+             ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+               AND NOT a.attisdropped AND a.attgenerated = ''), \
+             EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable) \
+             FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
+            &[&name],
+        )
+        .await?;
+    let Some(row) = rows.first() else {
+        return Err(ApplyError::NoTable(format!(
+            "{}.{}",
+            relation.schema, relation.name
+        )));
+    };
+    let columns: Vec<String> = row.try_get(1).map_err(ControlError::from)?;
+    Ok(TargetTable {
+        key: row.try_get(0).map_err(ControlError::from)?,
+        columns: columns.into_iter().collect(),
+        deferrable: row.try_get(2).map_err(ControlError::from)?,
+    })
+}

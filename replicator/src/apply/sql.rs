@@ -1,0 +1,484 @@
+//! The statements that an apply session prepares: one per (table, operation, column set).
+//!
+//! A statement of the fast path that changes no row fails (division by zero), so that nothing behind it in the
+//! batch is committed before somebody has looked closer.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+
+use crate::transaction::{Operation, Relation};
+
+/// A table as the target has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TargetTable {
+    /// Columns of the primary key; empty where there is none.
+    pub key: Vec<String>,
+    /// Columns that can be written.
+    pub columns: HashSet<String>,
+    /// Whether a constraint is checked at commit only.
+    pub deferrable: bool,
+}
+
+/// Where a parameter's value comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Column of the new row.
+    New(usize),
+    /// Column of the old row or key, or of the new row where the old one is not in the stream.
+    Key(usize),
+    /// The source's commit timestamp.
+    Timestamp,
+}
+
+/// A statement to prepare, and where its parameters come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Statement {
+    /// Its text.
+    pub sql: String,
+    /// Its parameters, in order.
+    pub params: Vec<Source>,
+    /// Whether it fails when it changes no row.
+    pub checked: bool,
+}
+
+impl Statement {
+    /// The same for the row under the new row's key.
+    pub(super) fn by_new_key(mut self) -> Self {
+        for param in &mut self.params {
+            if let Source::Key(index) = *param {
+                *param = Source::New(index);
+            }
+        }
+        self
+    }
+}
+
+/// Why a change cannot be written to the target's table.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum ShapeError {
+    /// The target's table has no such column.
+    #[error("column {column} of {table} does not exist on the target; add it there")]
+    MissingColumn {
+        /// Schema and table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// The target's table has a key column that the source's does not have.
+    #[error(
+        "primary key column {column} of {table} does not exist on the source; the primary keys must be the same"
+    )]
+    MissingKey {
+        /// Schema and table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// An UPDATE or DELETE of a table whose rows cannot be told apart.
+    #[error("{table} has no primary key on the target; add one")]
+    NoKey {
+        /// Schema and table.
+        table: String,
+    },
+}
+
+/// Quotes an identifier.
+pub(super) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// Schema and table, quoted.
+pub(super) fn qualified(relation: &Relation) -> String {
+    format!("{}.{}", quote(&relation.schema), quote(&relation.name))
+}
+
+/// Writes statements for one link.
+#[derive(Debug, Clone)]
+pub(super) struct Writer {
+    /// Node id of the source: the origin of every change.
+    source: u16,
+    /// SQL that turns an origin id (`v.roident`) of the target into a node id.
+    node_of: String,
+}
+
+impl Writer {
+    /// `own` is the target's node id, `origins` its origin ids and the node ids they stand for.
+    pub(super) fn new(source: u16, own: u16, origins: &HashMap<u32, u16>) -> Self {
+        let mut ids: Vec<_> = origins.iter().collect();
+        ids.sort();
+        let mut node_of = "CASE v.roident".to_owned();
+        for (id, node) in ids {
+            let _ = write!(node_of, " WHEN {id} THEN {node}");
+        }
+        // Origin 0 is the target's own client; an origin that is not ours counts as the target's too.
+        let _ = write!(node_of, " ELSE {own} END");
+        Self { source, node_of }
+    }
+
+    /// SQL that is true when row `r` is not newer than the change whose timestamp is parameter `$timestamp`.
+    ///
+    /// A row that this very transaction wrote has no timestamp yet, and one beyond the commit-timestamp horizon has
+    /// none any more: both are overwritten.
+    fn not_newer(&self, timestamp: usize) -> String {
+        format!(
+            "(coalesce(pg_xact_commit_timestamp(r.xmin) < ${timestamp}, true) OR (SELECT v.timestamp = ${timestamp} AND {} <= {} \
+             FROM pg_xact_commit_timestamp_origin(r.xmin) v))",
+            self.node_of, self.source
+        )
+    }
+
+    /// An INSERT of a row; where the table has a key it writes nothing if the key is taken.
+    ///
+    /// # Errors
+    /// When the target's table does not have the columns.
+    pub(super) fn insert(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+    ) -> Result<Statement, ShapeError> {
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        for column in &relation.columns {
+            if !table.columns.contains(column) {
+                return Err(missing_column(relation, column));
+            }
+            names.push(quote(column));
+            values.push(format!("${}", values.len() + 1));
+        }
+        let params = (0..relation.columns.len()).map(Source::New).collect();
+        let target = qualified(relation);
+        let list = if names.is_empty() {
+            "DEFAULT VALUES".to_owned()
+        } else {
+            format!(
+                "({}) OVERRIDING SYSTEM VALUE VALUES ({})",
+                names.join(", "),
+                values.join(", ")
+            )
+        };
+        if table.key.is_empty() {
+            return Ok(Statement {
+                sql: format!("INSERT INTO {target} {list}"),
+                params,
+                checked: false,
+            });
+        }
+        let key: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
+        let sql = format!(
+            "WITH w AS (INSERT INTO {target} {list} ON CONFLICT ({}) DO NOTHING RETURNING 1) SELECT 1 / count(*) FROM w",
+            key.join(", ")
+        );
+        Ok(Statement {
+            sql,
+            params,
+            checked: true,
+        })
+    }
+
+    /// An UPDATE of the row under the old key. `unchanged` says which columns the stream leaves out, `key_moves`
+    /// whether the key itself is written; `versioned` adds the version's guard.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the columns.
+    pub(super) fn update(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        unchanged: impl Fn(usize) -> bool,
+        key_moves: bool,
+        versioned: bool,
+    ) -> Result<Statement, ShapeError> {
+        let mut params = Vec::new();
+        let mut sets = Vec::new();
+        for (index, column) in relation.columns.iter().enumerate() {
+            if unchanged(index) || (!key_moves && table.key.contains(column)) {
+                continue;
+            }
+            if !table.columns.contains(column) {
+                return Err(missing_column(relation, column));
+            }
+            params.push(Source::New(index));
+            sets.push(format!("{} = ${}", quote(column), params.len()));
+        }
+        if sets.is_empty() {
+            // Nothing but the key: the row still gets this version.
+            let column = table.key.first().ok_or_else(|| no_key(relation))?;
+            sets.push(format!("{0} = r.{0}", quote(column)));
+        }
+        let mut condition = key_condition(relation, table, &mut params)?;
+        if versioned {
+            params.push(Source::Timestamp);
+            let _ = write!(condition, " AND {}", self.not_newer(params.len()));
+        }
+        let sql = format!(
+            "WITH w AS (UPDATE ONLY {} AS r SET {} WHERE {condition} RETURNING 1) SELECT 1 / count(*) FROM w",
+            qualified(relation),
+            sets.join(", ")
+        );
+        Ok(Statement {
+            sql,
+            params,
+            checked: true,
+        })
+    }
+
+    /// A DELETE of the row under the old key.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the source's.
+    pub(super) fn delete(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        versioned: bool,
+    ) -> Result<Statement, ShapeError> {
+        let mut params = Vec::new();
+        let mut condition = key_condition(relation, table, &mut params)?;
+        if versioned {
+            params.push(Source::Timestamp);
+            let _ = write!(condition, " AND {}", self.not_newer(params.len()));
+        }
+        let sql = format!(
+            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {condition} RETURNING 1) SELECT 1 / count(*) FROM w",
+            qualified(relation)
+        );
+        Ok(Statement {
+            sql,
+            params,
+            checked: true,
+        })
+    }
+
+    /// A TRUNCATE as a delete of every row that is not newer: rows that another node wrote later stay.
+    pub(super) fn truncate(&self, relation: &Relation) -> Statement {
+        Statement {
+            sql: format!(
+                "DELETE FROM ONLY {} AS r WHERE {}",
+                qualified(relation),
+                self.not_newer(1)
+            ),
+            params: vec![Source::Timestamp],
+            checked: false,
+        }
+    }
+
+    /// Locks the row under a change's key and tells its version, and its image where a conflict may need it.
+    /// `by_new`: the key is the new row's.
+    /// Columns: timestamp (microseconds since 2000-01-01, or NULL), node id, image as JSON or NULL.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the source's.
+    pub(super) fn lock(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        by_new: bool,
+    ) -> Result<Statement, ShapeError> {
+        let mut params = Vec::new();
+        let condition = key_condition(relation, table, &mut params)?;
+        params.push(Source::Timestamp);
+        // Scalar expressions only: a function in FROM would keep its row from before the wait for the lock
+        // (src/backend/executor/README, "EvalPlanQual": ROW_MARK_COPY).
+        let image = if by_new {
+            "true"
+        } else {
+            "coalesce(pg_xact_commit_timestamp(r.xmin) >= $T, false)"
+        };
+        let sql = format!(
+            "SELECT (extract(epoch FROM pg_xact_commit_timestamp(r.xmin) - timestamptz '2000-01-01 00:00:00+00') \
+             * 1000000)::int8, (SELECT {} FROM pg_xact_commit_timestamp_origin(r.xmin) v), \
+             CASE WHEN {image} AND $T IS NOT NULL THEN row_to_json(r)::text END FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
+            self.node_of,
+            qualified(relation)
+        )
+        .replace("$T", &format!("${}", params.len()));
+        let statement = Statement {
+            sql,
+            params,
+            checked: false,
+        };
+        Ok(if by_new {
+            statement.by_new_key()
+        } else {
+            statement
+        })
+    }
+}
+
+fn key_condition(
+    relation: &Relation,
+    table: &TargetTable,
+    params: &mut Vec<Source>,
+) -> Result<String, ShapeError> {
+    if table.key.is_empty() {
+        return Err(no_key(relation));
+    }
+    let mut condition = String::new();
+    for column in &table.key {
+        let index = relation
+            .columns
+            .iter()
+            .position(|name| name == column)
+            .ok_or_else(|| ShapeError::MissingKey {
+                table: format!("{}.{}", relation.schema, relation.name),
+                column: column.clone(),
+            })?;
+        params.push(Source::Key(index));
+        let and = if condition.is_empty() { "" } else { " AND " };
+        let _ = write!(condition, "{and}r.{} = ${}", quote(column), params.len());
+    }
+    Ok(condition)
+}
+
+fn missing_column(relation: &Relation, column: &str) -> ShapeError {
+    ShapeError::MissingColumn {
+        table: format!("{}.{}", relation.schema, relation.name),
+        column: column.to_owned(),
+    }
+}
+
+fn no_key(relation: &Relation) -> ShapeError {
+    ShapeError::NoKey {
+        table: format!("{}.{}", relation.schema, relation.name),
+    }
+}
+
+/// What a prepared statement is kept under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct StatementKey {
+    /// [`Relation::id`].
+    pub relation: u64,
+    /// What it does.
+    pub kind: Kind,
+    /// Which columns the stream leaves out, a bit each; empty when it leaves out none.
+    pub unchanged: Vec<u64>,
+}
+
+/// The kinds of statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
+    /// Of the fast path: guarded by the version.
+    Guarded(Operation, bool),
+    /// Of the slow path: the decision was made under the row's lock. The flag says whether the key moves.
+    Decided(Operation, bool),
+    /// The lock itself. The flag says whether the new row's key is meant.
+    Lock(bool),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    use crate::tables::TableFilter;
+    use crate::transaction::Assembler;
+
+    fn relation(columns: &[&str]) -> std::sync::Arc<Relation> {
+        let mut bytes = b"R\0\0\0\x01public\0we\"ird\0d".to_vec();
+        bytes.extend(u16::try_from(columns.len()).expect("few").to_be_bytes());
+        for column in columns {
+            bytes.push(0);
+            bytes.extend(column.as_bytes());
+            bytes.extend([0; 9]);
+        }
+        let mut assembler = Assembler::new(TableFilter::default());
+        let mut begin = b"B".to_vec();
+        begin.extend([0; 20]);
+        let mut commit = b"C\0".to_vec();
+        commit.extend([0; 24]);
+        let mut truncate = b"T\0\0\0\x01\0".to_vec();
+        truncate.extend(1u32.to_be_bytes());
+        let messages: [Bytes; 4] = [begin.into(), bytes.into(), truncate.into(), commit.into()];
+        let entry = messages
+            .into_iter()
+            .find_map(|message| assembler.handle(&message).expect("sound"));
+        let Some(crate::transaction::Entry::Transaction(transaction)) = entry else {
+            panic!("no transaction")
+        };
+        std::sync::Arc::clone(&transaction.changes[0].relation)
+    }
+
+    fn table(key: &[&str], columns: &[&str]) -> TargetTable {
+        let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        TargetTable {
+            key: owned(key),
+            columns: owned(columns).into_iter().collect(),
+            deferrable: false,
+        }
+    }
+
+    fn writer() -> Writer {
+        Writer::new(2, 1, &HashMap::from([(7, 2), (9, 3)]))
+    }
+
+    #[test]
+    fn identifiers_are_quoted() {
+        let statement = writer()
+            .insert(&relation(&["id"]), &table(&["id"], &["id"]))
+            .expect("fits");
+        assert!(
+            statement.sql.contains(r#""public"."we""ird""#),
+            "{}",
+            statement.sql
+        );
+    }
+
+    #[test]
+    fn an_update_leaves_out_the_key_and_what_did_not_change() {
+        let statement = writer()
+            .update(
+                &relation(&["id", "a", "big"]),
+                &table(&["id"], &["id", "a", "big"]),
+                |index| index == 2,
+                false,
+                true,
+            )
+            .expect("fits");
+        assert_eq!(
+            statement.params,
+            [Source::New(1), Source::Key(0), Source::Timestamp]
+        );
+        assert!(
+            statement
+                .sql
+                .contains(r#"SET "a" = $1 WHERE r."id" = $2 AND"#),
+            "{}",
+            statement.sql
+        );
+        assert!(
+            statement
+                .sql
+                .contains("CASE v.roident WHEN 7 THEN 2 WHEN 9 THEN 3 ELSE 1 END <= 2"),
+            "{}",
+            statement.sql
+        );
+    }
+
+    #[test]
+    fn a_column_that_the_target_lacks_is_named() {
+        let error = writer()
+            .insert(&relation(&["id", "status"]), &table(&["id"], &["id"]))
+            .expect_err("no column");
+        assert!(
+            error
+                .to_string()
+                .contains("column status of public.we\"ird does not exist on the target"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_table_without_a_key_takes_inserts_only() {
+        let bare = table(&[], &["id"]);
+        assert!(
+            !writer()
+                .insert(&relation(&["id"]), &bare)
+                .expect("fits")
+                .checked
+        );
+        assert!(matches!(
+            writer().delete(&relation(&["id"]), &bare, true),
+            Err(ShapeError::NoKey { .. })
+        ));
+    }
+}

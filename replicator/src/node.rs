@@ -1,0 +1,287 @@
+//! One node: taken, kept, and worked on by its capture, the links into it, and the flush that makes them durable.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use crate::apply::{self, LinkContext, Place, Severity};
+use crate::capture::{Capture, CaptureError};
+use crate::control::{Control, ControlError};
+use crate::feed::Feed;
+use crate::progress::{LinkState, Links};
+use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
+use crate::{Config, Node};
+
+/// Pause before a node, a capture or a link that failed is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// The same for a link that failed for the first time, or for what passes by itself.
+const SHORT_PAUSE: Duration = Duration::from_millis(20);
+/// The pause grows up to this while a link makes no progress.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often a target is flushed while something is applied to it.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+/// Changes of one source that are held in memory for its targets.
+pub(crate) const FEED_BYTES_MAX: usize = 256 << 20;
+
+/// Whether a node is worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NodeState {
+    /// Not reached yet.
+    Connecting,
+    /// Taken; its stream is read and changes are applied to it.
+    Up,
+    /// Not usable; it is tried again.
+    Down {
+        /// Why, and how to mend it.
+        problem: String,
+    },
+}
+
+/// What all nodes share.
+pub(crate) struct Shared {
+    /// The configuration.
+    pub config: Config,
+    /// Positions of all links.
+    pub links: Arc<Links>,
+    /// The feeds, by source.
+    pub feeds: Vec<Arc<Feed>>,
+    /// Ask for a source's stream to be read again.
+    pub rereads: Vec<Arc<Notify>>,
+    /// Node ids by index.
+    pub node_ids: Arc<[u16]>,
+    /// State of each node.
+    pub states: Vec<Mutex<NodeState>>,
+    /// Control connections of the nodes that are up.
+    pub controls: Vec<watch::Sender<Option<Arc<Control>>>>,
+}
+
+impl Shared {
+    /// The state of a node.
+    pub(crate) fn state(&self, node: usize) -> NodeState {
+        let state = self
+            .states
+            .get(node)
+            .map(|state| state.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        state.unwrap_or(NodeState::Connecting)
+    }
+
+    fn set_state(&self, node: usize, state: NodeState) {
+        if let Some(slot) = self.states.get(node) {
+            let mut current = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            if *current != state {
+                let name = self
+                    .config
+                    .nodes
+                    .get(node)
+                    .map_or("?", |node| node.name.as_str());
+                match &state {
+                    NodeState::Down { problem } => {
+                        tracing::warn!(node = name, problem, "replication: node not usable")
+                    }
+                    NodeState::Up => tracing::info!(node = name, "replication: node taken"),
+                    NodeState::Connecting => {}
+                }
+            }
+            *current = state;
+        }
+    }
+}
+
+/// Keeps one node for ever: takes it, works on it until it fails, and tries again.
+pub(crate) async fn keep(shared: Arc<Shared>, index: usize) {
+    loop {
+        let Err(error) = serve(&shared, index).await else {
+            continue;
+        };
+        shared.set_state(
+            index,
+            NodeState::Down {
+                problem: error.to_string(),
+            },
+        );
+        if let Some(control) = shared.controls.get(index) {
+            control.send_replace(None);
+        }
+        for link in shared.links.of_target(index) {
+            link.set_state(LinkState::Waiting);
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Works on the node as long as its control connection, and with it the ownership, holds.
+async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
+    let node = shared
+        .config
+        .nodes
+        .get(index)
+        .ok_or(SetupError::Unexpected("node index"))?;
+    let cluster = &shared.config.cluster;
+    let control = Control::connect(&node.connect, &format!("tandem:{cluster}:control")).await?;
+    let control = Arc::new(control);
+    let facts = take(&control, cluster, node.id, &shared.node_ids).await?;
+    // Before any link works: what one link has applied decides what another may apply.
+    for link in shared.links.of_target(index) {
+        let source = shared
+            .node_ids
+            .get(link.source)
+            .copied()
+            .unwrap_or_default();
+        link.reset(
+            facts
+                .progress
+                .get(&source)
+                .map_or(tandem_wire::lsn::Lsn(0), |progress| progress.applied),
+        );
+    }
+    let mut tasks = JoinSet::new();
+    tasks.spawn(keep_capture(
+        Arc::clone(shared),
+        index,
+        node.clone(),
+        facts.clone(),
+    ));
+    for source in (0..shared.config.nodes.len()).filter(|&source| source != index) {
+        let origins = Arc::new(facts.origins.clone());
+        let (Some(feed), Some(reread)) = (shared.feeds.get(source), shared.rereads.get(source))
+        else {
+            continue;
+        };
+        let source_id = shared.node_ids.get(source).copied().unwrap_or_default();
+        let context = LinkContext {
+            place: Place {
+                cluster: cluster.clone(),
+                source: source_id,
+                target: node.id,
+                connect: node.connect.clone(),
+                epoch: facts.epoch,
+                origins,
+                control: Arc::clone(&control),
+            },
+            version: facts.version,
+            feed: Arc::clone(feed),
+            links: Arc::clone(&shared.links),
+            source,
+            target: index,
+            node_ids: Arc::clone(&shared.node_ids),
+            reread: Arc::clone(reread),
+        };
+        let none = OriginProgress {
+            applied: tandem_wire::lsn::Lsn(0),
+            unproved: None,
+        };
+        let progress = facts.progress.get(&source_id).copied().unwrap_or(none);
+        tasks.spawn(keep_link(context, progress));
+    }
+    shared.set_state(index, NodeState::Up);
+    if let Some(slot) = shared.controls.get(index) {
+        slot.send_replace(Some(Arc::clone(&control)));
+    }
+    flush(shared, index, &control).await
+}
+
+async fn keep_capture(shared: Arc<Shared>, index: usize, node: Node, facts: NodeFacts) {
+    let (Some(feed), Some(reread)) = (shared.feeds.get(index), shared.rereads.get(index)) else {
+        return;
+    };
+    let mut capture = Capture {
+        cluster: shared.config.cluster.clone(),
+        connect: node.connect.clone(),
+        epoch: facts.epoch,
+        confirmed: facts.confirmed,
+        tables: shared.config.tables.clone(),
+        feed: Arc::clone(feed),
+        links: Arc::clone(&shared.links),
+        source: index,
+        reread: Arc::clone(reread),
+    };
+    loop {
+        match capture.run().await {
+            Ok(()) | Err(CaptureError::Reread) => {}
+            Err(error) => {
+                tracing::warn!(node = node.name, %error, "replication: the stream ended; reading it again")
+            }
+        }
+        tokio::time::sleep(SHORT_PAUSE).await;
+    }
+}
+
+async fn keep_link(context: LinkContext, progress: OriginProgress) {
+    let Some(link) = context.links.get(context.source, context.target) else {
+        return;
+    };
+    let (source, target) = (context.place.source, context.place.target);
+    let mut pause = SHORT_PAUSE;
+    loop {
+        let before = link.transactions();
+        let Err(error) = apply::run(&context, progress).await else {
+            continue;
+        };
+        let news = match error.severity() {
+            Severity::Passing => false,
+            Severity::Connection => link.set_state(LinkState::Waiting),
+            Severity::Blocking => link.set_state(LinkState::Blocked {
+                problem: error.to_string(),
+            }),
+        };
+        if news {
+            tracing::warn!(source, target, %error, "replication: link stopped; it tries again by itself");
+        } else {
+            tracing::debug!(source, target, %error, "replication: link opens again");
+        }
+        pause = if link.transactions() > before || error.severity() == Severity::Passing {
+            SHORT_PAUSE
+        } else {
+            (pause * 2).min(RETRY_PAUSE_MAX)
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Makes what was applied durable: the appliers commit asynchronously, and a slot may be confirmed only to what a
+/// crash of the target cannot take back. Ends when the control connection does.
+async fn flush(shared: &Arc<Shared>, index: usize, control: &Control) -> Result<(), SetupError> {
+    let mut ticks = tokio::time::interval(FLUSH_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle_ticks = 0;
+    loop {
+        ticks.tick().await;
+        let applied: Vec<_> = shared
+            .links
+            .of_target(index)
+            .map(|link| (link, link.applied()))
+            .collect();
+        let moved = applied
+            .iter()
+            .any(|(link, applied)| *applied > link.durable());
+        idle_ticks = if moved { 0 } else { idle_ticks + 1 };
+        // An idle node is asked now and then all the same, so that a dead connection is noticed.
+        if !moved && idle_ticks % 20 != 0 {
+            if control.is_closed() {
+                return Err(closed());
+            }
+            continue;
+        }
+        control
+            .query(
+                "SELECT pg_replication_origin_progress(roname, true) FROM pg_replication_origin \
+                 WHERE roname LIKE 'tandem\\_%'",
+                &[],
+            )
+            .await?;
+        for (link, applied) in applied {
+            link.set_durable(applied);
+        }
+    }
+}
+
+fn closed() -> SetupError {
+    let lost = std::io::Error::new(
+        std::io::ErrorKind::ConnectionAborted,
+        "the control connection was lost",
+    );
+    SetupError::Control(ControlError::Lost(lost))
+}

@@ -1,0 +1,396 @@
+//! Makes a node ours: ownership, Tandem's schema, publication, slot, origins, and how far everything is.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tandem_wire::lsn::Lsn;
+use thiserror::Error;
+
+use crate::check::{Problem, check};
+use crate::control::{Control, ControlError};
+use crate::origin::OriginName;
+
+/// Both halves of the advisory lock that a daemon holds on each node it owns: "tndm", and a hash of the cluster.
+const OWNER_LOCK: &str = "1953391725, hashtext($1)";
+
+/// How long sessions of an older daemon may take to end after they were told to.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Why a node cannot be used at the moment.
+#[derive(Debug, Error)]
+pub(crate) enum SetupError {
+    /// It cannot be reached or asked.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// Settings or rights are missing.
+    #[error("{}", list(.0))]
+    Requirements(Vec<Problem>),
+    /// Another daemon owns it.
+    #[error("another daemon owns this node ({0}); stop that one first")]
+    Owned(String),
+    /// Sessions of an older daemon do not end.
+    #[error("{0} sessions of an older daemon are still connected")]
+    NotEvicted(i64),
+    /// The slot that held the node's changes is gone: what was written since is not in any stream.
+    #[error(
+        "replication slot {slot} is {state}: changes of this node may be missing on the others; compare the tables, copy what \
+         is missing, then DELETE FROM tandem.slot on this node to let a new slot start from here"
+    )]
+    SlotLost {
+        /// Its name.
+        slot: String,
+        /// What became of it.
+        state: &'static str,
+    },
+    /// A row that a catalog query must return is missing.
+    #[error("unexpected answer from the catalog: {0}")]
+    Unexpected(&'static str),
+}
+
+fn list(problems: &[Problem]) -> String {
+    let texts: Vec<_> = problems
+        .iter()
+        .map(|problem| format!("{} ({})", problem.what, problem.hint))
+        .collect();
+    texts.join("; ")
+}
+
+/// How far one source is applied on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OriginProgress {
+    /// Everything up to here is committed, surely.
+    pub applied: Lsn,
+    /// What the server's origin says, where that is further and has to be proved: from PostgreSQL 16 on an aborted
+    /// transaction moves it too (src/backend/access/transam/xact.c, `RecordTransactionAbort`).
+    pub unproved: Option<Lsn>,
+}
+
+/// What a node is like once it is ours.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeFacts {
+    /// `server_version_num`.
+    pub version: i32,
+    /// Counts the daemons (and reconnects) that have owned the node.
+    pub epoch: i64,
+    /// Origin ids of this node and the node ids they stand for.
+    pub origins: HashMap<u32, u16>,
+    /// Progress by source node id.
+    pub progress: HashMap<u16, OriginProgress>,
+    /// Up to where the slot is confirmed.
+    pub confirmed: Lsn,
+}
+
+/// The slot's name: one per cluster on each server.
+pub(crate) fn slot_name(cluster: &str) -> String {
+    format!("tandem_{cluster}")
+}
+
+/// `application_name` of a session: sessions of older epochs are recognised by it.
+pub(crate) fn application_name(cluster: &str, epoch: i64, role: &str) -> String {
+    format!("tandem:{cluster}:{epoch}:{role}")
+}
+
+/// Takes the node, and prepares it for a cluster with the given node ids, of which `own` is this one.
+///
+/// Order matters: nobody else applies here once the older sessions are gone, so progress that is read after that
+/// is final.
+///
+/// # Errors
+/// See [`SetupError`]. Everything done so far is harmless to repeat.
+pub(crate) async fn take(
+    control: &Control,
+    cluster: &str,
+    own: u16,
+    members: &[u16],
+) -> Result<NodeFacts, SetupError> {
+    let fatal: Vec<_> = check(control, members.len())
+        .await?
+        .into_iter()
+        .filter(|problem| problem.fatal)
+        .collect();
+    if !fatal.is_empty() {
+        return Err(SetupError::Requirements(fatal));
+    }
+    lock(control, cluster).await?;
+    control.execute(SCHEMA).await?;
+    let epoch = next_epoch(control, cluster).await?;
+    evict(control, cluster).await?;
+    control
+        .execute(
+            "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'tandem') THEN \
+             CREATE PUBLICATION tandem FOR ALL TABLES; END IF; END $$",
+        )
+        .await?;
+    let confirmed = slot(control, &slot_name(cluster)).await?;
+    for &member in members.iter().filter(|&&member| member != own) {
+        let name = OriginName {
+            node: member,
+            worker: 0,
+        }
+        .to_string();
+        control
+            .query(
+                "SELECT pg_replication_origin_create($1) WHERE NOT EXISTS \
+                 (SELECT FROM pg_replication_origin WHERE roname = $1)",
+                &[&name],
+            )
+            .await?;
+    }
+    let version = control
+        .query("SELECT current_setting('server_version_num')::int4", &[])
+        .await?
+        .first()
+        .map(|row| row.try_get(0))
+        .ok_or(SetupError::Unexpected("server_version_num"))?
+        .map_err(ControlError::from)?;
+    let (origins, progress) = origins(control, version).await?;
+    Ok(NodeFacts {
+        version,
+        epoch,
+        origins,
+        progress,
+        confirmed,
+    })
+}
+
+/// Tandem's own tables. `tandem.progress` holds, for an origin, a position up to which everything is surely
+/// committed, and a transaction id that every later commit of the origin is above.
+const SCHEMA: &str = "
+    CREATE SCHEMA IF NOT EXISTS tandem;
+    CREATE TABLE IF NOT EXISTS tandem.owner (cluster text PRIMARY KEY, epoch bigint NOT NULL, acquired timestamptz NOT NULL);
+    CREATE TABLE IF NOT EXISTS tandem.slot (name text PRIMARY KEY, created timestamptz NOT NULL);
+    CREATE TABLE IF NOT EXISTS tandem.progress (origin text PRIMARY KEY, lsn pg_lsn NOT NULL, xid bigint NOT NULL);
+    CREATE TABLE IF NOT EXISTS tandem.conflict (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        detected timestamptz NOT NULL DEFAULT clock_timestamp(),
+        relation text NOT NULL, type text NOT NULL, resolver text NOT NULL, outcome text NOT NULL,
+        local_image json, local_timestamp timestamptz, local_node int,
+        remote_image json, remote_timestamp timestamptz NOT NULL, remote_node int NOT NULL);
+";
+
+async fn lock(control: &Control, cluster: &str) -> Result<(), SetupError> {
+    let sql = format!("SELECT pg_try_advisory_lock({OWNER_LOCK})");
+    let rows = control.query(&sql, &[&cluster]).await?;
+    let taken: bool = rows
+        .first()
+        .ok_or(SetupError::Unexpected("pg_try_advisory_lock"))?
+        .try_get(0)
+        .map_err(ControlError::from)?;
+    if taken {
+        return Ok(());
+    }
+    let holder = control
+        .query(
+            "SELECT format('pid %s from %s, connected since %s', a.pid, coalesce(host(a.client_addr), 'a local socket'), \
+             a.backend_start) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid WHERE l.locktype = 'advisory' \
+             AND l.granted AND l.classid = 1953391725 AND l.objsubid = 2 \
+             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+            &[],
+        )
+        .await?;
+    let holder = holder.first().and_then(|row| row.try_get(0).ok());
+    Err(SetupError::Owned(
+        holder.unwrap_or_else(|| "which just left".to_owned()),
+    ))
+}
+
+async fn next_epoch(control: &Control, cluster: &str) -> Result<i64, SetupError> {
+    let rows = control
+        .query(
+            "INSERT INTO tandem.owner AS o VALUES ($1, 1, clock_timestamp()) ON CONFLICT (cluster) DO UPDATE \
+             SET epoch = o.epoch + 1, acquired = clock_timestamp() RETURNING epoch",
+            &[&cluster],
+        )
+        .await?;
+    let row = rows.first().ok_or(SetupError::Unexpected("tandem.owner"))?;
+    Ok(row.try_get(0).map_err(ControlError::from)?)
+}
+
+/// Ends every session of older epochs and waits until they are gone: one of them may still be working on a batch
+/// that its daemon sent before it died.
+async fn evict(control: &Control, cluster: &str) -> Result<(), SetupError> {
+    let pattern = format!("tandem:{cluster}:");
+    let deadline = tokio::time::Instant::now() + EVICTION_TIMEOUT;
+    loop {
+        let rows = control
+            .query(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                 WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid() AND datname = current_database()",
+                &[&pattern],
+            )
+            .await?;
+        let left: i64 = rows
+            .first()
+            .ok_or(SetupError::Unexpected("pg_stat_activity"))?
+            .try_get(0)
+            .map_err(ControlError::from)?;
+        if left == 0 {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() > deadline {
+            return Err(SetupError::NotEvicted(left));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn slot(control: &Control, name: &str) -> Result<Lsn, SetupError> {
+    let known = !control
+        .query("SELECT FROM tandem.slot WHERE name = $1", &[&name])
+        .await?
+        .is_empty();
+    let found = control
+        .query(
+            "SELECT coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(wal_status, '') = 'lost' \
+             FROM pg_replication_slots WHERE slot_name = $1",
+            &[&name],
+        )
+        .await?;
+    if let Some(row) = found.first() {
+        if row.try_get(1).map_err(ControlError::from)? {
+            return Err(SetupError::SlotLost {
+                slot: name.to_owned(),
+                state: "invalidated",
+            });
+        }
+        let confirmed: String = row.try_get(0).map_err(ControlError::from)?;
+        if !known {
+            control
+                .query(
+                    "INSERT INTO tandem.slot VALUES ($1, clock_timestamp())",
+                    &[&name],
+                )
+                .await?;
+        }
+        return confirmed
+            .parse()
+            .map_err(|_| SetupError::Unexpected("confirmed_flush_lsn"));
+    }
+    if known {
+        return Err(SetupError::SlotLost {
+            slot: name.to_owned(),
+            state: "gone",
+        });
+    }
+    let rows = control
+        .query(
+            "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+            &[&name],
+        )
+        .await?;
+    control
+        .query(
+            "INSERT INTO tandem.slot VALUES ($1, clock_timestamp())",
+            &[&name],
+        )
+        .await?;
+    let row = rows
+        .first()
+        .ok_or(SetupError::Unexpected("pg_create_logical_replication_slot"))?;
+    let confirmed: String = row.try_get(0).map_err(ControlError::from)?;
+    confirmed
+        .parse()
+        .map_err(|_| SetupError::Unexpected("pg_create_logical_replication_slot"))
+}
+
+type Origins = (HashMap<u32, u16>, HashMap<u16, OriginProgress>);
+
+async fn origins(control: &Control, version: i32) -> Result<Origins, SetupError> {
+    let rows = control
+        .query(
+            "SELECT o.roident, o.roname, coalesce(pg_replication_origin_progress(o.roname, true), '0/0')::text, \
+             p.lsn::text FROM pg_replication_origin o LEFT JOIN tandem.progress p ON p.origin = o.roname \
+             WHERE o.roname LIKE 'tandem\\_%'",
+            &[],
+        )
+        .await?;
+    let mut ids = HashMap::new();
+    let mut progress = HashMap::new();
+    for row in rows {
+        let name: String = row.try_get(1).map_err(ControlError::from)?;
+        let Some(origin) = OriginName::parse(&name) else {
+            continue;
+        };
+        let parse = |text: String| {
+            text.parse::<Lsn>()
+                .map_err(|_| SetupError::Unexpected("pg_replication_origin_progress"))
+        };
+        let said = parse(row.try_get(2).map_err(ControlError::from)?)?;
+        let proved = row
+            .try_get::<_, Option<String>>(3)
+            .map_err(ControlError::from)?
+            .map(parse)
+            .transpose()?;
+        ids.insert(row.try_get(0).map_err(ControlError::from)?, origin.node);
+        progress.insert(origin.node, judge_progress(version, said, proved));
+    }
+    Ok((ids, progress))
+}
+
+/// Up to PostgreSQL 15 the origin moves with commits only; later it has to be proved beyond what was noted.
+fn judge_progress(version: i32, said: Lsn, proved: Option<Lsn>) -> OriginProgress {
+    let proved = proved.unwrap_or(Lsn(0)).min(said);
+    if version < 160_000 || said == proved {
+        OriginProgress {
+            applied: said,
+            unproved: None,
+        }
+    } else {
+        OriginProgress {
+            applied: proved,
+            unproved: Some(said),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn from_16_on_progress_beyond_the_note_has_to_be_proved() {
+        let judged = |version, said, proved: Option<u64>| {
+            judge_progress(version, Lsn(said), proved.map(Lsn))
+        };
+        assert_eq!(
+            judged(150_018, 90, Some(40)),
+            OriginProgress {
+                applied: Lsn(90),
+                unproved: None
+            }
+        );
+        assert_eq!(
+            judged(160_000, 90, Some(40)),
+            OriginProgress {
+                applied: Lsn(40),
+                unproved: Some(Lsn(90))
+            }
+        );
+        assert_eq!(
+            judged(180_006, 90, Some(90)),
+            OriginProgress {
+                applied: Lsn(90),
+                unproved: None
+            }
+        );
+        assert_eq!(
+            judged(180_006, 0, None),
+            OriginProgress {
+                applied: Lsn(0),
+                unproved: None
+            }
+        );
+    }
+
+    #[test]
+    fn a_target_that_lost_its_unflushed_tail_is_where_its_origin_says() {
+        // The note is flushed on its own and could be ahead of what the crash left.
+        assert_eq!(
+            judge_progress(180_000, Lsn(30), Some(Lsn(40))),
+            OriginProgress {
+                applied: Lsn(30),
+                unproved: None
+            }
+        );
+    }
+}

@@ -1,0 +1,146 @@
+//! What the replicator tells about itself.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::node::{NodeState, Shared};
+use crate::progress::{Link, LinkState};
+use crate::version::pg_now;
+
+/// The state of everything.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// The nodes, in the configuration's order.
+    pub nodes: Vec<NodeStatus>,
+    /// Each (source, target).
+    pub links: Vec<LinkStatus>,
+}
+
+/// One node.
+#[derive(Debug, Clone, Serialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: u16,
+    /// `connecting`, `up` or `down`.
+    pub state: &'static str,
+    /// Why it is not up, and how to mend it.
+    pub problem: Option<String>,
+    /// Bytes of its changes held in memory for targets.
+    pub feed_bytes: usize,
+}
+
+/// One link.
+#[derive(Debug, Clone, Serialize)]
+pub struct LinkStatus {
+    /// Name of the source.
+    pub source: String,
+    /// Name of the target.
+    pub target: String,
+    /// `waiting`, `streaming`, `waiting_for_cause` or `blocked`.
+    pub state: &'static str,
+    /// What it waits for or is blocked by.
+    pub problem: Option<String>,
+    /// Position in the source's WAL up to which the target has applied everything.
+    pub applied: String,
+    /// The same, flushed.
+    pub durable: String,
+    /// Bytes of the source's WAL between what was read from it and what is applied.
+    pub lag_bytes: u64,
+    /// Age of the last transaction applied, while there is something left to apply; milliseconds.
+    pub lag_ms: Option<i64>,
+    /// Transactions applied since the daemon started.
+    pub transactions: u64,
+    /// Conflicts that its changes met since the daemon started.
+    pub conflicts: u64,
+}
+
+impl fmt::Display for LinkStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} to {}: {}, {} bytes behind",
+            self.source, self.target, self.state, self.lag_bytes
+        )?;
+        match &self.problem {
+            Some(problem) => write!(f, " ({problem})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Takes a picture of everything.
+pub(crate) fn status(shared: &Shared) -> Status {
+    let nodes = shared.config.nodes.iter().enumerate().map(|(index, node)| {
+        let (state, problem) = match shared.state(index) {
+            NodeState::Connecting => ("connecting", None),
+            NodeState::Up => ("up", None),
+            NodeState::Down { problem } => ("down", Some(problem)),
+        };
+        let feed_bytes = shared.feeds.get(index).map_or(0, |feed| feed.bytes());
+        NodeStatus {
+            name: node.name.clone(),
+            id: node.id,
+            state,
+            problem,
+            feed_bytes,
+        }
+    });
+    Status {
+        nodes: nodes.collect(),
+        links: shared
+            .links
+            .iter()
+            .map(|link| link_status(shared, link))
+            .collect(),
+    }
+}
+
+pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
+    let name = |index: usize| {
+        shared
+            .config
+            .nodes
+            .get(index)
+            .map_or_else(String::new, |node| node.name.clone())
+    };
+    let (state, problem) = match link.state() {
+        LinkState::Waiting => ("waiting", None),
+        LinkState::Streaming => ("streaming", None),
+        LinkState::WaitingForCause { node } => {
+            let cause = shared
+                .node_ids
+                .iter()
+                .position(|&id| id == node)
+                .map_or_else(|| node.to_string(), name);
+            (
+                "waiting_for_cause",
+                Some(format!("transactions of {cause}")),
+            )
+        }
+        LinkState::Blocked { problem } => ("blocked", Some(problem)),
+    };
+    let applied = link.applied();
+    let tail = shared
+        .feeds
+        .get(link.source)
+        .map_or(applied, |feed| feed.tail());
+    let lag_bytes = tail.0.saturating_sub(applied.0);
+    let age = link
+        .last_timestamp()
+        .map(|timestamp| (pg_now() - timestamp) / 1000);
+    LinkStatus {
+        source: name(link.source),
+        target: name(link.target),
+        state,
+        problem,
+        applied: applied.to_string(),
+        durable: link.durable().to_string(),
+        lag_bytes,
+        lag_ms: if lag_bytes == 0 { Some(0) } else { age },
+        transactions: link.transactions(),
+        conflicts: link.conflicts(),
+    }
+}

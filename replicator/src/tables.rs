@@ -1,0 +1,86 @@
+//! Which tables are kept converged.
+
+/// The schema that holds Tandem's own tables; it is never replicated.
+pub(crate) const OWN_SCHEMA: &str = "tandem";
+
+/// Include and exclude patterns over `schema.table`; `*` stands for any run of characters.
+#[derive(Debug, Clone, Default)]
+pub struct TableFilter {
+    /// A table must match one of these; empty means every table.
+    pub include: Vec<String>,
+    /// A table that matches one of these is left out, whatever `include` says.
+    pub exclude: Vec<String>,
+}
+
+impl TableFilter {
+    /// Whether the table is kept converged.
+    pub fn allows(&self, schema: &str, table: &str) -> bool {
+        if schema == OWN_SCHEMA {
+            return false;
+        }
+        let name = format!("{schema}.{table}");
+        let any = |patterns: &[String]| {
+            patterns
+                .iter()
+                .any(|pattern| glob(pattern.as_bytes(), name.as_bytes()))
+        };
+        (self.include.is_empty() || any(&self.include)) && !any(&self.exclude)
+    }
+}
+
+/// Matches with `*` only, without backtracking further than the last star: linear in practice, quadratic at worst.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    let mut star = None;
+    while t < text.len() {
+        if pattern.get(p) == Some(&b'*') {
+            star = Some((p, t));
+            p += 1;
+        } else if pattern.get(p) == text.get(t) {
+            p += 1;
+            t += 1;
+        } else if let Some((star_p, star_t)) = star {
+            star = Some((star_p, star_t + 1));
+            p = star_p + 1;
+            t = star_t + 1;
+        } else {
+            return false;
+        }
+    }
+    pattern[p..].iter().all(|&byte| byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(include: &[&str], exclude: &[&str]) -> TableFilter {
+        let owned = |patterns: &[&str]| patterns.iter().map(ToString::to_string).collect();
+        TableFilter {
+            include: owned(include),
+            exclude: owned(exclude),
+        }
+    }
+
+    #[test]
+    fn without_patterns_every_table_but_our_own_is_replicated() {
+        assert!(filter(&[], &[]).allows("public", "t"));
+        assert!(!filter(&[], &[]).allows("tandem", "owner"));
+    }
+
+    #[test]
+    fn exclude_wins_over_include() {
+        let rules = filter(&["public.*"], &["public.log_*"]);
+        assert!(rules.allows("public", "bikes"));
+        assert!(!rules.allows("public", "log_2026"));
+        assert!(!rules.allows("audit", "bikes"));
+    }
+
+    #[test]
+    fn a_star_in_the_middle_matches_any_run() {
+        assert!(glob(b"a*c*e", b"abbcdde"));
+        assert!(!glob(b"a*c*e", b"abbcdd"));
+        assert!(glob(b"*", b""));
+        assert!(!glob(b"a", b""));
+    }
+}

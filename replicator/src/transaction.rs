@@ -1,0 +1,291 @@
+//! Puts the messages of one replication stream together to whole transactions.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use tandem_wire::lsn::Lsn;
+use thiserror::Error;
+
+use crate::origin::OriginName;
+use crate::pgoutput::{DecodeError, Message, decode};
+use crate::tables::TableFilter;
+use crate::version::PgTimestamp;
+
+/// The shape of a source table at one time. A changed shape is a new value with a new `id`.
+#[derive(Debug)]
+pub(crate) struct Relation {
+    /// Unique in this process: what prepared statements are kept under.
+    pub id: u64,
+    /// Schema.
+    pub schema: String,
+    /// Table.
+    pub name: String,
+    /// Column names, in the order in which tuples carry them.
+    pub columns: Vec<String>,
+    /// Whether [`TableFilter`] lets it through.
+    replicated: bool,
+}
+
+/// What a change does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Operation {
+    /// A new row.
+    Insert,
+    /// A changed row.
+    Update,
+    /// A deleted row.
+    Delete,
+    /// A truncated table.
+    Truncate,
+}
+
+/// One change of one table.
+#[derive(Debug)]
+pub(crate) struct Change {
+    /// The table.
+    pub relation: Arc<Relation>,
+    /// What it does.
+    pub operation: Operation,
+    /// The pgoutput message, checked once by [`decode`].
+    pub message: Bytes,
+}
+
+/// A transaction that was first committed on the node whose stream this is.
+#[derive(Debug)]
+pub(crate) struct Transaction {
+    /// Its end in the source's WAL: the identity under which targets remember it.
+    pub end_lsn: Lsn,
+    /// When it committed.
+    pub timestamp: PgTimestamp,
+    /// Its changes, in the order of execution.
+    pub changes: Vec<Change>,
+    /// Bytes of its changes.
+    pub size: usize,
+}
+
+/// What a stream consists of, in commit order.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// A transaction to deliver.
+    Transaction(Transaction),
+    /// At this position the source had applied another node's transaction: whatever follows in the stream may have
+    /// seen it, so a target applies what follows only when it has that transaction too (causal delivery).
+    Cause {
+        /// The node that first committed it.
+        node: u16,
+        /// Its position in that node's WAL.
+        lsn: Lsn,
+        /// Its end in this source's WAL.
+        end_lsn: Lsn,
+    },
+    /// A transaction that wrote nothing that is replicated.
+    Empty {
+        /// Its end in the source's WAL.
+        end_lsn: Lsn,
+    },
+}
+
+impl Entry {
+    /// Its end in the source's WAL.
+    pub(crate) fn end_lsn(&self) -> Lsn {
+        match self {
+            Self::Transaction(transaction) => transaction.end_lsn,
+            Self::Cause { end_lsn, .. } | Self::Empty { end_lsn } => *end_lsn,
+        }
+    }
+
+    /// Bytes it holds in memory, roughly.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Transaction(transaction) => transaction.size,
+            Self::Cause { .. } | Self::Empty { .. } => size_of::<Self>(),
+        }
+    }
+}
+
+/// Why a stream cannot be put together.
+#[derive(Debug, Error)]
+pub(crate) enum AssembleError {
+    /// A message that cannot be decoded.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A message at a place where the protocol does not allow it.
+    #[error("pgoutput sent {message} {place}")]
+    OutOfPlace {
+        /// Which message.
+        message: &'static str,
+        /// Where.
+        place: &'static str,
+    },
+    /// A change of a table whose shape was never sent.
+    #[error("pgoutput sent a change of relation {0} before its shape")]
+    UnknownRelation(u32),
+}
+
+/// Where the stream stands.
+enum State {
+    Between,
+    /// Inside a transaction of the source's own.
+    Local {
+        changes: Vec<Change>,
+        size: usize,
+        has_message: bool,
+    },
+    /// Inside a transaction that Tandem itself applied; its changes come from their own source.
+    Replicated {
+        node: u16,
+        lsn: Lsn,
+    },
+}
+
+/// The state machine: [`handle`](Self::handle) takes one message and gives an entry at each commit.
+pub(crate) struct Assembler {
+    filter: TableFilter,
+    relations: HashMap<u32, Arc<Relation>>,
+    state: State,
+}
+
+impl Assembler {
+    /// For one replication stream, from its start.
+    pub(crate) fn new(filter: TableFilter) -> Self {
+        Self {
+            filter,
+            relations: HashMap::new(),
+            state: State::Between,
+        }
+    }
+
+    /// Whether no transaction is open: then a keepalive's position is one up to which all is known.
+    pub(crate) fn is_between_transactions(&self) -> bool {
+        matches!(self.state, State::Between)
+    }
+
+    /// Takes one message.
+    ///
+    /// # Errors
+    /// When the stream breaks the protocol; the stream must then be opened anew.
+    pub(crate) fn handle(&mut self, bytes: &Bytes) -> Result<Option<Entry>, AssembleError> {
+        let message = decode(bytes)?;
+        match message {
+            Message::Begin => {
+                let State::Between = self.state else {
+                    return Err(AssembleError::OutOfPlace {
+                        message: "BEGIN",
+                        place: "inside a transaction",
+                    });
+                };
+                self.state = State::Local {
+                    changes: Vec::new(),
+                    size: 0,
+                    has_message: false,
+                };
+            }
+            Message::Commit { end_lsn, timestamp } => {
+                return Ok(Some(
+                    match std::mem::replace(&mut self.state, State::Between) {
+                        State::Between => {
+                            return Err(AssembleError::OutOfPlace {
+                                message: "COMMIT",
+                                place: "outside a transaction",
+                            });
+                        }
+                        State::Replicated { node, lsn } => Entry::Cause { node, lsn, end_lsn },
+                        State::Local {
+                            changes,
+                            has_message: false,
+                            ..
+                        } if changes.is_empty() => Entry::Empty { end_lsn },
+                        State::Local { changes, size, .. } => Entry::Transaction(Transaction {
+                            end_lsn,
+                            timestamp,
+                            changes,
+                            size,
+                        }),
+                    },
+                ));
+            }
+            Message::Origin { lsn, name } => {
+                // A name that is not ours is a user's own subscription: its writes are this node's as far as we go.
+                if let (State::Local { .. }, Some(origin)) = (&self.state, OriginName::parse(name))
+                {
+                    self.state = State::Replicated {
+                        node: origin.node,
+                        lsn,
+                    };
+                }
+            }
+            Message::Relation(view) => {
+                static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+                let schema = if view.schema.is_empty() {
+                    "pg_catalog"
+                } else {
+                    view.schema
+                };
+                let relation = Relation {
+                    id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+                    replicated: self.filter.allows(schema, view.name),
+                    schema: schema.to_owned(),
+                    name: view.name.to_owned(),
+                    columns: view.columns.iter().map(ToString::to_string).collect(),
+                };
+                self.relations.insert(view.oid, Arc::new(relation));
+            }
+            Message::Insert { relation, .. } => {
+                self.change(&[relation], Operation::Insert, bytes)?
+            }
+            Message::Update { relation, .. } => {
+                self.change(&[relation], Operation::Update, bytes)?
+            }
+            Message::Delete { relation, .. } => {
+                self.change(&[relation], Operation::Delete, bytes)?
+            }
+            Message::Truncate(relations) => self.change(&relations, Operation::Truncate, bytes)?,
+            Message::Logical { transactional } => {
+                // A watermark: it has to move the targets' progress although it writes no row.
+                if let (true, State::Local { has_message, .. }) = (transactional, &mut self.state) {
+                    *has_message = true;
+                }
+            }
+            Message::Type => {}
+        }
+        Ok(None)
+    }
+
+    fn change(
+        &mut self,
+        oids: &[u32],
+        operation: Operation,
+        message: &Bytes,
+    ) -> Result<(), AssembleError> {
+        match &mut self.state {
+            State::Between => Err(AssembleError::OutOfPlace {
+                message: "a change",
+                place: "outside a transaction",
+            }),
+            State::Replicated { .. } => Ok(()),
+            State::Local { changes, size, .. } => {
+                for oid in oids {
+                    let relation = self
+                        .relations
+                        .get(oid)
+                        .ok_or(AssembleError::UnknownRelation(*oid))?;
+                    if relation.replicated {
+                        *size += message.len() + size_of::<Change>();
+                        changes.push(Change {
+                            relation: Arc::clone(relation),
+                            operation,
+                            message: message.clone(),
+                        });
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "transaction_tests.rs"]
+mod tests;

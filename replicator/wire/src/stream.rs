@@ -1,0 +1,193 @@
+//! The byte stream under a connection: TCP, a unix socket, or TLS over TCP.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected stream. TLS runs over TCP only, as in PostgreSQL.
+#[derive(Debug)]
+pub enum Stream {
+    /// Plain TCP.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+    /// TLS where we are the client.
+    ClientTls(Box<tokio_rustls::client::TlsStream<TcpStream>>),
+    /// TLS where we are the server.
+    ServerTls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Whether the bytes are encrypted.
+    pub fn is_tls(&self) -> bool {
+        matches!(self, Self::ClientTls(_) | Self::ServerTls(_))
+    }
+
+    /// Whether nobody on the network can read along: TLS, or a socket that does not leave the machine.
+    pub fn is_confidential(&self) -> bool {
+        self.is_tls() || matches!(self, Self::Unix(_))
+    }
+
+    /// The leaf certificate of the peer, where TLS is used and the peer has one.
+    pub fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
+        let chain = match self {
+            Self::ClientTls(tls) => tls.get_ref().1.peer_certificates(),
+            Self::ServerTls(tls) => tls.get_ref().1.peer_certificates(),
+            Self::Tcp(_) | Self::Unix(_) => None,
+        };
+        chain.and_then(<[_]>::first)
+    }
+
+    /// The peer as text for logs: `127.0.0.1:5432`, or `unix` for a unix socket.
+    pub fn peer_addr(&self) -> String {
+        self.tcp()
+            .map_or_else(
+                || Ok("unix".to_owned()),
+                |tcp| tcp.peer_addr().map(|addr| addr.to_string()),
+            )
+            .unwrap_or_else(|_| "unknown".to_owned())
+    }
+
+    /// The TCP connection below, if there is one.
+    pub fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Tcp(tcp) => Some(tcp),
+            Self::ClientTls(tls) => Some(tls.get_ref().0),
+            Self::ServerTls(tls) => Some(tls.get_ref().0),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+/// Sets what every TCP connection of ours has: no Nagle delay, and a dead peer is noticed in about a minute, whether
+/// we wait for it (keepalive after 30 s, then every 10 s, three times) or have sent to it (`TCP_USER_TIMEOUT` 60 s).
+///
+/// # Errors
+/// What the system says.
+pub fn tune_tcp(tcp: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(tcp);
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(Duration::from_secs(30))
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3),
+    )?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(60)))?;
+    Ok(())
+}
+
+macro_rules! delegate {
+    ($self:expr, $io:ident => $call:expr) => {
+        match $self.get_mut() {
+            Stream::Tcp($io) => $call,
+            Stream::Unix($io) => $call,
+            Stream::ClientTls($io) => $call,
+            Stream::ServerTls($io) => $call,
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        delegate!(self, io => Pin::new(io).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, io => Pin::new(io).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        delegate!(self, io => Pin::new(io).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(io) => io.is_write_vectored(),
+            Self::Unix(io) => io.is_write_vectored(),
+            Self::ClientTls(io) => io.is_write_vectored(),
+            Self::ServerTls(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, io => Pin::new(io).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        delegate!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+/// Whether a byte of the peer is already here. It is taken from the stream: the only use is to refuse a peer that
+/// sends in clear what it must send after the TLS handshake. Never waits.
+///
+/// # Errors
+/// What the system says; the end of the stream counts as "no byte".
+pub(crate) async fn takes_early_byte(tcp: &mut TcpStream) -> io::Result<bool> {
+    let mut byte = [0; 1];
+    let mut buf = ReadBuf::new(&mut byte);
+    std::future::poll_fn(|cx| match Pin::new(&mut *tcp).poll_read(cx, &mut buf) {
+        Poll::Pending => Poll::Ready(Ok(())),
+        ready => ready,
+    })
+    .await?;
+    Ok(!buf.filled().is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn tcp_is_tuned_and_an_early_byte_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(
+            TcpStream::connect(listener.local_addr().unwrap()),
+            listener.accept()
+        );
+        let (mut client, mut server) = (client.unwrap(), accepted.unwrap().0);
+        tune_tcp(&client).unwrap();
+        assert!(client.nodelay().unwrap());
+        assert!(SockRef::from(&client).keepalive().unwrap());
+
+        assert!(!takes_early_byte(&mut server).await.unwrap());
+        client.write_all(b"x").await.unwrap();
+        server.readable().await.unwrap();
+        assert!(takes_early_byte(&mut server).await.unwrap());
+        assert!(!takes_early_byte(&mut server).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn only_tls_and_unix_sockets_are_confidential() {
+        let (unix, _peer) = UnixStream::pair().unwrap();
+        let stream = Stream::Unix(unix);
+        assert!(stream.is_confidential() && !stream.is_tls());
+        assert_eq!(stream.peer_addr(), "unix");
+        assert!(stream.peer_certificate().is_none());
+    }
+}

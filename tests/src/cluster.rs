@@ -1,0 +1,306 @@
+//! Owns a whole test cluster: nodes, relays between them and the daemon, the daemon, and their end.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+use crate::{
+    Daemon, Node, Program, client, compare,
+    node::tail,
+    ports::Ports,
+    relay::Relay,
+    scratch::Scratch,
+    template::{self, APP, DATABASE, TANDEM_PASSWORD},
+};
+
+/// How long the nodes may take until all is applied everywhere, where a test does not say.
+pub const CONVERGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// What a cluster shall be like.
+#[derive(Debug, Clone)]
+pub struct ClusterBuilder {
+    majors: Vec<u32>,
+    durable: bool,
+    relays: bool,
+    scale: Option<u32>,
+    schema: String,
+    proxy: String,
+    sections: String,
+    replication: String,
+    start_daemon: bool,
+}
+
+/// A running cluster. Dropping it ends and removes everything.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// One relay per node, where they were asked for.
+    pub relays: Vec<Relay>,
+    /// The daemon.
+    pub daemon: Daemon,
+    /// The proxy's port.
+    pub proxy_port: u16,
+    /// The admin port.
+    pub admin_port: u16,
+    /// Rows written before this time (by SQL) differ in version: each node wrote its own.
+    since: String,
+    /// Declared before the scratch directory: what uses it goes first.
+    ports: Ports,
+    scratch: Scratch,
+}
+
+impl ClusterBuilder {
+    /// Makes all data without fear of a power cut, by default; this test kills nodes, so they keep what they commit.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
+    }
+
+    /// Puts a relay between the daemon and each node.
+    #[must_use]
+    pub fn relays(mut self) -> Self {
+        self.relays = true;
+        self
+    }
+
+    /// Fills pgbench's tables at this scale on every node.
+    #[must_use]
+    pub fn pgbench(mut self, scale: u32) -> Self {
+        self.scale = Some(scale);
+        self
+    }
+
+    /// Runs these statements as role `app` on every node before the daemon starts.
+    #[must_use]
+    pub fn schema(mut self, sql: &str) -> Self {
+        self.schema.push_str(sql);
+        self
+    }
+
+    /// Further lines of `[proxy]`.
+    #[must_use]
+    pub fn proxy(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.proxy, "{lines}");
+        self
+    }
+
+    /// Further lines of `[replication]`.
+    #[must_use]
+    pub fn replication(mut self, lines: &str) -> Self {
+        let _ = writeln!(self.replication, "{lines}");
+        self
+    }
+
+    /// Further sections of `tandem.toml`; `DIR` stands for the test's directory.
+    #[must_use]
+    pub fn sections(mut self, text: &str) -> Self {
+        let _ = writeln!(self.sections, "{text}");
+        self
+    }
+
+    /// Leaves the start of the daemon to the test.
+    #[must_use]
+    pub fn without_daemon(mut self) -> Self {
+        self.start_daemon = false;
+        self
+    }
+
+    /// Starts it all; returns once the daemon answers and the nodes have converged.
+    ///
+    /// # Panics
+    /// Something does not start.
+    pub async fn start(self) -> Cluster {
+        self.start_in(Scratch::new().expect("a directory for the test")).await
+    }
+
+    /// As [`Self::start`], in a directory that already holds files of the test, such as certificates.
+    ///
+    /// # Panics
+    /// Something does not start.
+    pub async fn start_in(self, scratch: Scratch) -> Cluster {
+        let mut ports = Ports::take().expect("free ports");
+        let nodes = self.start_nodes(&scratch, &mut ports).await;
+        let mut relays = Vec::new();
+        for node in nodes.iter().filter(|_| self.relays) {
+            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, node.port()));
+            relays.push(Relay::start(target).await.expect("a relay"));
+        }
+        for node in &nodes {
+            let client = node.connect().await;
+            client::execute(&client, &format!("SET ROLE {APP}; {}", self.schema)).await;
+        }
+        let (proxy_port, admin_port) = (ports.port(), ports.port());
+        let config = scratch.path().join("tandem.toml");
+        write_private(&config, &self.config_text(&scratch, &nodes, &relays, proxy_port, admin_port));
+        let daemon = Daemon::new(&config, &scratch.path().join("daemon.log"), admin_port);
+        let since = match nodes.first() {
+            Some(node) => node.value("SELECT clock_timestamp()").await,
+            None => String::new(),
+        };
+        let mut cluster = Cluster { nodes, relays, daemon, proxy_port, admin_port, since, ports, scratch };
+        if self.start_daemon {
+            cluster.daemon.start().await;
+            cluster.converge(CONVERGE_LIMIT).await;
+        }
+        cluster
+    }
+
+    async fn start_nodes(&self, scratch: &Scratch, ports: &mut Ports) -> Vec<Node> {
+        let mut starting = JoinSet::new();
+        for (place, &major) in self.majors.iter().enumerate() {
+            let (dir, port, durable, scale) = (scratch.path().to_owned(), ports.port(), self.durable, self.scale);
+            starting.spawn_blocking(move || Node::start(&dir, place, template::install(major), port, durable, scale));
+        }
+        let mut nodes = starting.join_all().await;
+        nodes.sort_by_key(|node| node.id);
+        nodes
+    }
+
+    fn config_text(&self, scratch: &Scratch, nodes: &[Node], relays: &[Relay], proxy: u16, admin: u16) -> String {
+        let mut text = format!(
+            "cluster = \"test\"\n\n[proxy]\nlisten = [\"127.0.0.1:{proxy}\", \"unix:{dir}:{proxy}\"]\npool_mode = \"session\"\n\
+             rules = \"rules.toml\"\nprobe_interval = \"100ms\"\n{lines}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\n\
+             [replication]\ndatabase = \"{DATABASE}\"\n{replication}\n{sections}\n",
+            dir = scratch.path().display(),
+            lines = self.proxy,
+            replication = self.replication,
+            sections = self.sections.replace("DIR", &scratch.path().to_string_lossy()),
+        );
+        for (index, node) in nodes.iter().enumerate() {
+            let port = relays.get(index).map_or(node.port(), |relay| relay.address().port());
+            let _ = write!(
+                text,
+                "\n[[node]]\nname = \"{}\"\nid = {}\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"tandem\"\n\
+                 password = \"{TANDEM_PASSWORD}\"\nsslmode = \"disable\"\n",
+                node.name, node.id
+            );
+        }
+        fs::write(scratch.path().join("rules.toml"), "[default]\nwrite = \"home\"\n").expect("rules can be written");
+        text
+    }
+}
+
+impl Cluster {
+    /// Begins the description of a cluster with one node per given major.
+    #[must_use]
+    pub fn of(majors: &[u32]) -> ClusterBuilder {
+        ClusterBuilder {
+            majors: majors.to_vec(),
+            durable: false,
+            relays: false,
+            scale: None,
+            schema: String::new(),
+            proxy: String::new(),
+            sections: String::new(),
+            replication: String::new(),
+            start_daemon: true,
+        }
+    }
+
+    /// The directory of the test.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// A port for a use of the test's own.
+    pub fn port(&mut self) -> u16 {
+        self.ports.port()
+    }
+
+    /// Waits until every change committed so far is applied everywhere.
+    ///
+    /// # Panics
+    /// It is not within `limit`.
+    pub async fn converge(&self, limit: Duration) {
+        let ran = self.daemon.wait_converged(limit).await;
+        assert!(ran.status.success(), "not converged within {limit:?}: {}", ran.all());
+    }
+
+    /// Waits until all is applied everywhere, then compares all nodes: every row of every table, with its version.
+    ///
+    /// # Panics
+    /// The nodes differ.
+    pub async fn assert_converged(&self) {
+        self.converge(CONVERGE_LIMIT).await;
+        self.assert_equal().await;
+    }
+
+    /// Compares all nodes as they are.
+    ///
+    /// # Panics
+    /// The nodes differ.
+    pub async fn assert_equal(&self) {
+        let differences = compare::differences(&self.nodes, &self.since).await;
+        assert!(differences.is_empty(), "the nodes differ:\n{differences}");
+    }
+
+    /// A client of role `app` through the proxy.
+    ///
+    /// # Errors
+    /// The proxy refuses.
+    pub async fn try_proxy(&self) -> Result<Client, tokio_postgres::Error> {
+        client::connect(self.proxy_port, APP, Some(APP), DATABASE).await
+    }
+
+    /// A client of role `app` through the proxy.
+    ///
+    /// # Panics
+    /// The proxy refuses.
+    pub async fn proxy(&self) -> Client {
+        self.try_proxy().await.unwrap_or_else(|error| panic!("the proxy: {}", client::describe(&error)))
+    }
+
+    /// psql of the first node's installation, through the proxy.
+    #[must_use]
+    pub fn psql(&self) -> Program {
+        Program::psql(self.nodes[0].install()).port(self.proxy_port)
+    }
+
+    /// The admin token.
+    ///
+    /// # Panics
+    /// The daemon has not written it.
+    #[must_use]
+    pub fn token(&self) -> String {
+        fs::read_to_string(self.dir().join("state/admin.token")).expect("the admin token").trim().to_owned()
+    }
+
+    /// Writes the configuration anew: `change` is given the text.
+    ///
+    /// # Panics
+    /// It cannot be written.
+    pub fn change_config(&self, change: impl FnOnce(String) -> String) {
+        let path: PathBuf = self.daemon.config().to_owned();
+        let text = fs::read_to_string(&path).expect("the configuration");
+        write_private(&path, &change(text));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.daemon.kill_now();
+        if std::thread::panicking() {
+            eprintln!("daemon:\n{}", tail(&self.daemon.log(), 60));
+            for node in &self.nodes {
+                eprintln!("{}:\n{}", node.name, node.log_tail(12));
+            }
+        }
+    }
+}
+
+/// The configuration holds a password.
+fn write_private(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text).expect("a file can be written");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("a mode can be set");
+}
