@@ -5,7 +5,8 @@ cd "$(dirname "$0")/.."
 dir=${DIR:-demo-data}
 [ -e "$dir" ] || { echo "clean-demo: there is no $dir"; exit 0; }
 [ -e "$dir/.tandem-dev.toml" ] || { echo "clean-demo: $dir was not made by tandem dev: left alone" >&2; exit 1; }
-nodes=$(cd "$dir" && readlink nodes || echo "$PWD/$dir/nodes")
+nodes=$(readlink "$dir/nodes" || (cd "$dir/nodes" 2>/dev/null && pwd) || true)
+[ -n "$nodes" ] || nodes=/nonexistent
 
 # A server runs when its lock file names a process whose data directory this is.
 for pidfile in "$nodes"/*/postmaster.pid; do

@@ -39,18 +39,25 @@ have_pip() {
         /usr/bin/python3 -c 'import venv, ensurepip' >/dev/null 2>&1
 }
 
+# Debian 12 has PostgreSQL 15; elsewhere the package without a number is the system's own version.
+if [ "$(. /etc/os-release 2>/dev/null && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
+    postgres=(postgresql-15 postgresql-client-15)
+else
+    postgres=(postgresql postgresql-client)
+fi
+
 packages=()
-have_postgres || packages+=(postgresql-15 postgresql-client-15)
+have_postgres || packages+=("${postgres[@]}")
 have_wheels || have_pip || packages+=(python3 python3-venv)
 if [ ${#packages[@]} -eq 0 ]; then
     exit 0
 fi
 
-# Debian's package makes a cluster of its own, on port 5432, unless this says otherwise when it is first installed.
-no_cluster='mkdir -p /etc/postgresql-common/createcluster.d && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.d/tandem.conf'
-install="apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ${packages[*]}"
-if [[ " ${packages[*]} " == *" postgresql-15 "* ]] && ! dpkg-query -W -f '${Status}' postgresql-common 2>/dev/null | grep -q ' installed'; then
-    install="$no_cluster && $install"
+install="apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends -o DPkg::Lock::Timeout=120 ${packages[*]}"
+# Debian's package makes a cluster of its own, on port 5432, unless told otherwise. A server that is there stays as it is.
+if [[ ${packages[*]} == postgresql* ]] && ! ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1; then
+    conf=/etc/postgresql-common/createcluster.d/tandem.conf
+    install="mkdir -p ${conf%/*} && echo \"create_main_cluster = false\" > $conf && $install && rm -f $conf"
 fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
@@ -69,5 +76,9 @@ else
 fi
 say "deps: installing ${packages[*]} …"
 "${run[@]}" "$install" >&2
-have_postgres || { say "deps: PostgreSQL is still not found after the installation"; exit 1; }
+have_postgres || {
+    say "deps: no PostgreSQL 15 to 18 with psql and pgbench is found after the installation; if the system's is older, install"
+    say "      a newer one (https://www.postgresql.org/download/) in PATH or /usr/lib/postgresql"
+    exit 1
+}
 say "deps: done"

@@ -209,8 +209,7 @@ fn opened(listener: UnixListener, path: PathBuf) -> Result<Listener, ListenError
     Ok(Listener::Unix(listener, file))
 }
 
-/// Accepts until the daemon stops, then waits for the sessions. `last` is when they must be gone; it is read when
-/// the stop begins.
+/// Accepts until the daemon stops, then waits for the sessions, until `deadline` once it is set.
 pub(crate) async fn accept_loop(
     listener: Listener,
     shared: Arc<Shared>,
@@ -360,6 +359,18 @@ mod tests {
             "{error:?}"
         );
         assert_eq!(fs::read_to_string(&path).expect("still there"), "precious");
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_one_session_and_is_counted() {
+        let before = crate::log::panics();
+        let mut sessions = JoinSet::new();
+        sessions.spawn(async { panic!("a bug") });
+        sessions.spawn(async {});
+        while let Some(ended) = sessions.join_next().await {
+            report_panic(ended);
+        }
+        assert_eq!(crate::log::panics(), before + 1);
     }
 
     #[test]

@@ -25,9 +25,15 @@ pub enum Format {
 /// `info,tandem::session=debug`; without it `default`. May be called more than once; the first call counts.
 pub fn init(default: &str, format: Format) {
     let filter = EnvFilter::try_from_env("TANDEM_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // At debug it prints every parameter of every statement: users' data does not belong into a log.
+    let filter = match "tokio_postgres=info".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    };
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // Fails only when logging is set up already.
     let _ = match format {
         Format::Text => builder.with_target(false).try_init(),

@@ -13,6 +13,8 @@ use tandem_wire::{
     tls::{ClientTls, TlsError},
 };
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use crate::config::NodeConfig;
 
 /// All nodes, in the order of the configuration. An index into it names a node inside of the proxy.
@@ -24,7 +26,12 @@ pub(crate) struct Node {
     config: NodeConfig,
     tls: ClientTls,
     sessions: AtomicU32,
+    logins: Semaphore,
 }
+
+/// Logins of clients under way to one node at the same time; the others wait for their turn. A thousand at once would
+/// be slower for all of them.
+const LOGINS_AT_ONCE: usize = 64;
 
 /// A node's TLS settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +58,7 @@ pub(crate) fn nodes(configs: &[NodeConfig]) -> Result<Nodes, NodeTlsError> {
                 config: config.clone(),
                 tls,
                 sessions: AtomicU32::new(0),
+                logins: Semaphore::new(LOGINS_AT_ONCE),
             };
             Ok(Arc::new(node))
         })
@@ -71,6 +79,11 @@ impl Node {
     /// Sessions through this proxy now.
     pub(crate) fn sessions(&self) -> u32 {
         self.sessions.load(Ordering::Relaxed)
+    }
+
+    /// A turn to log in there. None when the node is closed for ever, which it never is.
+    pub(crate) async fn login_turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.logins.acquire().await.ok()
     }
 
     /// Counts a session until the returned value is dropped.

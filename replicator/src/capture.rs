@@ -47,6 +47,8 @@ pub(crate) struct Capture {
     pub confirmed: Lsn,
     /// Which tables.
     pub tables: TableFilter,
+    /// The node's id.
+    pub(crate) node: u16,
     /// Where to.
     pub feed: Arc<Feed>,
     /// Positions of all links.
@@ -86,7 +88,7 @@ impl Capture {
         let mut stream =
             ReplicationStream::start(connection, &slot_name(&self.cluster), Lsn(0), &plugin)
                 .await?;
-        let mut assembler = Assembler::new(self.tables.clone());
+        let mut assembler = Assembler::new(self.node, self.tables.clone());
         let mut ticks = tokio::time::interval(CONFIRM_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -137,7 +137,7 @@ fn judge(facts: &Facts, nodes: usize) -> Vec<Problem> {
             ));
         }
     }
-    if facts.origins_max < wanted - 1 {
+    if facts.origins_max < wanted {
         let name = if facts.version >= 180_000 {
             "max_active_replication_origins"
         } else {
@@ -145,9 +145,8 @@ fn judge(facts: &Facts, nodes: usize) -> Vec<Problem> {
         };
         problems.push(Problem::fatal(
             format!(
-                "{name} is {}, but {} other nodes need one replication origin each",
-                facts.origins_max,
-                wanted - 1
+                "{name} is {}, but {} nodes need one replication origin each",
+                facts.origins_max, wanted
             ),
             format!("ALTER SYSTEM SET {name} = {} {restart}", wanted.max(10)),
         ));
@@ -270,7 +269,7 @@ mod tests {
                     version: 180_000,
                     ..sound()
                 },
-                "2 other nodes",
+                "3 nodes",
                 "max_active_replication_origins",
             ),
             (

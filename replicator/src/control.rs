@@ -23,6 +23,9 @@ pub enum ControlError {
     /// The connection ended while nothing was asked.
     #[error("{0}")]
     Lost(std::io::Error),
+    /// An answer that makes no sense.
+    #[error("unexpected answer to {0}")]
+    Unexpected(&'static str),
     /// No answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     Timeout(Duration),
@@ -85,7 +88,8 @@ impl Control {
             "-c client_min_messages=warning -c search_path=pg_catalog -c synchronous_commit=on -c statement_timeout=0 -c lock_timeout=0 \
              -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off \
              -c default_transaction_isolation=read\\ committed -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 \
-             -c tcp_keepalives_count=3",
+             -c tcp_keepalives_count=3 \
+             -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c timezone=UTC",
         );
         if let Credentials::Password(password) = &options.credentials {
             config.password(password.expose());

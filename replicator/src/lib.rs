@@ -7,6 +7,7 @@
 mod apply;
 mod capture;
 pub mod check;
+mod collect;
 mod conflict;
 pub mod control;
 mod feed;
@@ -19,15 +20,13 @@ mod status;
 mod tables;
 mod transaction;
 mod version;
+mod watermark;
 
-use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use serde::Serialize;
 use tandem_wire::connect::ConnectOptions;
-use tandem_wire::lsn::Lsn;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -38,6 +37,7 @@ use node::{NodeState, Shared};
 use progress::Links;
 pub use status::{LinkStatus, NodeStatus, Status};
 pub use tables::TableFilter;
+pub use watermark::NotConverged;
 
 /// A member of the cluster.
 #[derive(Debug, Clone)]
@@ -61,30 +61,6 @@ pub struct Config {
     pub tables: TableFilter,
 }
 
-/// Not everything was applied everywhere in time.
-#[derive(Debug, Clone, Serialize)]
-pub struct NotConverged {
-    /// Nodes whose position could not be taken, with the reason.
-    pub unreachable: Vec<String>,
-    /// Links that are behind.
-    pub lags: Vec<LinkStatus>,
-}
-
-impl fmt::Display for NotConverged {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not converged")?;
-        for node in &self.unreachable {
-            write!(f, "\n  {node}")?;
-        }
-        for lag in &self.lags {
-            write!(f, "\n  {lag}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for NotConverged {}
-
 /// The running replicator.
 pub struct Replicator {
     shared: Arc<Shared>,
@@ -106,11 +82,15 @@ impl Replicator {
                 .map(|_| Mutex::new(NodeState::Connecting))
                 .collect(),
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
+            gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             config,
         });
         let mut tasks = JoinSet::new();
         for index in 0..count {
             tasks.spawn(node::keep(Arc::clone(&shared), index));
+        }
+        if count > 1 {
+            tasks.spawn(collect::keep(Arc::clone(&shared)));
         }
         Self {
             shared,
@@ -128,34 +108,7 @@ impl Replicator {
     /// # Errors
     /// [`NotConverged`] after `timeout`, with what is behind.
     pub async fn wait_converged(&self, timeout: Duration) -> Result<(), NotConverged> {
-        let deadline = Instant::now() + timeout;
-        let shared = &self.shared;
-        let mut waits = JoinSet::new();
-        for index in 0..shared.config.nodes.len() {
-            let shared = Arc::clone(shared);
-            waits.spawn(async move { (index, watermark_applied(&shared, index, deadline).await) });
-        }
-        let mut failed = NotConverged {
-            unreachable: Vec::new(),
-            lags: Vec::new(),
-        };
-        while let Some(done) = waits.join_next().await {
-            let Ok((index, result)) = done else { continue };
-            let name = shared
-                .config
-                .nodes
-                .get(index)
-                .map_or("?", |node| node.name.as_str());
-            match result {
-                Ok(lags) => failed.lags.extend(lags),
-                Err(problem) => failed.unreachable.push(format!("{name}: {problem}")),
-            }
-        }
-        if failed.unreachable.is_empty() && failed.lags.is_empty() {
-            Ok(())
-        } else {
-            Err(failed)
-        }
+        watermark::everywhere(&self.shared, Instant::now() + timeout).await
     }
 
     /// Ends all work. What is in flight is committed or not; either way the next start goes on exactly there.
@@ -168,56 +121,6 @@ impl Replicator {
         );
         tasks.shutdown().await;
     }
-}
-
-/// Writes a watermark on a node and waits until it is applied on all others; answers the links that are behind.
-async fn watermark_applied(
-    shared: &Shared,
-    source: usize,
-    deadline: Instant,
-) -> Result<Vec<LinkStatus>, String> {
-    let watermark = loop {
-        let problem = match write_watermark(shared, source, deadline).await {
-            Ok(lsn) => break lsn,
-            Err(problem) => problem,
-        };
-        if Instant::now() >= deadline {
-            return Err(problem);
-        }
-        tokio::time::sleep_until(deadline.min(Instant::now() + Duration::from_millis(100))).await;
-    };
-    let mut behind = Vec::new();
-    for link in shared.links.of_source(source) {
-        if tokio::time::timeout_at(deadline, link.wait_applied(watermark))
-            .await
-            .is_err()
-        {
-            behind.push(status::link_status(shared, link));
-        }
-    }
-    Ok(behind)
-}
-
-/// A watermark is a transaction of its own: it flushes, travels in the stream, and moves progress like any other.
-async fn write_watermark(shared: &Shared, node: usize, deadline: Instant) -> Result<Lsn, String> {
-    let problem = || match shared.state(node) {
-        NodeState::Down { problem } => problem,
-        NodeState::Connecting | NodeState::Up => "not connected yet".to_owned(),
-    };
-    let mut control = shared.controls.get(node).ok_or("no such node")?.subscribe();
-    let control = tokio::time::timeout_at(deadline, control.wait_for(Option::is_some)).await;
-    let control: Arc<Control> = control
-        .ok()
-        .and_then(|slot| slot.ok()?.clone())
-        .ok_or_else(problem)?;
-    let sql = "SELECT pg_logical_emit_message(true, 'tandem.wm', '')::text";
-    let rows = control
-        .query(sql, &[])
-        .await
-        .map_err(|error| error.to_string())?;
-    let text: Option<String> = rows.first().and_then(|row| row.try_get(0).ok());
-    text.and_then(|text| text.parse().ok())
-        .ok_or_else(|| "unexpected answer to pg_logical_emit_message".to_owned())
 }
 
 /// Asks a node what keeps it from being a member of a cluster of `nodes` nodes.

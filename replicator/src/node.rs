@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -54,6 +54,9 @@ pub(crate) struct Shared {
     pub node_ids: Arc<[u16]>,
     /// State of each node.
     pub states: Vec<Mutex<NodeState>>,
+    /// By target: what deletes holds the gate alone, everything else shares it. A change that reads which deletes are
+    /// remembered must not run beside one that adds to them.
+    pub(crate) gates: Vec<Arc<RwLock<()>>>,
     /// Control connections of the nodes that are up.
     pub controls: Vec<watch::Sender<Option<Arc<Control>>>>,
 }
@@ -122,7 +125,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     let cluster = &shared.config.cluster;
     let control = Control::connect(&node.connect, &format!("tandem:{cluster}:control")).await?;
     let control = Arc::new(control);
-    let facts = take(&control, cluster, node.id, &shared.node_ids).await?;
+    let facts = take(&control, cluster, &shared.node_ids).await?;
     // Before any link works: what one link has applied decides what another may apply.
     for link in shared.links.of_target(index) {
         let source = shared
@@ -144,10 +147,16 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         node.clone(),
         facts.clone(),
     ));
-    for source in (0..shared.config.nodes.len()).filter(|&source| source != index) {
+    let members = shared.config.nodes.len();
+    // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
+    for source in (0..members).filter(|_| members > 1) {
         let origins = Arc::new(facts.origins.clone());
-        let (Some(feed), Some(reread)) = (shared.feeds.get(source), shared.rereads.get(source))
-        else {
+        let (Some(feed), Some(reread), Some(gate), Some(source_control)) = (
+            shared.feeds.get(source),
+            shared.rereads.get(source),
+            shared.gates.get(index),
+            shared.controls.get(source),
+        ) else {
             continue;
         };
         let source_id = shared.node_ids.get(source).copied().unwrap_or_default();
@@ -160,7 +169,9 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
                 epoch: facts.epoch,
                 origins,
                 control: Arc::clone(&control),
+                source_control: source_control.subscribe(),
             },
+            gate: Arc::clone(gate),
             version: facts.version,
             feed: Arc::clone(feed),
             links: Arc::clone(&shared.links),
@@ -193,19 +204,26 @@ async fn keep_capture(shared: Arc<Shared>, index: usize, node: Node, facts: Node
         epoch: facts.epoch,
         confirmed: facts.confirmed,
         tables: shared.config.tables.clone(),
+        node: node.id,
         feed: Arc::clone(feed),
         links: Arc::clone(&shared.links),
         source: index,
         reread: Arc::clone(reread),
     };
+    let mut problem = String::new();
     loop {
-        match capture.run().await {
-            Ok(()) | Err(CaptureError::Reread) => {}
+        let pause = match capture.run().await {
+            Ok(()) | Err(CaptureError::Reread) => SHORT_PAUSE,
             Err(error) => {
-                tracing::warn!(node = node.name, %error, "replication: the stream ended; reading it again")
+                let text = error.to_string();
+                if text != problem {
+                    tracing::warn!(node = node.name, %error, "replication: the stream ended; it is read again");
+                    problem = text;
+                }
+                RETRY_PAUSE
             }
-        }
-        tokio::time::sleep(SHORT_PAUSE).await;
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -154,7 +154,8 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// One for each ordered pair of different nodes.
+    /// One for each ordered pair of nodes. That of a node to itself learns its own deletes; a single node has none to
+    /// learn for.
     pub(crate) fn new(nodes: usize) -> Self {
         let pairs = (0..nodes).flat_map(|source| (0..nodes).map(move |target| (source, target)));
         Self {
@@ -165,17 +166,22 @@ impl Links {
         }
     }
 
-    /// The link between two different nodes.
+    /// The link between two nodes, or of a node to itself.
     pub(crate) fn get(&self, source: usize, target: usize) -> Option<&Link> {
-        if source == target || source >= self.nodes || target >= self.nodes {
+        if source >= self.nodes || target >= self.nodes {
             return None;
         }
         self.links.get(source * self.nodes + target)
     }
 
-    /// Every link.
+    /// Every link that there is.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.links.iter().filter(|link| link.source != link.target)
+        self.links.iter().filter(|_| self.nodes > 1)
+    }
+
+    /// Every link between different nodes.
+    pub(crate) fn between(&self) -> impl Iterator<Item = &Link> {
+        self.iter().filter(|link| link.source != link.target)
     }
 
     /// Links that bring a source's transactions to its targets.
@@ -194,10 +200,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_join_different_nodes_only() {
+    fn links_join_every_pair_of_nodes() {
         let links = Links::new(3);
-        assert_eq!(links.iter().count(), 6);
-        assert!(links.get(1, 1).is_none());
+        assert_eq!((links.iter().count(), links.between().count()), (9, 6));
+        assert_eq!(Links::new(1).iter().count(), 0);
         assert!(links.get(0, 3).is_none());
         assert_eq!(
             links.get(2, 1).map(|link| (link.source, link.target)),

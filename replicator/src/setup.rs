@@ -90,7 +90,7 @@ pub(crate) fn application_name(cluster: &str, epoch: i64, role: &str) -> String 
     format!("tandem:{cluster}:{epoch}:{role}")
 }
 
-/// Takes the node, and prepares it for a cluster with the given node ids, of which `own` is this one.
+/// Takes the node, and prepares it for a cluster with the given node ids.
 ///
 /// Order matters: nobody else applies here once the older sessions are gone, so progress that is read after that
 /// is final.
@@ -100,7 +100,6 @@ pub(crate) fn application_name(cluster: &str, epoch: i64, role: &str) -> String 
 pub(crate) async fn take(
     control: &Control,
     cluster: &str,
-    own: u16,
     members: &[u16],
 ) -> Result<NodeFacts, SetupError> {
     let fatal: Vec<_> = check(control, members.len())
@@ -122,7 +121,7 @@ pub(crate) async fn take(
         )
         .await?;
     let confirmed = slot(control, &slot_name(cluster)).await?;
-    for &member in members.iter().filter(|&&member| member != own) {
+    for &member in members {
         let name = OriginName {
             node: member,
             worker: 0,
@@ -154,12 +153,17 @@ pub(crate) async fn take(
 }
 
 /// Tandem's own tables. `tandem.progress` holds, for an origin, a position up to which everything is surely
-/// committed, and a transaction id that every later commit of the origin is above.
+/// committed, and a transaction id that every later commit of the origin is above. `tandem.tombstone` remembers
+/// deletes (see `apply/tombstone.rs`).
 const SCHEMA: &str = "
     CREATE SCHEMA IF NOT EXISTS tandem;
     CREATE TABLE IF NOT EXISTS tandem.owner (cluster text PRIMARY KEY, epoch bigint NOT NULL, acquired timestamptz NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.slot (name text PRIMARY KEY, created timestamptz NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.progress (origin text PRIMARY KEY, lsn pg_lsn NOT NULL, xid bigint NOT NULL);
+    CREATE TABLE IF NOT EXISTS tandem.tombstone (
+        relation text, key jsonb, deleted timestamptz NOT NULL, node int NOT NULL,
+        id bigint GENERATED ALWAYS AS IDENTITY, PRIMARY KEY (relation, key));
+    CREATE TABLE IF NOT EXISTS tandem.incomplete (relation text, key jsonb, PRIMARY KEY (relation, key));
     CREATE TABLE IF NOT EXISTS tandem.conflict (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         detected timestamptz NOT NULL DEFAULT clock_timestamp(),

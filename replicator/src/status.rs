@@ -92,7 +92,7 @@ pub(crate) fn status(shared: &Shared) -> Status {
         nodes: nodes.collect(),
         links: shared
             .links
-            .iter()
+            .between()
             .map(|link| link_status(shared, link))
             .collect(),
     }

@@ -52,6 +52,17 @@ pub(crate) struct Change {
     pub message: Bytes,
 }
 
+impl Change {
+    /// Whether it is an UPDATE whose stream carries the old key: it changed, or the replica identity is FULL.
+    pub(crate) fn has_old_key(&self) -> bool {
+        // pgoutput: 'U', the table's OID, then 'K' or 'O' before an old tuple.
+        matches!(
+            (self.message.first(), self.message.get(5)),
+            (Some(b'U'), Some(b'K' | b'O'))
+        )
+    }
+}
+
 /// A transaction that was first committed on the node whose stream this is.
 #[derive(Debug)]
 pub(crate) struct Transaction {
@@ -142,15 +153,17 @@ enum State {
 
 /// The state machine: [`handle`](Self::handle) takes one message and gives an entry at each commit.
 pub(crate) struct Assembler {
+    node: u16,
     filter: TableFilter,
     relations: HashMap<u32, Arc<Relation>>,
     state: State,
 }
 
 impl Assembler {
-    /// For one replication stream, from its start.
-    pub(crate) fn new(filter: TableFilter) -> Self {
+    /// For the replication stream of `node`, from its start.
+    pub(crate) fn new(node: u16, filter: TableFilter) -> Self {
         Self {
+            node,
             filter,
             relations: HashMap::new(),
             state: State::Between,
@@ -190,6 +203,10 @@ impl Assembler {
                                 message: "COMMIT",
                                 place: "outside a transaction",
                             });
+                        }
+                        // What it learnt of its own deletes: nothing that another node has to have first.
+                        State::Replicated { node, .. } if node == self.node => {
+                            Entry::Empty { end_lsn }
                         }
                         State::Replicated { node, lsn } => Entry::Cause { node, lsn, end_lsn },
                         State::Local {

@@ -40,7 +40,7 @@ fn insert(oid: u32) -> Bytes {
 }
 
 fn run(messages: &[Bytes]) -> Vec<Entry> {
-    let mut assembler = Assembler::new(TableFilter::default());
+    let mut assembler = Assembler::new(1, TableFilter::default());
     messages
         .iter()
         .filter_map(|message| assembler.handle(message).expect("in order"))
@@ -86,6 +86,22 @@ fn a_transaction_we_applied_ourselves_is_a_cause_and_not_a_change() {
 }
 
 #[test]
+fn what_a_node_learnt_of_its_own_deletes_is_no_cause_for_others() {
+    let learnt = [
+        begin(),
+        origin("tandem_1_0", 55),
+        relation(1, "public", "t"),
+        insert(1),
+        commit(90, 7),
+    ];
+    let entries = run(&learnt);
+    assert!(
+        matches!(entries.as_slice(), [Entry::Empty { end_lsn: Lsn(90) }]),
+        "{entries:?}"
+    );
+}
+
+#[test]
 fn a_users_own_subscription_counts_as_a_write_of_this_node() {
     let entries = run(&[
         begin(),
@@ -128,7 +144,7 @@ fn a_watermark_is_delivered_although_it_writes_no_row() {
 
 #[test]
 fn a_change_outside_a_transaction_is_an_error() {
-    let mut assembler = Assembler::new(TableFilter::default());
+    let mut assembler = Assembler::new(1, TableFilter::default());
     assembler
         .handle(&relation(1, "public", "t"))
         .expect("a shape may come at any time");
@@ -140,7 +156,7 @@ fn a_change_outside_a_transaction_is_an_error() {
 
 #[test]
 fn a_change_of_an_unknown_table_is_an_error() {
-    let mut assembler = Assembler::new(TableFilter::default());
+    let mut assembler = Assembler::new(1, TableFilter::default());
     assembler.handle(&begin()).expect("begin");
     assert!(matches!(
         assembler.handle(&insert(9)),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -15,6 +16,7 @@ use crate::{
     Daemon, Node, Program, client, compare,
     node::tail,
     ports::Ports,
+    process,
     relay::Relay,
     scratch::Scratch,
     template::{self, APP, DATABASE, TANDEM_PASSWORD},
@@ -22,6 +24,9 @@ use crate::{
 
 /// How long the nodes may take until all is applied everywhere, where a test does not say.
 pub const CONVERGE_LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a link may take to come into a state.
+const LINK_LIMIT: Duration = Duration::from_secs(30);
 
 /// What a cluster shall be like.
 #[derive(Debug, Clone)]
@@ -244,6 +249,25 @@ impl Cluster {
         assert!(differences.is_empty(), "the nodes differ:\n{differences}");
     }
 
+    /// What the status says of the link from one node to another (counted from 0).
+    ///
+    /// # Panics
+    /// The daemon does not tell.
+    pub async fn link(&self, source: usize, target: usize) -> Value {
+        let status = self.daemon.status().await.expect("a status");
+        link_of(&status, &self.nodes[source].name, &self.nodes[target].name)
+    }
+
+    /// Waits until the status says of a link what is wanted.
+    ///
+    /// # Panics
+    /// It does not say so in time.
+    pub async fn link_when(&self, what: &str, source: usize, target: usize, wanted: impl Fn(&Value) -> bool) -> Value {
+        let (source, target) = (&self.nodes[source].name, &self.nodes[target].name);
+        let status = self.daemon.status_when(what, LINK_LIMIT, |status| wanted(&link_of(status, source, target))).await;
+        link_of(&status, source, target)
+    }
+
     /// A client of role `app` through the proxy.
     ///
     /// # Errors
@@ -286,16 +310,43 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// The whole logs of a test that fails stay beside the templates.
+    fn keep_logs(&self) {
+        let kept = process::cache_dir().join("failed").join(self.dir().file_name().unwrap_or_default());
+        let copied = fs::create_dir_all(&kept).and_then(|()| {
+            for entry in fs::read_dir(self.dir())? {
+                let path = entry?.path();
+                if path.extension().is_some_and(|extension| extension == "log") {
+                    fs::copy(&path, kept.join(path.file_name().unwrap_or_default()))?;
+                }
+            }
+            Ok(())
+        });
+        match copied {
+            Ok(()) => eprintln!("whole logs: {}", kept.display()),
+            Err(error) => eprintln!("the logs were not kept: {error}"),
+        }
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.daemon.kill_now();
         if std::thread::panicking() {
-            eprintln!("daemon:\n{}", tail(&self.daemon.log(), 60));
+            eprintln!("daemon:\n{}", tail(&self.daemon.log(), 40));
             for node in &self.nodes {
                 eprintln!("{}:\n{}", node.name, node.log_tail(12));
             }
+            self.keep_logs();
         }
     }
+}
+
+fn link_of(status: &Value, source: &str, target: &str) -> Value {
+    let links = status["replication"]["links"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let found = links.iter().find(|link| link["source"] == source && link["target"] == target);
+    found.unwrap_or_else(|| panic!("no link from {source} to {target} in {status}")).clone()
 }
 
 /// The configuration holds a password.

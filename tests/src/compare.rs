@@ -168,13 +168,25 @@ async fn row_differences(sides: &[Side], table: &Table) -> String {
     }
     text.push('\n');
     for key in differing.iter().take(SHOWN) {
-        let _ = writeln!(text, "  {key}");
+        let _ = writeln!(text, "  {}", shortened(key));
         for (node, rows) in &contents {
-            let _ = writeln!(text, "    {node}: {}", rows.get(*key).map_or("(no row)", String::as_str));
+            let _ = writeln!(text, "    {node}: {}", rows.get(*key).map_or_else(|| "(no row)".to_owned(), |row| shortened(row)));
         }
     }
     if differing.len() > SHOWN {
         let _ = writeln!(text, "  … and {} more", differing.len() - SHOWN);
     }
     text
+}
+
+/// A row of many bytes by its beginning, its version at the end, and its length.
+fn shortened(row: &str) -> String {
+    const KEPT: usize = 240;
+    let chars = row.chars().count();
+    if chars <= 2 * KEPT {
+        return row.to_owned();
+    }
+    let begin: String = row.chars().take(KEPT).collect();
+    let end: String = row.chars().skip(chars - KEPT / 2).collect();
+    format!("{begin} … {end} ({chars} characters)")
 }

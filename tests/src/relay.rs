@@ -125,6 +125,11 @@ impl Relay {
         self.half_close.send_replace(None);
     }
 
+    /// Ends the faults that were given to exactly this part.
+    pub fn heal_only(&self, part: &str) {
+        self.faults.send_modify(|faults| faults.0.retain(|(other, _)| other != part));
+    }
+
     /// Ends all faults. What was held back passes now.
     pub fn heal(&self) {
         self.faults.send_replace(Faults::default());

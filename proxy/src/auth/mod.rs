@@ -23,7 +23,6 @@ use tandem_wire::{
     auth::{AuthError, ClientIo, Method, Verifier, authenticate_client},
     startup::TlsInfo,
 };
-use tokio::sync::Semaphore;
 
 use crate::{
     config::{AuthConfig, AuthMethod},
@@ -39,8 +38,8 @@ use users_file::{Stamp, Users};
 pub use users_file::UsersFileError;
 pub(crate) use users_file::warn_if_open;
 
-/// Logins that authenticate or connect to a node at the same time; the others wait for their turn.
-const LOGINS_AT_ONCE: usize = 256;
+/// PostgreSQL's `NAMEDATALEN - 1`: no role has a longer name.
+const NAME_BYTES_MAX: usize = 63;
 /// How often the users file is looked at for a change.
 const USERS_FILE_LOOK: Duration = Duration::from_secs(1);
 
@@ -127,7 +126,6 @@ pub(crate) struct Gate {
     control: Arc<Control>,
     health: Arc<HealthBoard>,
     rate_limit: Mutex<RateLimit>,
-    turns: Arc<Semaphore>,
 }
 
 /// Who wants in.
@@ -178,13 +176,7 @@ impl Gate {
             control,
             health,
             rate_limit: Mutex::new(RateLimit::default()),
-            turns: Arc::new(Semaphore::new(LOGINS_AT_ONCE)),
         })
-    }
-
-    /// A turn to log in. Hold it until the login has succeeded or failed.
-    pub(crate) async fn turn(&self) -> Option<tokio::sync::OwnedSemaphorePermit> {
-        Arc::clone(&self.turns).acquire_owned().await.ok()
     }
 
     /// Compares the verifiers of all login roles, if they are what clients are checked against. Returns how many differ.
@@ -304,6 +296,9 @@ impl Gate {
     }
 
     async fn lookup(&self, user: &str) -> Result<Lookup, LookupError> {
+        if user.len() > NAME_BYTES_MAX {
+            return Ok(Lookup::Unknown);
+        }
         match &self.source {
             Source::None => Ok(Lookup::Unknown),
             Source::UsersFile(file) => {
@@ -335,7 +330,8 @@ impl Gate {
         }
     }
 
-    fn invalidate(&self, user: &str) {
+    /// What is known of a user turned out to be wrong, or perhaps out of date.
+    pub(crate) fn invalidate(&self, user: &str) {
         match &self.source {
             Source::Query { cache, .. } | Source::PassThrough { cache } => cache.forget(user),
             Source::UsersFile(file) => file.reload_at_next_look(),

@@ -224,7 +224,8 @@ impl Making {
             .push(("track_commit_timestamp".to_owned(), "off".to_owned()));
         let interrupt = Arc::clone(&self.interrupt);
         let started = spawn_blocking(move || {
-            Server::init_data(&spec, Sync::Yes)?;
+            // The kernel has it on disk half a minute later; a developer waits for `ready` now.
+            Server::init_data(&spec, Sync::No)?;
             if interrupt.load(Ordering::Relaxed) {
                 return Ok(None);
             }

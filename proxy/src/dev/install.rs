@@ -104,6 +104,13 @@ impl Install {
             } else {
                 given
             };
+        // A directory of links, such as /usr/local/bin, leads to the one that has everything.
+        let real = fs::canonicalize(bin_dir.join("postgres")).ok();
+        let real = real
+            .as_deref()
+            .and_then(Path::parent)
+            .filter(|dir| is_executable(&dir.join("initdb")));
+        let bin_dir = real.map_or_else(|| bin_dir.clone(), Path::to_owned);
         for program in ["postgres", "initdb"] {
             if !is_executable(&bin_dir.join(program)) {
                 return Err(InstallError::Missing {

@@ -255,6 +255,9 @@ async fn serve(
     signals: &mut Signals,
     started: Instant,
 ) -> Result<(), DevError> {
+    for warning in &plan.config.warnings {
+        eprintln!("Warning: {warning}");
+    }
     let daemon = Daemon::start(plan.config.clone()).await?;
     run_until_signal(&daemon, plan, cluster, signals, started).await;
     eprintln!("Stopping …");
@@ -328,16 +331,21 @@ async fn wait_login(config: &Config) {
     };
     let deadline = Instant::now() + LOGIN_LIMIT;
     loop {
-        let problem = match tokio::time::timeout(LOGIN_LIMIT, login()).await {
+        let (problem, refused) = match tokio::time::timeout(LOGIN_LIMIT, login()).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error
-                .as_db_error()
-                .map_or_else(|| error.to_string(), ToString::to_string),
-            Err(_) => "no answer".to_owned(),
+            Ok(Err(error)) => match error.as_db_error() {
+                // Class 28: who may log in, and how, does not change by waiting.
+                Some(answer) => (
+                    answer.message().to_owned(),
+                    answer.code().code().starts_with("28"),
+                ),
+                None => (error.to_string(), false),
+            },
+            Err(_) => ("no answer".to_owned(), false),
         };
-        if Instant::now() >= deadline {
+        if refused || Instant::now() >= deadline {
             eprintln!(
-                "Note: a login as role \"{}\" through {address} fails: {problem}",
+                "Note: a login as role \"{}\" through {address}, without TLS, fails: {problem}",
                 setup::APP
             );
             return;

@@ -469,3 +469,6 @@ fn write_texts(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,10 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
-    os::unix::{fs::MetadataExt, process::CommandExt},
+    os::unix::{
+        fs::{MetadataExt, fchown},
+        process::CommandExt,
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -232,6 +235,11 @@ impl Server {
         let program = spec.install.program("postgres");
         let log = OpenOptions::new().create(true).append(true).open(&spec.log);
         let log = log.map_err(ServerError::io("cannot open", &spec.log))?;
+        if let Some(user) = &spec.run_as {
+            // So that a server started by hand, as that user, can go on writing it.
+            fchown(&log, Some(user.uid), Some(user.gid))
+                .map_err(ServerError::io("cannot change the owner of", &spec.log))?;
+        }
         let log_too = log
             .try_clone()
             .map_err(ServerError::io("cannot open", &spec.log))?;

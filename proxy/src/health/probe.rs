@@ -106,6 +106,12 @@ pub(crate) fn verdict(error: &ConnectError) -> Verdict {
     match error {
         ConnectError::Server(error) if error.code == "57P03" => Verdict::Broken,
         ConnectError::Server(_) | ConnectError::Auth(_) => Verdict::Answer,
+        ConnectError::Closed => Verdict::Broken,
+        ConnectError::Resolve { source, .. } if crate::listener::is_out_of_descriptors(source) => {
+            Verdict::Ours
+        }
+        // A name server that fails says nothing of the node; one without the name says nothing certain.
+        ConnectError::Resolve { .. } => Verdict::Unclear,
         _ => io_error(error).map_or(Verdict::Unclear, io_verdict),
     }
 }
@@ -136,4 +142,76 @@ fn io_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a io::
         cause = error.source();
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tandem_wire::ServerError;
+
+    fn unreachable(kind: io::ErrorKind) -> ConnectError {
+        ConnectError::Unreachable {
+            address: "192.0.2.1:5432".into(),
+            source: kind.into(),
+        }
+    }
+
+    fn server(code: &str) -> ConnectError {
+        ConnectError::Server(ServerError {
+            severity: "FATAL".into(),
+            code: code.into(),
+            message: "no".into(),
+            detail: None,
+            hint: None,
+        })
+    }
+
+    #[test]
+    fn only_what_the_node_did_counts_against_it() {
+        let descriptors = ConnectError::Unreachable {
+            address: "192.0.2.1:5432".into(),
+            source: io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()),
+        };
+        let no_name = ConnectError::Resolve {
+            host: "nowhere".into(),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let late = ConnectError::Timeout {
+            address: "192.0.2.1:5432".into(),
+            after: Duration::from_secs(2),
+        };
+        let table = [
+            (
+                unreachable(io::ErrorKind::ConnectionRefused),
+                Verdict::NobodyThere,
+                Event::Refused,
+            ),
+            (
+                unreachable(io::ErrorKind::NotFound),
+                Verdict::NobodyThere,
+                Event::Refused,
+            ),
+            (
+                ConnectError::Io(io::ErrorKind::ConnectionReset.into()),
+                Verdict::Broken,
+                Event::Refused,
+            ),
+            (ConnectError::Closed, Verdict::Broken, Event::Refused),
+            (server("57P03"), Verdict::Broken, Event::Refused),
+            (
+                unreachable(io::ErrorKind::HostUnreachable),
+                Verdict::Unclear,
+                Event::Failed,
+            ),
+            (late, Verdict::Unclear, Event::Failed),
+            (no_name, Verdict::Unclear, Event::Failed),
+            (server("53300"), Verdict::Answer, Event::Failed),
+            (server("28P01"), Verdict::Answer, Event::Failed),
+            (descriptors, Verdict::Ours, Event::NotTried),
+        ];
+        for (error, expected, event) in table {
+            assert_eq!(verdict(&error), expected, "{error}");
+            assert_eq!(judge(&ProbeError::Connect(error)), event);
+        }
+    }
 }

@@ -46,6 +46,13 @@ pub(super) struct Welcome {
     pub(super) place: Place,
 }
 
+/// A node that has taken the login.
+struct Found {
+    node: usize,
+    connection: Connection,
+    counted: CountedSession,
+}
+
 /// A login that failed.
 pub(super) struct Ended {
     /// Whole messages for the client.
@@ -79,14 +86,14 @@ impl Login<'_> {
             outcome = timeout_at(deadline, steps) => outcome,
             () = stopping(&mut stop) => return Err(Ended::new(&report::shutting_down())),
         };
-        let (place, node, connection) = match outcome {
+        let (place, found) = match outcome {
             Ok(outcome) => outcome?,
             Err(_) => {
                 self.shared.gate.failed(self.address);
                 return Err(Ended::new(&report::login_timeout()));
             }
         };
-        let greeted = timeout_at(deadline, self.greet(io, place, node, connection)).await;
+        let greeted = timeout_at(deadline, self.greet(io, place, found)).await;
         greeted.unwrap_or_else(|_| {
             Err(Ended::silent(
                 "the client did not take the greeting in time",
@@ -94,7 +101,7 @@ impl Login<'_> {
         })
     }
 
-    async fn steps(&self, io: &mut ClientIo) -> Result<(Place, usize, Connection), Ended> {
+    async fn steps(&self, io: &mut ClientIo) -> Result<(Place, Found), Ended> {
         if self
             .startup
             .replication
@@ -107,7 +114,6 @@ impl Login<'_> {
         let place = clients
             .take()
             .ok_or_else(|| Ended::new(&report::too_many_clients(clients.max())))?;
-        let _turn = self.shared.gate.turn().await;
         let applicant = Applicant {
             user: &self.startup.user,
             address: self.address,
@@ -125,12 +131,11 @@ impl Login<'_> {
                 },
                 Denied::Gone(error) => Ended::silent(format!("the client went away: {error}")),
             })?;
-        let (node, connection) = self.connect(credentials).await?;
-        Ok((place, node, connection))
+        Ok((place, self.connect(credentials).await?))
     }
 
     /// Connects to the node that the rules choose; to the next one while nobody serves there.
-    async fn connect(&self, credentials: Credentials) -> Result<(usize, Connection), Ended> {
+    async fn connect(&self, credentials: Credentials) -> Result<Found, Ended> {
         let shared = self.shared;
         let mut unusable: Vec<bool> = (0..shared.nodes.len())
             .map(|node| !shared.health.usable(node))
@@ -147,6 +152,9 @@ impl Login<'_> {
                 self.startup.params.clone(),
                 shared.config.proxy.server_connect_timeout,
             );
+            // Counted from now on, so that many who come at once do not all choose the same node.
+            let counted = node.count_session();
+            let turn = node.login_turn().await;
             let error = match tandem_wire::connect(&options).await {
                 Ok(connection) => {
                     tracing::debug!(
@@ -158,12 +166,23 @@ impl Login<'_> {
                         backend = connection.backend_pid(),
                         "session begins"
                     );
-                    return Ok((index, connection));
+                    return Ok(Found {
+                        node: index,
+                        connection,
+                        counted,
+                    });
                 }
                 Err(error) => error,
             };
+            drop(turn);
             match verdict(&error) {
-                Verdict::Answer => return Err(answered(node.name(), &error)),
+                Verdict::Answer => {
+                    if matches!(&error, ConnectError::Server(error) if error.code == "28P01") {
+                        // The verifier that Tandem checked against is perhaps out of date.
+                        shared.gate.invalidate(&self.startup.user);
+                    }
+                    return Err(answered(node.name(), &error));
+                }
                 Verdict::Ours => {
                     tracing::error!(%error, "cannot open a connection to a node");
                     return Err(Ended::new(&report::out_of_descriptors()));
@@ -238,13 +257,12 @@ impl Login<'_> {
     }
 
     /// Sends what a server sends after a login, with our own cancel key.
-    async fn greet(
-        &self,
-        io: &mut ClientIo,
-        place: Place,
-        node: usize,
-        connection: Connection,
-    ) -> Result<Welcome, Ended> {
+    async fn greet(&self, io: &mut ClientIo, place: Place, found: Found) -> Result<Welcome, Ended> {
+        let Found {
+            node,
+            connection,
+            counted,
+        } = found;
         let shared = self.shared;
         let Parts {
             stream,
@@ -276,8 +294,6 @@ impl Login<'_> {
         encode::backend::backend_key_data(&mut greeting, registered.pid(), registered.key())
             .map_err(|error| Ended::silent(error.to_string()))?;
         encode::backend::ready_for_query(&mut greeting, b'I');
-        let counted = shared.nodes.get(node).map(|node| node.count_session());
-        let counted = counted.ok_or_else(|| Ended::silent("the node is gone"))?;
         io.send(&greeting)
             .await
             .map_err(|error| Ended::silent(format!("the client went away: {error}")))?;

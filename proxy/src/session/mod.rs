@@ -220,6 +220,11 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
             _counted: welcome.counted,
             _place: welcome.place,
         }),
+        Err(Ended { last_words, reason }) if last_words.is_empty() => {
+            // Among them psql, which goes away to ask its user for a password.
+            tracing::debug!(peer, user = startup.user, reason, "login not finished");
+            None
+        }
         Err(Ended { last_words, reason }) => {
             tracing::info!(
                 peer,
@@ -263,14 +268,17 @@ async fn conclude(
         End::ServerViolation(error) => {
             tracing::error!(node = name, %error, "the node broke the protocol; its connection is closed");
         }
-        End::Stopped if relay.in_flight() => {
-            // The backend would go on working for nobody.
-            shared.canceller.forward(registered.target()).await;
-        }
         End::Stopped | End::Client | End::ClientLost(_) | End::ClientViolation(_) => {}
     }
     let cut = relay.boundary() == Boundary::Cut;
-    relay.finish(&last_words).await;
+    // The backend would go on working for nobody.
+    let cancel = matches!(end, End::Stopped) && relay.in_flight();
+    let cancelled = async {
+        if cancel {
+            shared.canceller.forward(registered.target()).await;
+        }
+    };
+    tokio::join!(relay.finish(&last_words), cancelled);
     tracing::debug!(
         peer = about.peer,
         user = about.user,
@@ -281,4 +289,25 @@ async fn conclude(
         cut,
         "session ended"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_limited_and_come_back() {
+        let clients = Clients::new(2);
+        let (first, second) = (clients.take(), clients.take());
+        assert!(first.is_some() && second.is_some() && clients.take().is_none());
+        assert_eq!((clients.current(), clients.max()), (2, 2));
+        drop(first);
+        assert!(clients.take().is_some());
+    }
+
+    #[test]
+    fn the_state_of_an_idle_session_stays_small() {
+        let relay = size_of::<Relay<Stream, Stream>>();
+        assert!(relay <= 768, "{relay} bytes");
+    }
 }

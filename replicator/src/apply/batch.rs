@@ -11,8 +11,8 @@ use tandem_wire::connection::{Connection, ConnectionError};
 use tandem_wire::encode::frontend;
 use tandem_wire::{Frame, ServerError};
 
-use super::row::{TIMESTAMPTZ, Value};
-use super::sql::{Source, Statement, StatementKey};
+use super::row::Value;
+use super::sql::{Statement, StatementKey};
 
 /// What one Execute of a batch stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,11 +113,7 @@ impl Batch {
             let statement = make()?;
             statements.next += 1;
             let name = format!("t{}", statements.next);
-            let types = statement.params.iter().map(|source| match source {
-                Source::Timestamp => TIMESTAMPTZ,
-                Source::New(_) | Source::Key(_) => 0,
-            });
-            frontend::parse(out, &name, &statement.sql, types)?;
+            frontend::parse(out, &name, &statement.sql, statement.types.iter().copied())?;
             self.parsed.push(key.clone());
             statements
                 .by_key

@@ -21,7 +21,8 @@ pub(super) struct Applied {
 }
 
 impl Session {
-    /// Applies transactions in order; stops at the first of which a statement fails or finds no row.
+    /// Applies transactions in order; stops at the first of which a statement fails or finds no row. None of them may
+    /// move a key.
     ///
     /// # Errors
     /// When the session has to be given up. What was committed before that stays committed.
@@ -63,27 +64,25 @@ impl Session {
     ) -> Result<(), ApplyError> {
         let table = self.table(&change.relation)?;
         let row = Row::read(change)?;
-        let key_moves =
-            change.operation == Operation::Update && row.key_moves(&change.relation, &table);
         let key = StatementKey {
             relation: change.relation.id,
-            kind: Kind::Guarded(change.operation, key_moves),
+            kind: Kind::Guarded(change.operation),
             unchanged: row.unchanged(),
         };
         let relation = Arc::clone(&change.relation);
         let writer = &self.writer;
         let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
             Ok::<_, ApplyError>(match change.operation {
-                Operation::Insert => writer.insert(&relation, &table)?,
+                Operation::Insert => writer.insert(&relation, &table, true)?,
                 Operation::Update => writer.update(
                     &relation,
                     &table,
                     |index| row.is_unchanged(index),
-                    key_moves,
+                    false,
                     true,
                 )?,
-                Operation::Delete => writer.delete(&relation, &table, true)?,
-                Operation::Truncate => writer.truncate(&relation),
+                Operation::Delete => writer.delete(&relation, &table, true, false)?,
+                Operation::Truncate => writer.truncate(&relation, &table, false),
             })
         })?;
         let mut values = Vec::with_capacity(prepared.statement.params.len());

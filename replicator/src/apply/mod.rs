@@ -1,25 +1,34 @@
-//! One link: brings one source's transactions to one target, in order, exactly once, after their causes.
+//! One link: brings one source's transactions to one target, in order, exactly once, after their causes. The link of a
+//! node to itself only learns what its own clients deleted.
 
 mod batch;
+mod decided;
 mod fast;
+mod fetch;
+mod incomplete;
+mod own;
 mod row;
 mod session;
 mod slow;
 mod sql;
+mod tombstone;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_wire::lsn::Lsn;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
+use slow::Slow;
 
 use crate::feed::{Cursor, Feed, Run};
 use crate::progress::{Link, LinkState, Links};
 use crate::setup::OriginProgress;
-use crate::transaction::{Entry, Transaction};
+use crate::transaction::{Entry, Operation, Transaction};
 use crate::version::PgTimestamp;
+use crate::watermark;
 
 /// Transactions of one batch.
 const BATCH_TRANSACTIONS: usize = 500;
@@ -46,6 +55,8 @@ pub(crate) struct LinkContext {
     pub target: usize,
     /// Node ids by index.
     pub node_ids: Arc<[u16]>,
+    /// The target's gate, see [`Shared`](crate::node::Shared).
+    pub gate: Arc<RwLock<()>>,
     /// Wakes the capture of the source, to read its stream again from the slot's position.
     pub reread: Arc<tokio::sync::Notify>,
 }
@@ -58,7 +69,8 @@ pub(crate) async fn run(context: &LinkContext, progress: OriginProgress) -> Resu
     let link = context.link()?;
     let (session, said) = Session::open(context.place.clone()).await?;
     // Nobody else holds the origin now, so what it says is final.
-    let unproved = if context.version < 160_000 {
+    // What a node learns of itself may be learnt twice.
+    let unproved = if context.version < 160_000 || context.is_own() {
         link.reset(said);
         None
     } else {
@@ -85,10 +97,14 @@ pub(crate) async fn run(context: &LinkContext, progress: OriginProgress) -> Resu
 }
 
 impl LinkContext {
+    fn is_own(&self) -> bool {
+        self.source == self.target
+    }
+
     fn link(&self) -> Result<&Link, ApplyError> {
         self.links
             .get(self.source, self.target)
-            .ok_or(ApplyError::Unexpected("a link of a node to itself"))
+            .ok_or(ApplyError::Unexpected("no such link"))
     }
 }
 
@@ -150,7 +166,8 @@ impl<'a> Worker<'a> {
                 }
                 // What stands before an applied transaction was there when that one was applied. Waiting for it again
                 // could wait for ever: the other link may itself not know yet how far it is.
-                Entry::Cause { end_lsn, .. } if self.is_behind_us(*end_lsn) => {}
+                Entry::Cause { end_lsn, .. }
+                    if self.context.is_own() || self.is_behind_us(*end_lsn) => {}
                 Entry::Cause { node, lsn, .. } => {
                     if let Some(cause) = Self::missing_cause(self.context, *node, *lsn) {
                         self.apply(&batch).await?;
@@ -239,15 +256,26 @@ impl<'a> Worker<'a> {
     }
 
     async fn apply(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
+        if self.context.is_own() {
+            return self.learn(transactions).await;
+        }
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
-            if self.careful > 0 {
-                self.careful -= 1;
+            if self.careful > 0 || moves_key(first) {
+                self.careful = self.careful.saturating_sub(1);
                 self.apply_one(first).await?;
                 rest = others;
                 continue;
             }
-            let applied = self.session.apply_batch(rest).await?;
+            let run = rest
+                .iter()
+                .take_while(|transaction| !moves_key(transaction))
+                .count();
+            let batch = rest.get(..run).unwrap_or_default();
+            let applied = {
+                let _gate = Gate::pass(&self.context.gate, batch).await;
+                self.session.apply_batch(batch).await?
+            };
             let (done, left) = rest.split_at(applied.committed.min(rest.len()));
             if let Some(last) = done.last() {
                 self.link.count(done.len() as u64, last.timestamp);
@@ -263,7 +291,18 @@ impl<'a> Worker<'a> {
     }
 
     async fn apply_one(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
-        let conflicts = self.session.apply_slowly(transaction).await?;
+        let mut settled = false;
+        let conflicts = loop {
+            let gate = Gate::pass(&self.context.gate, &[transaction]).await;
+            match self.session.apply_slowly(transaction, settled).await? {
+                Slow::Applied { conflicts } => break conflicts,
+                Slow::MissingRow => {
+                    drop(gate);
+                    self.settle_deletes().await?;
+                    settled = true;
+                }
+            }
+        };
         if conflicts == 0 {
             self.penalty /= 2;
             self.careful = self.careful.min(self.penalty);
@@ -274,6 +313,33 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    /// Waits until everything that the target's own clients have deleted so far is remembered.
+    async fn settle_deletes(&mut self) -> Result<(), ApplyError> {
+        let context = self.context;
+        let own = context.links.get(context.target, context.target);
+        let own = own.ok_or(ApplyError::Unexpected("no link of the target to itself"))?;
+        let lsn = watermark::write(&context.place.control).await?;
+        self.link.set_state(LinkState::WaitingForCause {
+            node: context.place.target,
+        });
+        own.wait_applied(lsn).await;
+        self.link.set_state(LinkState::Streaming);
+        Ok(())
+    }
+
+    async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
+        let deletes: Vec<_> = transactions
+            .iter()
+            .copied()
+            .filter(|transaction| buries(transaction))
+            .collect();
+        if !deletes.is_empty() {
+            let _gate = self.context.gate.write().await;
+            self.session.learn(&deletes).await?;
+        }
+        Ok(())
+    }
+
     async fn note(&mut self) -> Result<(), ApplyError> {
         if self.context.version >= 160_000 {
             self.session.note_progress(self.link.applied()).await?;
@@ -281,4 +347,42 @@ impl<'a> Worker<'a> {
         }
         Ok(())
     }
+}
+
+/// The target's gate while a batch is under way.
+enum Gate<'a> {
+    Shared { _guard: RwLockReadGuard<'a, ()> },
+    Alone { _guard: RwLockWriteGuard<'a, ()> },
+}
+
+impl<'a> Gate<'a> {
+    async fn pass(gate: &'a RwLock<()>, transactions: &[&Transaction]) -> Self {
+        if transactions.iter().any(|transaction| buries(transaction)) {
+            Self::Alone {
+                _guard: gate.write().await,
+            }
+        } else {
+            Self::Shared {
+                _guard: gate.read().await,
+            }
+        }
+    }
+}
+
+/// Whether the transaction leaves deletes to be remembered.
+fn buries(transaction: &Transaction) -> bool {
+    let delete = |operation| matches!(operation, Operation::Delete | Operation::Truncate);
+    transaction
+        .changes
+        .iter()
+        .any(|change| delete(change.operation))
+        || moves_key(transaction)
+}
+
+/// Whether the transaction may move a key: its stream then carries the old one.
+fn moves_key(transaction: &Transaction) -> bool {
+    transaction
+        .changes
+        .iter()
+        .any(|change| change.operation == Operation::Update && change.has_old_key())
 }

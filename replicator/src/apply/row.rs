@@ -1,5 +1,7 @@
 //! One change's values, as parameters of a statement.
 
+use std::collections::HashMap;
+
 use tandem_wire::lsn::Lsn;
 
 use super::sql::{Source, Statement, TargetTable};
@@ -47,6 +49,10 @@ pub(crate) enum RowError {
 pub(super) struct Row<'a> {
     new: Vec<Column<'a>>,
     old: Vec<Column<'a>>,
+    /// Whether `old` is the whole row; otherwise its columns outside the key are NULL only for want of a value.
+    old_is_whole: bool,
+    /// Values of the new row that were fetched, because the stream leaves them out.
+    fetched: HashMap<usize, Option<Vec<u8>>>,
 }
 
 impl<'a> Row<'a> {
@@ -55,37 +61,50 @@ impl<'a> Row<'a> {
     /// # Errors
     /// When the message is not one of a row.
     pub(super) fn read(change: &'a Change) -> Result<Self, RowError> {
-        let columns = |old: OldTuple<'a>| old.tuple().columns().collect();
-        Ok(match decode(&change.message)? {
-            Message::Insert { new, .. } => Self {
-                new: new.columns().collect(),
-                old: Vec::new(),
-            },
-            Message::Update { old, new, .. } => Self {
-                new: new.columns().collect(),
-                old: old.map(columns).unwrap_or_default(),
-            },
-            Message::Delete { old, .. } => Self {
-                new: Vec::new(),
-                old: columns(old),
-            },
-            _ => Self {
-                new: Vec::new(),
-                old: Vec::new(),
-            },
+        let columns = |old: OldTuple<'a>| -> Vec<_> { old.tuple().columns().collect() };
+        let mut old_is_whole = false;
+        let (new, old) = match decode(&change.message)? {
+            Message::Insert { new, .. } => (new.columns().collect(), Vec::new()),
+            Message::Update { old, new, .. } => {
+                old_is_whole = matches!(old, Some(OldTuple::Full(_)));
+                (
+                    new.columns().collect(),
+                    old.map(columns).unwrap_or_default(),
+                )
+            }
+            Message::Delete { old, .. } => (Vec::new(), columns(old)),
+            _ => (Vec::new(), Vec::new()),
+        };
+        Ok(Self {
+            new,
+            old,
+            old_is_whole,
+            fetched: HashMap::new(),
         })
     }
 
-    fn new_column(&self, index: usize) -> Column<'a> {
+    /// Fills in a value that the stream leaves out.
+    pub(super) fn fill(&mut self, index: usize, value: Option<Vec<u8>>) {
+        self.fetched.insert(index, value);
+    }
+
+    fn new_column(&self, index: usize) -> Column<'_> {
         match self.new.get(index) {
-            // Under REPLICA IDENTITY FULL an unchanged TOAST value stands in the old row.
-            Some(Column::Unchanged) => self.old.get(index).copied().unwrap_or(Column::Unchanged),
+            Some(Column::Unchanged) => match self.fetched.get(&index) {
+                Some(Some(value)) => Column::Text(value),
+                Some(None) => Column::Null,
+                // Under REPLICA IDENTITY FULL an unchanged TOAST value stands in the old row.
+                None if self.old_is_whole => {
+                    self.old.get(index).copied().unwrap_or(Column::Unchanged)
+                }
+                None => Column::Unchanged,
+            },
             Some(column) => *column,
             None => Column::Null,
         }
     }
 
-    fn key_column(&self, index: usize) -> Column<'a> {
+    fn key_column(&self, index: usize) -> Column<'_> {
         match self.old.get(index) {
             Some(Column::Text(text)) => Column::Text(text),
             _ => self.new_column(index),
@@ -151,16 +170,24 @@ impl<'a> Row<'a> {
         Ok(bytes)
     }
 
+    /// A value of the new row as text; `None` where it is NULL or not in the stream.
+    pub(super) fn new_text(&self, index: usize) -> Option<&[u8]> {
+        match self.new_column(index) {
+            Column::Text(text) => Some(text),
+            Column::Null | Column::Unchanged => None,
+        }
+    }
+
     /// The parameters of a statement.
     ///
     /// # Errors
     /// When the stream does not carry a key column.
-    pub(super) fn values(
-        &self,
+    pub(super) fn values<'r>(
+        &'r self,
         statement: &Statement,
         relation: &Relation,
         timestamp: PgTimestamp,
-        out: &mut Vec<Value<'a>>,
+        out: &mut Vec<Value<'r>>,
     ) -> Result<(), RowError> {
         out.clear();
         for source in &statement.params {

@@ -9,6 +9,7 @@ use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
 use tandem_wire::connection::{Connection, ConnectionError};
 use tandem_wire::lsn::Lsn;
 use thiserror::Error;
+use tokio::sync::watch;
 
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
 use super::row::{PG_LSN, RowError, TIMESTAMPTZ, Value};
@@ -61,6 +62,9 @@ pub(crate) enum ApplyError {
     /// The catalog or the session answered something that it cannot answer.
     #[error("unexpected answer: {0}")]
     Unexpected(&'static str),
+    /// Values that are not in the stream have to be fetched from the source, which is away.
+    #[error("a row has values that only its source has, and the source is away")]
+    SourceAway,
     /// The stream was trimmed past this target; it is being read again.
     #[error("the stream is being read again from this node's position")]
     Behind,
@@ -81,7 +85,9 @@ impl ApplyError {
     pub(crate) fn severity(&self) -> Severity {
         match self {
             Self::ClockBehind { .. } | Self::Raced | Self::Behind => Severity::Passing,
-            Self::Connect(_) | Self::Connection(_) | Self::Control(_) => Severity::Connection,
+            Self::Connect(_) | Self::Connection(_) | Self::Control(_) | Self::SourceAway => {
+                Severity::Connection
+            }
             Self::Refused(error) => match error.code.as_str() {
                 // serialization_failure, deadlock_detected, lock_not_available, query_canceled.
                 "40001" | "40P01" | "55P03" | "57014" => Severity::Passing,
@@ -111,6 +117,8 @@ pub(crate) struct Place {
     pub origins: Arc<HashMap<u32, u16>>,
     /// The target's control connection.
     pub control: Arc<Control>,
+    /// The source's control connection, while there is one.
+    pub source_control: watch::Receiver<Option<Arc<Control>>>,
 }
 
 /// See the module.
@@ -340,7 +348,9 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
                JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid \
                ORDER BY k.place), \
              ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
-               AND NOT a.attisdropped AND a.attgenerated = ''), \
+               AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
+             ARRAY(SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+               AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
              EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable) \
              FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
             &[&name],
@@ -353,9 +363,10 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         )));
     };
     let columns: Vec<String> = row.try_get(1).map_err(ControlError::from)?;
+    let types: Vec<u32> = row.try_get(2).map_err(ControlError::from)?;
     Ok(TargetTable {
         key: row.try_get(0).map_err(ControlError::from)?,
-        columns: columns.into_iter().collect(),
-        deferrable: row.try_get(2).map_err(ControlError::from)?,
+        columns: columns.into_iter().zip(types).collect(),
+        deferrable: row.try_get(3).map_err(ControlError::from)?,
     })
 }

@@ -3,9 +3,12 @@
 //! A statement of the fast path that changes no row fails (division by zero), so that nothing behind it in the
 //! batch is committed before somebody has looked closer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use super::incomplete::incomplete;
+use super::row::TIMESTAMPTZ;
+use super::tombstone::{record, remembered};
 use crate::transaction::{Operation, Relation};
 
 /// A table as the target has it.
@@ -13,8 +16,8 @@ use crate::transaction::{Operation, Relation};
 pub(super) struct TargetTable {
     /// Columns of the primary key; empty where there is none.
     pub key: Vec<String>,
-    /// Columns that can be written.
-    pub columns: HashSet<String>,
+    /// Columns that can be written, and the OIDs of their types.
+    pub columns: HashMap<String, u32>,
     /// Whether a constraint is checked at commit only.
     pub deferrable: bool,
 }
@@ -36,12 +39,35 @@ pub(super) struct Statement {
     /// Its text.
     pub sql: String,
     /// Its parameters, in order.
-    pub params: Vec<Source>,
-    /// Whether it fails when it changes no row.
-    pub checked: bool,
+    pub(super) params: Vec<Source>,
+    /// The OIDs of their types.
+    pub(super) types: Vec<u32>,
 }
 
 impl Statement {
+    pub(super) fn new(
+        sql: String,
+        params: Vec<Source>,
+        relation: &Relation,
+        table: &TargetTable,
+    ) -> Self {
+        let column = |index: usize| {
+            relation
+                .columns
+                .get(index)
+                .and_then(|name| table.columns.get(name))
+        };
+        let types = params.iter().map(|source| match *source {
+            Source::Timestamp => TIMESTAMPTZ,
+            Source::New(index) | Source::Key(index) => column(index).copied().unwrap_or(0),
+        });
+        Self {
+            types: types.collect(),
+            sql,
+            params,
+        }
+    }
+
     /// The same for the row under the new row's key.
     pub(super) fn by_new_key(mut self) -> Self {
         for param in &mut self.params {
@@ -92,13 +118,18 @@ pub(super) fn qualified(relation: &Relation) -> String {
     format!("{}.{}", quote(&relation.schema), quote(&relation.name))
 }
 
+/// Schema and table, quoted, as a string: what Tandem's own tables name a table by.
+pub(super) fn literal(relation: &Relation) -> String {
+    format!("'{}'", qualified(relation).replace('\'', "''"))
+}
+
 /// Writes statements for one link.
 #[derive(Debug, Clone)]
 pub(super) struct Writer {
     /// Node id of the source: the origin of every change.
-    source: u16,
+    pub(super) source: u16,
     /// SQL that turns an origin id (`v.roident`) of the target into a node id.
-    node_of: String,
+    pub(super) node_of: String,
 }
 
 impl Writer {
@@ -119,7 +150,7 @@ impl Writer {
     ///
     /// A row that this very transaction wrote has no timestamp yet, and one beyond the commit-timestamp horizon has
     /// none any more: both are overwritten.
-    fn not_newer(&self, timestamp: usize) -> String {
+    pub(super) fn not_newer(&self, timestamp: usize) -> String {
         format!(
             "(coalesce(pg_xact_commit_timestamp(r.xmin) < ${timestamp}, true) OR (SELECT v.timestamp = ${timestamp} AND {} <= {} \
              FROM pg_xact_commit_timestamp_origin(r.xmin) v))",
@@ -127,7 +158,8 @@ impl Writer {
         )
     }
 
-    /// An INSERT of a row; where the table has a key it writes nothing if the key is taken.
+    /// An INSERT of a row. Where the table has a key it writes nothing if the key is taken; `guarded`: nor if a
+    /// delete is remembered for it.
     ///
     /// # Errors
     /// When the target's table does not have the columns.
@@ -135,44 +167,50 @@ impl Writer {
         &self,
         relation: &Relation,
         table: &TargetTable,
+        guarded: bool,
     ) -> Result<Statement, ShapeError> {
         let mut names = Vec::new();
         let mut values = Vec::new();
         for column in &relation.columns {
-            if !table.columns.contains(column) {
+            if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
             names.push(quote(column));
             values.push(format!("${}", values.len() + 1));
         }
-        let params = (0..relation.columns.len()).map(Source::New).collect();
+        let params: Vec<_> = (0..relation.columns.len()).map(Source::New).collect();
         let target = qualified(relation);
-        let list = if names.is_empty() {
-            "DEFAULT VALUES".to_owned()
-        } else {
-            format!(
-                "({}) OVERRIDING SYSTEM VALUE VALUES ({})",
-                names.join(", "),
-                values.join(", ")
-            )
-        };
+        let (names, values) = (names.join(", "), values.join(", "));
         if table.key.is_empty() {
-            return Ok(Statement {
-                sql: format!("INSERT INTO {target} {list}"),
+            let list = if names.is_empty() {
+                "DEFAULT VALUES".to_owned()
+            } else {
+                format!("({names}) OVERRIDING SYSTEM VALUE VALUES ({values})")
+            };
+            return Ok(Statement::new(
+                format!("INSERT INTO {target} {list}"),
                 params,
-                checked: false,
-            });
+                relation,
+                table,
+            ));
         }
+        let places = key_places(relation, table)?;
+        let condition = if guarded {
+            let key: Vec<_> = places
+                .iter()
+                .map(|index| format!("${}", index + 1))
+                .collect();
+            format!(" WHERE NOT EXISTS (SELECT {})", remembered(relation, &key))
+        } else {
+            String::new()
+        };
         let key: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
         let sql = format!(
-            "WITH w AS (INSERT INTO {target} {list} ON CONFLICT ({}) DO NOTHING RETURNING 1) SELECT 1 / count(*) FROM w",
+            "WITH w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{condition} \
+             ON CONFLICT ({}) DO NOTHING RETURNING 1) SELECT 1 / count(*) FROM w",
             key.join(", ")
         );
-        Ok(Statement {
-            sql,
-            params,
-            checked: true,
-        })
+        Ok(Statement::new(sql, params, relation, table))
     }
 
     /// An UPDATE of the row under the old key. `unchanged` says which columns the stream leaves out, `key_moves`
@@ -194,7 +232,7 @@ impl Writer {
             if unchanged(index) || (!key_moves && table.key.contains(column)) {
                 continue;
             }
-            if !table.columns.contains(column) {
+            if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
             params.push(Source::New(index));
@@ -209,20 +247,20 @@ impl Writer {
         if versioned {
             params.push(Source::Timestamp);
             let _ = write!(condition, " AND {}", self.not_newer(params.len()));
+            if (0..relation.columns.len()).any(&unchanged) {
+                let _ = write!(condition, " AND {}", self.keeps_values(relation, table));
+            }
         }
         let sql = format!(
             "WITH w AS (UPDATE ONLY {} AS r SET {} WHERE {condition} RETURNING 1) SELECT 1 / count(*) FROM w",
             qualified(relation),
             sets.join(", ")
         );
-        Ok(Statement {
-            sql,
-            params,
-            checked: true,
-        })
+        Ok(Statement::new(sql, params, relation, table))
     }
 
-    /// A DELETE of the row under the old key.
+    /// A DELETE of the row under the old key, which is remembered unless `forget`; `versioned` adds the version's
+    /// guard.
     ///
     /// # Errors
     /// When the target's table has no key, or not the source's.
@@ -231,40 +269,43 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
         versioned: bool,
+        forget: bool,
     ) -> Result<Statement, ShapeError> {
         let mut params = Vec::new();
         let mut condition = key_condition(relation, table, &mut params)?;
+        params.push(Source::Timestamp);
+        let timestamp = params.len();
         if versioned {
-            params.push(Source::Timestamp);
-            let _ = write!(condition, " AND {}", self.not_newer(params.len()));
+            let _ = write!(condition, " AND {}", self.not_newer(timestamp));
+        } else {
+            let _ = write!(condition, " AND ${timestamp} IS NOT NULL");
         }
+        let key: Vec<_> = table
+            .key
+            .iter()
+            .map(|column| format!("r.{}", quote(column)))
+            .collect();
+        let bury = if forget {
+            String::new()
+        } else {
+            format!(
+                ", b AS ({})",
+                record(relation, "key", timestamp, self.source, "FROM w")
+            )
+        };
         let sql = format!(
-            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {condition} RETURNING 1) SELECT 1 / count(*) FROM w",
-            qualified(relation)
+            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {condition} RETURNING jsonb_build_array({}) AS key){bury} \
+             SELECT 1 / count(*) FROM w",
+            qualified(relation),
+            key.join(", ")
         );
-        Ok(Statement {
-            sql,
-            params,
-            checked: true,
-        })
-    }
-
-    /// A TRUNCATE as a delete of every row that is not newer: rows that another node wrote later stay.
-    pub(super) fn truncate(&self, relation: &Relation) -> Statement {
-        Statement {
-            sql: format!(
-                "DELETE FROM ONLY {} AS r WHERE {}",
-                qualified(relation),
-                self.not_newer(1)
-            ),
-            params: vec![Source::Timestamp],
-            checked: false,
-        }
+        Ok(Statement::new(sql, params, relation, table))
     }
 
     /// Locks the row under a change's key and tells its version, and its image where a conflict may need it.
     /// `by_new`: the key is the new row's.
-    /// Columns: timestamp (microseconds since 2000-01-01, or NULL), node id, image as JSON or NULL.
+    /// Columns: timestamp (microseconds since 2000-01-01, or NULL), node id, image as JSON or NULL, whether
+    /// it is incomplete.
     ///
     /// # Errors
     /// When the target's table has no key, or not the source's.
@@ -287,16 +328,13 @@ impl Writer {
         let sql = format!(
             "SELECT (extract(epoch FROM pg_xact_commit_timestamp(r.xmin) - timestamptz '2000-01-01 00:00:00+00') \
              * 1000000)::int8, (SELECT {} FROM pg_xact_commit_timestamp_origin(r.xmin) v), \
-             CASE WHEN {image} AND $T IS NOT NULL THEN row_to_json(r)::text END FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
+             CASE WHEN {image} AND $T IS NOT NULL THEN row_to_json(r)::text END, ({})::int FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
             self.node_of,
+            incomplete(relation, table),
             qualified(relation)
         )
         .replace("$T", &format!("${}", params.len()));
-        let statement = Statement {
-            sql,
-            params,
-            checked: false,
-        };
+        let statement = Statement::new(sql, params, relation, table);
         Ok(if by_new {
             statement.by_new_key()
         } else {
@@ -305,25 +343,35 @@ impl Writer {
     }
 }
 
-fn key_condition(
+/// Where the columns of the key stand in the stream's rows.
+pub(super) fn key_places(
     relation: &Relation,
     table: &TargetTable,
-    params: &mut Vec<Source>,
-) -> Result<String, ShapeError> {
+) -> Result<Vec<usize>, ShapeError> {
     if table.key.is_empty() {
         return Err(no_key(relation));
     }
-    let mut condition = String::new();
-    for column in &table.key {
-        let index = relation
+    let place = |column: &String| {
+        relation
             .columns
             .iter()
             .position(|name| name == column)
             .ok_or_else(|| ShapeError::MissingKey {
                 table: format!("{}.{}", relation.schema, relation.name),
                 column: column.clone(),
-            })?;
-        params.push(Source::Key(index));
+            })
+    };
+    table.key.iter().map(place).collect()
+}
+
+pub(super) fn key_condition(
+    relation: &Relation,
+    table: &TargetTable,
+    params: &mut Vec<Source>,
+) -> Result<String, ShapeError> {
+    let mut condition = String::new();
+    for (place, column) in key_places(relation, table)?.into_iter().zip(&table.key) {
+        params.push(Source::Key(place));
         let and = if condition.is_empty() { "" } else { " AND " };
         let _ = write!(condition, "{and}r.{} = ${}", quote(column), params.len());
     }
@@ -358,11 +406,23 @@ pub(super) struct StatementKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Kind {
     /// Of the fast path: guarded by the version.
-    Guarded(Operation, bool),
+    Guarded(Operation),
     /// Of the slow path: the decision was made under the row's lock. The flag says whether the key moves.
     Decided(Operation, bool),
     /// The lock itself. The flag says whether the new row's key is meant.
     Lock(bool),
+    /// What delete is remembered. The flag as with the lock.
+    Remembered(bool),
+    /// The row under the new key gets the new values.
+    Replace,
+    /// Remembers a delete.
+    Bury,
+    /// Notes that the row lacks what an update left out.
+    Mark,
+    /// Notes that it does not any more.
+    Unmark,
+    /// Deletes a row that is older than a delete of the node's own.
+    Judge,
 }
 
 #[cfg(test)]
@@ -381,7 +441,7 @@ mod tests {
             bytes.extend(column.as_bytes());
             bytes.extend([0; 9]);
         }
-        let mut assembler = Assembler::new(TableFilter::default());
+        let mut assembler = Assembler::new(1, TableFilter::default());
         let mut begin = b"B".to_vec();
         begin.extend([0; 20]);
         let mut commit = b"C\0".to_vec();
@@ -402,7 +462,10 @@ mod tests {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         TargetTable {
             key: owned(key),
-            columns: owned(columns).into_iter().collect(),
+            columns: owned(columns)
+                .into_iter()
+                .map(|column| (column, 25))
+                .collect(),
             deferrable: false,
         }
     }
@@ -414,7 +477,7 @@ mod tests {
     #[test]
     fn identifiers_are_quoted() {
         let statement = writer()
-            .insert(&relation(&["id"]), &table(&["id"], &["id"]))
+            .insert(&relation(&["id"]), &table(&["id"], &["id"]), true)
             .expect("fits");
         assert!(
             statement.sql.contains(r#""public"."we""ird""#),
@@ -457,7 +520,7 @@ mod tests {
     #[test]
     fn a_column_that_the_target_lacks_is_named() {
         let error = writer()
-            .insert(&relation(&["id", "status"]), &table(&["id"], &["id"]))
+            .insert(&relation(&["id", "status"]), &table(&["id"], &["id"]), true)
             .expect_err("no column");
         assert!(
             error
@@ -470,14 +533,12 @@ mod tests {
     #[test]
     fn a_table_without_a_key_takes_inserts_only() {
         let bare = table(&[], &["id"]);
-        assert!(
-            !writer()
-                .insert(&relation(&["id"]), &bare)
-                .expect("fits")
-                .checked
-        );
+        let insert = writer()
+            .insert(&relation(&["id"]), &bare, true)
+            .expect("fits");
+        assert!(!insert.sql.contains("ON CONFLICT"), "{}", insert.sql);
         assert!(matches!(
-            writer().delete(&relation(&["id"]), &bare, true),
+            writer().delete(&relation(&["id"]), &bare, true, false),
             Err(ShapeError::NoKey { .. })
         ));
     }

@@ -72,12 +72,20 @@ impl AuthError {
 }
 
 /// A client's stream while it logs in.
-#[derive(Debug)]
 pub struct ClientIo {
     /// The stream.
     pub stream: Stream,
     /// Bytes received that belong to messages not read yet. Whoever takes over the stream takes these too.
     pub rx: BytesMut,
+}
+
+impl fmt::Debug for ClientIo {
+    /// Leaves out the bytes received: a password may be among them.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientIo")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClientIo {

@@ -1,5 +1,6 @@
 //! A logged-in connection to a server: one receive buffer, whole messages out of it, batches that cannot deadlock.
 
+use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -50,7 +51,7 @@ impl From<ReadError> for ConnectionError {
 }
 
 /// One message, refcounted: keeping it keeps the block of the receive buffer it lies in (some 16 KiB).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The message type.
     pub tag: u8,
@@ -58,8 +59,19 @@ pub struct Frame {
     pub body: Bytes,
 }
 
+impl fmt::Debug for Frame {
+    /// Leaves out the body: it is the user's data.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Frame({:?}, {} bytes)",
+            char::from(self.tag),
+            self.body.len()
+        )
+    }
+}
+
 /// What is left when a connection is taken apart, for whoever relays its bytes from now on.
-#[derive(Debug)]
 pub struct Parts {
     /// The stream.
     pub stream: Stream,
@@ -73,11 +85,18 @@ pub struct Parts {
     pub cancel_secret: Vec<u8>,
 }
 
+impl fmt::Debug for Parts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parts")
+            .field("backend_pid", &self.backend_pid)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A connection to a server.
 ///
 /// Memory grows with the bytes that arrive, not with lengths that a message announces, and shrinks back after a large
 /// message.
-#[derive(Debug)]
 pub struct Connection {
     stream: Stream,
     rx: BytesMut,
@@ -85,6 +104,8 @@ pub struct Connection {
     out: BytesMut,
     /// Handed over for sending.
     sending: BytesMut,
+    /// `sending` was larger than what we keep: its memory goes when it is sent.
+    sending_large: bool,
     needs_flush: bool,
     /// A failed write is told only when nothing is left to read: the server's last words explain it.
     write_error: Option<io::Error>,
@@ -92,6 +113,16 @@ pub struct Connection {
     parameters: Vec<(String, String)>,
     backend_pid: i32,
     cancel_secret: Vec<u8>,
+}
+
+impl fmt::Debug for Connection {
+    /// Leaves out buffers and the cancel secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("peer", &self.stream.peer_addr())
+            .field("backend_pid", &self.backend_pid)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Connection {
@@ -103,6 +134,7 @@ impl Connection {
             rx: BytesMut::new(),
             out: BytesMut::new(),
             sending: BytesMut::new(),
+            sending_large: false,
             needs_flush: false,
             write_error: None,
             logged_in: false,
@@ -161,6 +193,7 @@ impl Connection {
             self.sending.extend_from_slice(&self.out);
             self.out.clear();
         }
+        self.sending_large |= self.sending.len() > KEEP;
         if self.out.capacity() > KEEP {
             self.out = BytesMut::new();
         }
@@ -176,7 +209,7 @@ impl Connection {
             self.sending.advance(written);
             self.needs_flush = true;
         }
-        if self.sending.capacity() > KEEP {
+        if std::mem::take(&mut self.sending_large) {
             self.sending = BytesMut::new();
         }
         if self.needs_flush {

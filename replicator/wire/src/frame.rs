@@ -144,7 +144,7 @@ pub enum Scan {
     /// No whole message yet: read more. A message that will never fit the buffer can be streamed with
     /// [`Scanner::begin_stream`].
     Incomplete {
-        /// Bytes of the whole message, once its header is there.
+        /// Bytes of the whole message, once its header is there; of a message being streamed, the bytes still to come.
         need: Option<usize>,
     },
     /// A whole message of `header.frame_len()` bytes.

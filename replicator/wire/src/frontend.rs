@@ -107,10 +107,6 @@ impl<'a> Bind<'a> {
         let result_count = reader.u16()?;
         let result_formats = reader.bytes(usize::from(result_count) * 2)?;
         reader.finish()?;
-        // As exec_bind_message demands: none, one for all, or one for each.
-        if format_count > 1 && format_count != param_count {
-            return Err(ReadError::Invalid("number of parameter formats"));
-        }
         Ok(Self {
             portal,
             statement,
@@ -138,7 +134,8 @@ impl<'a> Bind<'a> {
         std::iter::from_fn(move || reader.i16().ok())
     }
 
-    /// The format of parameter `index` (from 0), with the rule for missing formats applied.
+    /// The format of parameter `index` (from 0), with the rule for missing formats applied. A number of formats that
+    /// fits no rule is left to the server to refuse: it does so without ending the session.
     pub fn format_of(&self, index: usize) -> i16 {
         let single = self.formats.len() == 2;
         self.formats()

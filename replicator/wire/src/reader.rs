@@ -164,7 +164,7 @@ mod tests {
             reader.value(),
             Err(ReadError::Truncated { needed: 9, left: 1 })
         );
-        assert_eq!(reader.bytes(usize::MAX).is_err(), true);
+        assert!(reader.bytes(usize::MAX).is_err());
         assert_eq!(reader.remaining(), 5);
         assert_eq!(reader.i32(), Ok(9));
         assert_eq!(reader.cstr(), Err(ReadError::Unterminated));

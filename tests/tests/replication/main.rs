@@ -1,4 +1,10 @@
 //! Replication scenarios: what is committed on one node arrives on all others, under one order of versions.
 
+mod blocked;
+mod causality;
 mod changes;
+mod conflicts;
+mod faults;
 mod pgbench;
+mod tables;
+mod workload;

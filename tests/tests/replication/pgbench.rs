@@ -10,7 +10,7 @@ const MODES: [&str; 3] = ["simple", "extended", "prepared"];
 
 /// How long each of the three runs takes: seconds.
 fn seconds() -> u64 {
-    std::env::var("TANDEM_TEST_PGBENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(4)
+    std::env::var("TANDEM_TEST_PGBENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2)
 }
 
 /// Runs pgbench in every protocol mode, eight clients through the proxy and eight on each node.
@@ -32,18 +32,11 @@ async fn run_everywhere(cluster: &Cluster) {
 }
 
 async fn converges_under_pgbench(builder: ClusterBuilder) {
-    let started = std::time::Instant::now();
     let cluster = builder.pgbench(5).start().await;
-    eprintln!("started {:?}", started.elapsed());
     run_everywhere(&cluster).await;
-    eprintln!("ran {:?}", started.elapsed());
-    cluster.converge(Duration::from_secs(150)).await;
-    eprintln!("converged {:?}", started.elapsed());
+    // The must-show bound, for a run of 20 s as well as for this one.
+    cluster.converge(Duration::from_secs(60)).await;
     cluster.assert_equal().await;
-    eprintln!("equal {:?}", started.elapsed());
-    for node in &cluster.nodes {
-        eprintln!("{} {} {}", node.value("SELECT count(*) from tandem.conflict").await, node.value("SELECT pg_size_pretty(pg_total_relation_size('tandem.conflict'))").await, node.value("select count(*) from pgbench_history").await);
-    }
     let status = cluster.daemon.status().await.expect("a status");
     for link in status["replication"]["links"].as_array().expect("links") {
         assert_eq!(link["lag_bytes"], 0, "{link}");

@@ -55,6 +55,10 @@ pub async fn authenticate_client(
     verifier: Option<&Verifier>,
     endpoint_binding: Option<&[u8]>,
 ) -> Result<Proven, AuthError> {
+    // Nobody logs in with an empty password, whatever a users file says; PostgreSQL stores none either.
+    let verifier = verifier.filter(
+        |known| !matches!(known, Verifier::Plain(password) if password.expose().is_empty()),
+    );
     let credentials = match (method, verifier) {
         (Method::Trust, _) => Credentials::None,
         (Method::Cleartext, _) => cleartext(conn, user, verifier).await?,

@@ -187,8 +187,10 @@ async fn an_unknown_user_fails_only_after_the_whole_exchange() {
 #[tokio::test]
 async fn an_empty_password_is_never_right() {
     let empty = Verifier::Plain(Secret::new(""));
-    let result = outcome(Method::Cleartext, Some(empty), password(""), 1).await;
-    assert!(matches!(result, Err(AuthError::Rejected)));
+    for (method, rounds) in [(Method::Cleartext, 1), (Method::Md5, 1), (Method::Scram, 2)] {
+        let result = outcome(method, Some(empty.clone()), password(""), rounds).await;
+        assert!(matches!(result, Err(AuthError::Rejected)), "{method:?}");
+    }
 }
 
 /// The salt a user is shown.

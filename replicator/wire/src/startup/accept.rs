@@ -1,5 +1,6 @@
 //! The async driver of a client's first packets.
 
+use std::fmt;
 use std::io;
 
 use bytes::BytesMut;
@@ -23,7 +24,6 @@ pub struct TlsInfo {
 }
 
 /// What a client wants.
-#[derive(Debug)]
 pub enum Accepted {
     /// A session. Nothing behind the startup message was read from the stream.
     Session {
@@ -43,6 +43,23 @@ pub enum Accepted {
         /// The stream. Closing it tells the client that the request was dealt with.
         stream: Stream,
     },
+}
+
+impl fmt::Debug for Accepted {
+    /// Leaves out the cancel key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session { startup, tls, .. } => f
+                .debug_struct("Session")
+                .field("startup", startup)
+                .field("tls", tls)
+                .finish_non_exhaustive(),
+            Self::Cancel { pid, .. } => f
+                .debug_struct("Cancel")
+                .field("pid", pid)
+                .finish_non_exhaustive(),
+        }
+    }
 }
 
 /// Why a client does not get as far as authentication.

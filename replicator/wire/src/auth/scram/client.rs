@@ -53,7 +53,6 @@ impl ChannelBinding {
     }
 }
 
-#[derive(Debug)]
 enum State {
     ServerFirst,
     ServerFinal { signature: [u8; 32] },
@@ -62,7 +61,6 @@ enum State {
 
 /// One exchange with a server: send [`ClientExchange::first`], then what [`ClientExchange::handle_server_first`]
 /// answers, and trust the server only after [`ClientExchange::handle_server_final`].
-#[derive(Debug)]
 pub struct ClientExchange {
     secret: ClientSecret,
     binding: ChannelBinding,
@@ -70,6 +68,14 @@ pub struct ClientExchange {
     own_nonce: String,
     max_iterations: u32,
     state: State,
+}
+
+impl fmt::Debug for ClientExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientExchange")
+            .field("mechanism", &self.mechanism())
+            .finish_non_exhaustive()
+    }
 }
 
 impl ClientExchange {

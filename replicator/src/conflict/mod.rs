@@ -6,8 +6,8 @@ use crate::version::Version;
 /// What stands in the table under the change's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// No row.
-    Missing,
+    /// No row, and the version of the delete that is remembered for the key, if one is.
+    Missing(Option<Version>),
     /// A row. A version of `None` is beyond the commit-timestamp horizon, and so older than all others, or was
     /// written earlier in the very transaction that is being applied.
     Row(Option<Version>),
@@ -20,8 +20,12 @@ pub(crate) enum ConflictType {
     InsertExists,
     /// An UPDATE met a row that another node wrote later.
     UpdateOriginDiffers,
-    /// An UPDATE met no row.
+    /// An UPDATE met no row, and no delete is remembered.
     UpdateMissing,
+    /// An UPDATE met a deleted row.
+    UpdateDeleted,
+    /// An INSERT met a row that another node deleted later. (PostgreSQL has no name for it.)
+    InsertDeleted,
     /// A DELETE met a row that another node wrote later.
     DeleteOriginDiffers,
     /// A DELETE met no row.
@@ -35,6 +39,8 @@ impl ConflictType {
             Self::InsertExists => "insert_exists",
             Self::UpdateOriginDiffers => "update_origin_differs",
             Self::UpdateMissing => "update_missing",
+            Self::UpdateDeleted => "update_deleted",
+            Self::InsertDeleted => "insert_deleted",
             Self::DeleteOriginDiffers => "delete_origin_differs",
             Self::DeleteMissing => "delete_missing",
         }
@@ -48,8 +54,10 @@ pub(crate) enum Action {
     Insert,
     /// Give the row under the key the change's values.
     Overwrite,
-    /// Delete the row under the key.
+    /// Delete the row under the key, and remember the delete.
     Delete,
+    /// Leave the table as it is, but remember the delete.
+    Bury,
     /// Leave the table as it is.
     Skip,
 }
@@ -63,11 +71,14 @@ pub(crate) struct Decision {
     pub conflict: Option<ConflictType>,
 }
 
-/// Decides by last update wins: the change is carried out unless the row is newer.
+/// Decides by last update wins: the change is carried out unless the row, or the delete that left none, is newer.
 ///
-/// A row as old as the change was written by the same source transaction, so the change follows it.
-/// An UPDATE of a missing row is skipped and reported: only a tombstone could tell whether the delete was newer.
+/// A row as old as the change was written by the same source transaction, so the change follows it. An UPDATE of a
+/// row that is missing, or was deleted earlier, brings the row back: its new image is whole. Every delete is
+/// remembered, also one that loses or finds nothing.
 pub(crate) fn decide(operation: Operation, change: Version, found: Found) -> Decision {
+    use ConflictType as C;
+    use Operation as O;
     let plain = |action| Decision {
         action,
         conflict: None,
@@ -76,30 +87,31 @@ pub(crate) fn decide(operation: Operation, change: Version, found: Found) -> Dec
         action,
         conflict: Some(conflict),
     };
-    let newer = matches!(found, Found::Row(Some(row)) if row > change);
+    let newer = match found {
+        Found::Row(version) | Found::Missing(version) => {
+            version.is_some_and(|version| version > change)
+        }
+    };
     match (operation, found) {
-        (Operation::Insert, Found::Missing) => plain(Action::Insert),
-        (Operation::Insert, Found::Row(_)) if newer => {
-            conflict(Action::Skip, ConflictType::InsertExists)
-        }
-        (Operation::Insert, Found::Row(Some(_))) => {
-            conflict(Action::Overwrite, ConflictType::InsertExists)
-        }
-        (Operation::Insert, Found::Row(None)) => plain(Action::Overwrite),
-        (Operation::Update, Found::Missing) => conflict(Action::Skip, ConflictType::UpdateMissing),
-        (Operation::Update, Found::Row(_)) if newer => {
-            conflict(Action::Skip, ConflictType::UpdateOriginDiffers)
-        }
-        (Operation::Update, Found::Row(_)) => plain(Action::Overwrite),
-        (Operation::Delete, Found::Missing) => conflict(Action::Skip, ConflictType::DeleteMissing),
-        (Operation::Delete, Found::Row(_)) if newer => {
-            conflict(Action::Skip, ConflictType::DeleteOriginDiffers)
-        }
-        (Operation::Delete, Found::Row(_)) => plain(Action::Delete),
-        // Executed as a versioned delete of all rows; it never comes here with a key.
-        (Operation::Truncate, _) => plain(Action::Delete),
+        (O::Insert, Found::Missing(_)) if newer => conflict(Action::Skip, C::InsertDeleted),
+        (O::Insert, Found::Missing(_)) => plain(Action::Insert),
+        (O::Insert, Found::Row(_)) if newer => conflict(Action::Skip, C::InsertExists),
+        (O::Insert, Found::Row(Some(_))) => conflict(Action::Overwrite, C::InsertExists),
+        (O::Insert, Found::Row(None)) => plain(Action::Overwrite),
+        (O::Update, Found::Missing(_)) if newer => conflict(Action::Skip, C::UpdateDeleted),
+        (O::Update, Found::Missing(Some(_))) => conflict(Action::Insert, C::UpdateDeleted),
+        (O::Update, Found::Missing(None)) => conflict(Action::Insert, C::UpdateMissing),
+        (O::Update, Found::Row(_)) if newer => conflict(Action::Skip, C::UpdateOriginDiffers),
+        (O::Update, Found::Row(_)) => plain(Action::Overwrite),
+        (O::Delete, Found::Missing(_)) => conflict(Action::Bury, C::DeleteMissing),
+        (O::Delete, Found::Row(_)) if newer => conflict(Action::Bury, C::DeleteOriginDiffers),
+        // A TRUNCATE is a versioned delete of all rows; it never comes here with a key.
+        (O::Delete, Found::Row(_)) | (O::Truncate, _) => plain(Action::Delete),
     }
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {
@@ -114,8 +126,11 @@ mod tests {
     fn an_older_change_never_touches_a_newer_row() {
         for operation in [Operation::Insert, Operation::Update, Operation::Delete] {
             let decision = decide(operation, at(1, 9), Found::Row(Some(at(2, 1))));
-            assert_eq!(decision.action, Action::Skip, "{operation:?}");
-            assert!(decision.conflict.is_some(), "{operation:?}");
+            let untouched = matches!(decision.action, Action::Skip | Action::Bury);
+            assert!(
+                untouched && decision.conflict.is_some(),
+                "{operation:?}: {decision:?}"
+            );
         }
     }
 
@@ -133,6 +148,29 @@ mod tests {
             decide(Operation::Delete, at(5, 2), Found::Row(Some(at(5, 2)))).action,
             Action::Delete
         );
+    }
+
+    #[test]
+    fn an_update_newer_than_the_delete_brings_the_row_back_and_an_older_one_does_not() {
+        let update =
+            |tombstone| decide(Operation::Update, at(5, 1), Found::Missing(Some(tombstone))).action;
+        assert_eq!(update(at(4, 3)), Action::Insert);
+        assert_eq!(update(at(5, 2)), Action::Skip);
+    }
+
+    #[test]
+    fn a_delete_is_remembered_whatever_it_finds() {
+        for found in [
+            Found::Missing(None),
+            Found::Missing(Some(at(9, 1))),
+            Found::Row(Some(at(9, 1))),
+        ] {
+            assert_eq!(
+                decide(Operation::Delete, at(5, 2), found).action,
+                Action::Bury,
+                "{found:?}"
+            );
+        }
     }
 
     proptest! {

@@ -1,0 +1,287 @@
+//! The second half of the slow path: carries out what was decided under the rows' locks.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::batch::{Batch, Step};
+use super::row::{Row, Value};
+use super::session::{ApplyError, Session};
+use super::slow::{Key, Locked};
+use super::sql::{Kind, StatementKey};
+use crate::conflict::{Action, Decision, Found, decide};
+use crate::transaction::{Change, Operation, Transaction};
+use crate::version::Version;
+
+/// Which statement carries a decision out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Write {
+    Insert,
+    /// The row under the old key gets the new values, its key too where it moves.
+    Update,
+    /// The row under the new key gets the new values.
+    Replace,
+    Delete,
+    /// The row under the new key makes room for the one that moves there.
+    Clear,
+    Truncate,
+    Bury,
+    /// Notes that the row under the old key lacks values.
+    Mark,
+    /// Notes that it has them.
+    Unmark,
+}
+
+impl Session {
+    /// Adds what one change comes to, and keeps `rows` true for the changes behind it. Answers the conflicts.
+    pub(super) async fn add_decided(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        transaction: &Transaction,
+        rows: &mut HashMap<Key, Locked>,
+    ) -> Result<u64, ApplyError> {
+        let table = self.table(&change.relation)?;
+        let mut row = Row::read(change)?;
+        let version = Version {
+            timestamp: transaction.timestamp,
+            node: self.place.source,
+        };
+        if change.operation == Operation::Truncate {
+            self.add(batch, change, &row, Write::Truncate, version)?;
+            let id = change.relation.id;
+            for (_, locked) in rows.iter_mut().filter(|((relation, _), _)| *relation == id) {
+                if !matches!(locked.found, Found::Row(Some(found)) if found > version) {
+                    *locked = Locked::missing(Some(version));
+                }
+            }
+            return Ok(0);
+        }
+        if table.key.is_empty() {
+            // Inserts only; anything else has no key to find its row by, which `add` reports.
+            let write = match change.operation {
+                Operation::Insert => Write::Insert,
+                Operation::Update => Write::Update,
+                Operation::Delete | Operation::Truncate => Write::Delete,
+            };
+            self.add(batch, change, &row, write, version)?;
+            return Ok(0);
+        }
+        if change.operation == Operation::Update && row.key_moves(&change.relation, &table) {
+            return self
+                .add_key_move(batch, change, &mut row, version, rows)
+                .await;
+        }
+        let by_new = change.operation == Operation::Insert;
+        let key = (
+            change.relation.id,
+            row.key(&change.relation, &table, by_new)?,
+        );
+        let locked = rows
+            .get(&key)
+            .cloned()
+            .unwrap_or_else(|| Locked::missing(None));
+        let mut decision = decide(change.operation, version, locked.found);
+        let fits = match decision.action {
+            Action::Insert => false,
+            Action::Overwrite => locked.keeps_values(self.place.source),
+            Action::Delete | Action::Bury | Action::Skip => true,
+        };
+        let lacks = !row.unchanged().is_empty();
+        let moved_on = lacks && !fits && !self.complete(change, &mut row, version).await?;
+        let overwrites = decision.action == Action::Overwrite;
+        if moved_on {
+            decision.action = Action::Skip;
+        }
+        self.log_conflict(batch, change, &row, decision, &locked, version)?;
+        let writes: &[Write] = match decision.action {
+            Action::Skip if overwrites => &[Write::Mark],
+            Action::Skip => &[],
+            Action::Insert => &[Write::Insert],
+            Action::Overwrite if locked.incomplete => &[Write::Update, Write::Unmark],
+            Action::Overwrite => &[Write::Update],
+            Action::Delete => &[Write::Delete],
+            Action::Bury => &[Write::Bury],
+        };
+        for &write in writes {
+            self.add(batch, change, &row, write, version)?;
+        }
+        match (decision.action, locked.found) {
+            (Action::Insert | Action::Overwrite, _) => {
+                rows.insert(key, Locked::ours());
+            }
+            (Action::Delete, _) | (Action::Bury, Found::Missing(_)) => {
+                rows.insert(key, Locked::missing(Some(version)));
+            }
+            (Action::Bury | Action::Skip, _) => {}
+        }
+        Ok(conflicts(decision))
+    }
+
+    /// A changed primary key is a delete of the old row and an insert of the new one, with one version.
+    async fn add_key_move(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        row: &mut Row<'_>,
+        version: Version,
+        rows: &mut HashMap<Key, Locked>,
+    ) -> Result<u64, ApplyError> {
+        let table = self.table(&change.relation)?;
+        let look = |new: bool| -> Result<(Key, Locked), ApplyError> {
+            let key = (change.relation.id, row.key(&change.relation, &table, new)?);
+            let locked = rows
+                .get(&key)
+                .cloned()
+                .unwrap_or_else(|| Locked::missing(None));
+            Ok((key, locked))
+        };
+        let (old_key, old) = look(false)?;
+        let (new_key, new) = look(true)?;
+        let leaves = decide(Operation::Delete, version, old.found);
+        let mut arrives = decide(Operation::Insert, version, new.found);
+        // Only the row that leaves can have the values that are not in the stream.
+        let fits = leaves.action == Action::Delete && old.keeps_values(self.place.source);
+        if !fits && arrives.action != Action::Skip && !self.complete(change, row, version).await? {
+            arrives.action = Action::Skip;
+        }
+        self.log_conflict(batch, change, row, leaves, &old, version)?;
+        self.log_conflict(batch, change, row, arrives, &new, version)?;
+        let writes: &[Write] = match (leaves.action, arrives.action) {
+            (Action::Delete, Action::Skip) => &[Write::Delete],
+            (Action::Delete, Action::Overwrite) => &[Write::Clear, Write::Update, Write::Bury],
+            (Action::Delete, _) => &[Write::Update, Write::Bury],
+            (_, Action::Skip) => &[Write::Bury],
+            (_, Action::Overwrite) => &[Write::Replace, Write::Bury],
+            (_, _) => &[Write::Insert, Write::Bury],
+        };
+        for &write in writes {
+            self.add(batch, change, row, write, version)?;
+        }
+        if !matches!(old.found, Found::Row(Some(found)) if found > version) {
+            rows.insert(old_key, Locked::missing(Some(version)));
+        }
+        if arrives.action != Action::Skip {
+            rows.insert(new_key, Locked::ours());
+        }
+        Ok(conflicts(leaves) + conflicts(arrives))
+    }
+
+    /// Fetches values that are not in the stream, so that a row can be written whole. Answers false when the row has
+    /// moved on at its source: then a later change of it is on its way and decides instead.
+    async fn complete(
+        &mut self,
+        change: &Change,
+        row: &mut Row<'_>,
+        version: Version,
+    ) -> Result<bool, ApplyError> {
+        if row.unchanged().is_empty() {
+            return Ok(true);
+        }
+        let table = self.table(&change.relation)?;
+        self.place.fetch(change, &table, row, version).await
+    }
+
+    fn add(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        row: &Row<'_>,
+        write: Write,
+        version: Version,
+    ) -> Result<(), ApplyError> {
+        let table = self.table(&change.relation)?;
+        let relation = Arc::clone(&change.relation);
+        let key_moves = change.operation == Operation::Update && row.key_moves(&relation, &table);
+        let writes_values = matches!(write, Write::Update | Write::Replace);
+        let key = StatementKey {
+            relation: relation.id,
+            kind: match write {
+                Write::Insert => Kind::Decided(Operation::Insert, false),
+                Write::Update => Kind::Decided(Operation::Update, key_moves),
+                Write::Replace => Kind::Replace,
+                Write::Delete => Kind::Decided(Operation::Delete, false),
+                Write::Clear => Kind::Decided(Operation::Delete, true),
+                Write::Truncate => Kind::Decided(Operation::Truncate, false),
+                Write::Bury => Kind::Bury,
+                Write::Mark => Kind::Mark,
+                Write::Unmark => Kind::Unmark,
+            },
+            unchanged: if writes_values {
+                row.unchanged()
+            } else {
+                Vec::new()
+            },
+        };
+        let writer = &self.writer;
+        let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
+            let unchanged = |index| row.is_unchanged(index);
+            Ok::<_, ApplyError>(match write {
+                Write::Insert => writer.insert(&relation, &table, false)?,
+                Write::Update => writer.update(&relation, &table, unchanged, key_moves, false)?,
+                Write::Replace => writer
+                    .update(&relation, &table, unchanged, false, false)?
+                    .by_new_key(),
+                Write::Delete => writer.delete(&relation, &table, false, false)?,
+                Write::Clear => writer.delete(&relation, &table, false, true)?.by_new_key(),
+                Write::Truncate => writer.truncate(&relation, &table, false),
+                Write::Bury => writer.bury(&relation, &table)?,
+                Write::Mark => writer.mark(&relation, &table, true)?,
+                Write::Unmark => writer.mark(&relation, &table, false)?,
+            })
+        })?;
+        let mut values = Vec::new();
+        row.values(
+            &prepared.statement,
+            &relation,
+            version.timestamp,
+            &mut values,
+        )?;
+        batch.execute(self.connection.out(), &prepared.name, &values, Step::Work)?;
+        Ok(())
+    }
+
+    /// Adds the line of the conflict log, if the decision was about a conflict.
+    fn log_conflict(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        row: &Row<'_>,
+        decision: Decision,
+        local: &Locked,
+        remote: Version,
+    ) -> Result<(), ApplyError> {
+        let Some(conflict) = decision.conflict else {
+            return Ok(());
+        };
+        let relation = format!("{}.{}", change.relation.schema, change.relation.name);
+        let outcome = match decision.action {
+            Action::Skip | Action::Bury => "local",
+            Action::Insert | Action::Overwrite | Action::Delete => "remote",
+        };
+        let image = row.image(&change.relation, change.operation);
+        let remote_node = remote.node.to_string();
+        let (Found::Row(local_version) | Found::Missing(local_version)) = local.found;
+        let local_node = local_version.map(|version| version.node.to_string());
+        let values = [
+            Value::Text(relation.as_bytes()),
+            Value::Text(conflict.name().as_bytes()),
+            Value::Text(outcome.as_bytes()),
+            text(local.image.as_deref()),
+            local_version.map_or(Value::Null, |version| Value::Timestamp(version.timestamp)),
+            text(local_node.as_deref()),
+            Value::Text(image.as_bytes()),
+            Value::Timestamp(remote.timestamp),
+            Value::Text(remote_node.as_bytes()),
+        ];
+        batch.execute(self.connection.out(), "conflict", &values, Step::Work)?;
+        Ok(())
+    }
+}
+
+fn conflicts(decision: Decision) -> u64 {
+    u64::from(decision.conflict.is_some())
+}
+
+fn text(text: Option<&str>) -> Value<'_> {
+    text.map_or(Value::Null, |text| Value::Text(text.as_bytes()))
+}

@@ -1,0 +1,78 @@
+//! Fetches the TOAST values that an UPDATE's stream leaves out, from the node that wrote the row.
+
+use std::time::Duration;
+
+use tokio_postgres::SimpleQueryMessage;
+
+use super::row::Row;
+use super::session::{ApplyError, Place};
+use super::sql::{TargetTable, key_places, qualified, quote};
+use crate::control::ControlError;
+use crate::transaction::Change;
+use crate::version::Version;
+
+/// Such values may be large.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(60);
+
+impl Place {
+    /// Fills in what `row` lacks, from the source's row if that still has the change's version; answers whether it has.
+    ///
+    /// # Errors
+    /// When the source cannot be asked now.
+    pub(super) async fn fetch(
+        &self,
+        change: &Change,
+        table: &TargetTable,
+        row: &mut Row<'_>,
+        version: Version,
+    ) -> Result<bool, ApplyError> {
+        let relation = &change.relation;
+        let missing: Vec<usize> = (0..relation.columns.len())
+            .filter(|&index| row.is_unchanged(index))
+            .collect();
+        let column = |index: &usize| {
+            format!(
+                "r.{}::text",
+                quote(relation.columns.get(*index).map_or("", String::as_str))
+            )
+        };
+        let columns: Vec<_> = missing.iter().map(column).collect();
+        let mut conditions = Vec::new();
+        for (place, name) in key_places(relation, table)?.into_iter().zip(&table.key) {
+            // The row as the update left it: its new key.
+            let value = row
+                .new_text(place)
+                .ok_or(ApplyError::Unexpected("no key to fetch by"))?;
+            let text = String::from_utf8_lossy(value).replace('\'', "''");
+            conditions.push(format!("r.{} = '{text}'", quote(name)));
+        }
+        let sql = format!(
+            "SELECT {} FROM ONLY {} AS r WHERE {} AND pg_xact_commit_timestamp(r.xmin) = \
+             timestamptz '2000-01-01 00:00:00+00' + make_interval(secs => {}) + {} * interval '1 microsecond'",
+            columns.join(", "),
+            qualified(relation),
+            conditions.join(" AND "),
+            version.timestamp.div_euclid(1_000_000),
+            version.timestamp.rem_euclid(1_000_000),
+        );
+        let control = self.source_control.borrow().clone();
+        let control = control.ok_or(ApplyError::SourceAway)?;
+        let query = control.client().simple_query(&sql);
+        let messages = tokio::time::timeout(FETCH_TIMEOUT, query)
+            .await
+            .map_err(|_| ControlError::Timeout(FETCH_TIMEOUT))?
+            .map_err(ControlError::from)?;
+        let found = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let Some(found) = found else { return Ok(false) };
+        for (position, index) in missing.into_iter().enumerate() {
+            row.fill(
+                index,
+                found.get(position).map(|text| text.as_bytes().to_vec()),
+            );
+        }
+        Ok(true)
+    }
+}

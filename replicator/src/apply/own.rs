@@ -1,0 +1,89 @@
+//! Learns a node's own deletes from its own stream: what its clients deleted has to be remembered too, or an older
+//! change that arrives later would bring the row back.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, Step};
+use super::row::Row;
+use super::session::{ApplyError, Session};
+use super::sql::{Kind, StatementKey};
+use crate::transaction::{Change, Operation, Transaction};
+
+impl Session {
+    /// Remembers what the node's own transactions deleted, and deletes what was applied in the meantime although it is
+    /// older.
+    ///
+    /// # Errors
+    /// When the session has to be given up.
+    pub(super) async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
+        let mut batch = Batch::default();
+        for &transaction in transactions {
+            match self.load_tables(transaction).await {
+                // Dropped since: there is nothing left that could come back.
+                Ok(()) | Err(ApplyError::NoTable(_)) => {}
+                Err(error) => return Err(error),
+            }
+            batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
+            for change in &transaction.changes {
+                self.add_learnt(&mut batch, change, transaction)?;
+            }
+            self.finish(&mut batch, transaction, false)?;
+        }
+        match self.run(batch).await?.failure {
+            None => Ok(()),
+            Some(failure) => Err(ApplyError::Refused(failure.error)),
+        }
+    }
+
+    fn add_learnt(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        transaction: &Transaction,
+    ) -> Result<(), ApplyError> {
+        let Ok(table) = self.table(&change.relation) else {
+            return Ok(());
+        };
+        let row = Row::read(change)?;
+        let relation = Arc::clone(&change.relation);
+        let buries = match change.operation {
+            Operation::Insert => false,
+            Operation::Update => row.key_moves(&relation, &table),
+            Operation::Delete => !table.key.is_empty(),
+            Operation::Truncate => true,
+        };
+        if !buries {
+            return Ok(());
+        }
+        let kinds: &[Kind] = if change.operation == Operation::Truncate {
+            &[Kind::Guarded(Operation::Truncate)]
+        } else {
+            &[Kind::Bury, Kind::Judge]
+        };
+        for &kind in kinds {
+            let key = StatementKey {
+                relation: relation.id,
+                kind,
+                unchanged: Vec::new(),
+            };
+            let writer = &self.writer;
+            let prepared =
+                batch.prepare(self.connection.out(), &mut self.statements, &key, || {
+                    Ok::<_, ApplyError>(match kind {
+                        Kind::Bury => writer.bury(&relation, &table)?,
+                        Kind::Judge => writer.judge(&relation, &table)?,
+                        _ => writer.truncate(&relation, &table, true),
+                    })
+                })?;
+            let mut values = Vec::new();
+            row.values(
+                &prepared.statement,
+                &relation,
+                transaction.timestamp,
+                &mut values,
+            )?;
+            batch.execute(self.connection.out(), &prepared.name, &values, Step::Work)?;
+        }
+        Ok(())
+    }
+}

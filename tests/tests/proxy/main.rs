@@ -1,0 +1,10 @@
+//! Proxy scenarios: what a client of PostgreSQL may expect, it gets through the proxy too.
+
+mod admin;
+mod cancel;
+mod hostile;
+mod large;
+mod login;
+mod loss;
+mod sessions;
+mod tls;
