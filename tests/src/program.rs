@@ -2,6 +2,8 @@
 
 use std::{
     ffi::OsStr,
+    fs::File,
+    path::Path,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
@@ -100,6 +102,17 @@ impl Program {
     #[must_use]
     pub fn spawn(mut self) -> Child {
         self.command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.name))
+    }
+
+    /// Starts it without waiting, its output going to a file; killed when dropped.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    #[must_use]
+    pub fn spawn_to(mut self, log: &Path) -> Child {
+        let file = File::create(log).expect("a log file");
+        self.command.stdin(Stdio::null()).stdout(file.try_clone().expect("the log file")).stderr(file);
         self.command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.name))
     }
 

@@ -9,6 +9,7 @@ use super::sql::{
     ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_places, literal,
     qualified,
 };
+use crate::conflict::ConflictType;
 use crate::transaction::Relation;
 
 /// A FROM clause that finds the deletes remembered for a key; `key` are SQL expressions of its values.
@@ -98,21 +99,21 @@ impl Writer {
         table: &TargetTable,
         strictly: bool,
     ) -> Statement {
-        let rows = if strictly {
-            self.older(1)
+        let bury = record(relation, "'[]'::jsonb", 1, self.source, "");
+        let sql = if strictly {
+            let rows = self.delete_returning(relation, &self.older(1));
+            let losers = self.log_losers(relation, 1);
+            format!("WITH w AS ({rows}), l AS ({losers}) {bury}")
         } else {
-            self.not_newer(1)
+            let table = qualified(relation);
+            let condition = self.not_newer(1);
+            format!("WITH w AS (DELETE FROM ONLY {table} AS r WHERE {condition}) {bury}")
         };
-        let sql = format!(
-            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {rows}) {}",
-            qualified(relation),
-            record(relation, "'[]'::jsonb", 1, self.source, "")
-        );
         Statement::new(sql, vec![Source::Timestamp], relation, table)
     }
 
-    /// Deletes the row under the old key if it is older than the delete. The row may have been written between the
-    /// node's own delete and the moment when that was learnt.
+    /// Deletes the row under the old key if it is older than the delete, and logs it: it was applied between the node's
+    /// own delete and the moment when that was learnt.
     ///
     /// # Errors
     /// When the target's table has no key, or not the source's.
@@ -125,11 +126,34 @@ impl Writer {
         let mut condition = key_condition(relation, table, &mut params)?;
         params.push(Source::Timestamp);
         let _ = write!(condition, " AND {}", self.older(params.len()));
+        let rows = self.delete_returning(relation, &condition);
         let sql = format!(
-            "DELETE FROM ONLY {} AS r WHERE {condition}",
-            qualified(relation)
+            "WITH w AS ({rows}) {}",
+            self.log_losers(relation, params.len())
         );
         Ok(Statement::new(sql, params, relation, table))
+    }
+
+    fn delete_returning(&self, relation: &Relation, condition: &str) -> String {
+        format!(
+            "DELETE FROM ONLY {} AS r WHERE {condition} RETURNING row_to_json(r) AS image, \
+             pg_xact_commit_timestamp(r.xmin) AS written, (SELECT {} FROM pg_xact_commit_timestamp_origin(r.xmin) v) AS node",
+            qualified(relation),
+            self.node_of
+        )
+    }
+
+    /// The lines of the conflict log for the rows `w` that lost against the node's own delete.
+    fn log_losers(&self, relation: &Relation, timestamp: usize) -> String {
+        let name = format!("{}.{}", relation.schema, relation.name).replace('\'', "''");
+        format!(
+            "INSERT INTO tandem.conflict (relation, type, resolver, outcome, local_timestamp, local_node, remote_image, \
+             remote_timestamp, remote_node) SELECT '{name}', '{}', 'last_update_wins', 'local', ${timestamp}, {}, image, \
+             coalesce(written, ${timestamp}), coalesce(node, {}) FROM w",
+            ConflictType::InsertDeleted.name(),
+            self.source,
+            self.source
+        )
     }
 
     /// SQL that is true when row `r` is older than the delete. What the delete's own transaction wrote is not.

@@ -4,6 +4,7 @@ mod blocked;
 mod causality;
 mod changes;
 mod conflicts;
+mod deletes;
 mod faults;
 mod pgbench;
 mod tables;
