@@ -20,9 +20,21 @@ pub fn median(values: &[f64]) -> Option<f64> {
 pub fn cpu_time(pid: u32) -> std::io::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in parentheses may hold spaces; utime and stime are the 12th and 13th field behind it.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
-    Ok(Duration::from_millis((ticks(11) + ticks(12)) * 1000 / TICKS_PER_SECOND))
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |index: usize| {
+        fields
+            .get(index)
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    Ok(Duration::from_millis(
+        (ticks(11) + ticks(12)) * 1000 / TICKS_PER_SECOND,
+    ))
 }
 
 /// The process of the given name that this one has started.
@@ -32,13 +44,20 @@ pub fn cpu_time(pid: u32) -> std::io::Result<Duration> {
 pub fn child_named(name: &str) -> std::io::Result<Option<u32>> {
     let own = std::process::id().to_string();
     for entry in Path::new("/proc").read_dir()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|text| text.parse().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|text| text.parse().ok())
+        else {
             continue;
         };
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
-        let parent = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1));
+        let parent = stat
+            .rsplit(')')
+            .next()
+            .and_then(|rest| rest.split_whitespace().nth(1));
         // The kernel keeps 15 characters of a name.
         let short: String = name.chars().take(15).collect();
         if parent == Some(own.as_str()) && stat.contains(&format!("({short})")) {
@@ -62,7 +81,9 @@ mod tests {
     fn time_spent_shows_in_the_cpu_time_of_this_process() {
         let before = cpu_time(std::process::id()).expect("this process runs");
         let mut sum = 0u64;
-        while cpu_time(std::process::id()).expect("this process runs") < before + Duration::from_millis(30) {
+        while cpu_time(std::process::id()).expect("this process runs")
+            < before + Duration::from_millis(30)
+        {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(sum > 0);

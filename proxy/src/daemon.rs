@@ -252,7 +252,11 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
             .map(|node| tandem_replicator::Node {
                 name: node.name().to_owned(),
                 id: node.config().id,
-                connect: node.replicator_options(database, config.proxy.server_connect_timeout),
+                connect: node.own_options(
+                    database,
+                    Vec::new(),
+                    config.proxy.server_connect_timeout,
+                ),
             })
             .collect(),
         tables: tandem_replicator::TableFilter {

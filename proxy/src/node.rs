@@ -115,34 +115,8 @@ impl Node {
         }
     }
 
-    /// How the replicator connects: as Tandem's own role, with the settings to its own choice.
-    pub(crate) fn replicator_options(
-        &self,
-        database: &str,
-        connect_timeout: Duration,
-    ) -> ConnectOptions {
-        let params = vec![(
-            "application_name".to_owned(),
-            "tandem replicator".to_owned(),
-        )];
-        self.own_options(database, params, connect_timeout)
-    }
-
-    /// How to ask as Tandem's own role. No parameter of any client comes near it.
-    pub(crate) fn control_options(
-        &self,
-        database: &str,
-        application: &str,
-        connect_timeout: Duration,
-    ) -> ConnectOptions {
-        let params = vec![
-            ("application_name".to_owned(), application.to_owned()),
-            ("options".to_owned(), CONTROL_SETTINGS.to_owned()),
-        ];
-        self.own_options(database, params, connect_timeout)
-    }
-
-    fn own_options(
+    /// How to connect as Tandem's own role. No parameter of any client comes near it.
+    pub(crate) fn own_options(
         &self,
         database: &str,
         params: Vec<(String, String)>,
@@ -161,10 +135,6 @@ impl Node {
         )
     }
 }
-
-/// Settings of every control connection: names resolve in pg_catalog only, and no statement hangs.
-pub(crate) const CONTROL_SETTINGS: &str =
-    "-c search_path=pg_catalog -c statement_timeout=10s -c client_encoding=UTF8";
 
 /// A session that counts for its node.
 #[derive(Debug)]

@@ -27,7 +27,7 @@ pub enum ControlError {
     #[error("unexpected answer to {0}")]
     Unexpected(&'static str),
     /// No answer in time.
-    #[error("no answer within {} s", .0.as_secs())]
+    #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
 }
 

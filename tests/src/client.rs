@@ -14,9 +14,18 @@ const LOGIN_LIMIT: Duration = Duration::from_secs(20);
 ///
 /// # Panics
 /// It does not answer in time.
-pub async fn connect(port: u16, user: &str, password: Option<&str>, database: &str) -> Result<Client, Error> {
+pub async fn connect(
+    port: u16,
+    user: &str,
+    password: Option<&str>,
+    database: &str,
+) -> Result<Client, Error> {
     let mut config = tokio_postgres::Config::new();
-    config.host("127.0.0.1").port(port).user(user).dbname(database);
+    config
+        .host("127.0.0.1")
+        .port(port)
+        .user(user)
+        .dbname(database);
     if let Some(password) = password {
         config.password(password);
     }
@@ -31,8 +40,9 @@ pub async fn connect(port: u16, user: &str, password: Option<&str>, database: &s
 /// # Panics
 /// It does not answer in time.
 pub async fn connect_with(config: &tokio_postgres::Config) -> Result<Client, Error> {
-    let (client, connection) =
-        tokio::time::timeout(LOGIN_LIMIT, config.connect(NoTls)).await.expect("a login is answered in time")?;
+    let (client, connection) = tokio::time::timeout(LOGIN_LIMIT, config.connect(NoTls))
+        .await
+        .expect("a login is answered in time")?;
     // Its end is reported by the client's next call.
     tokio::spawn(connection);
     Ok(client)
@@ -41,7 +51,10 @@ pub async fn connect_with(config: &tokio_postgres::Config) -> Result<Client, Err
 /// The SQLSTATE of an error, or why it has none.
 #[must_use]
 pub fn sqlstate(error: &Error) -> String {
-    error.code().map_or_else(|| format!("no SQLSTATE: {error:?}"), |code| code.code().to_owned())
+    error.code().map_or_else(
+        || format!("no SQLSTATE: {error:?}"),
+        |code| code.code().to_owned(),
+    )
 }
 
 /// The rows of a query as text.
@@ -51,7 +64,11 @@ pub fn sqlstate(error: &Error) -> String {
 pub async fn try_rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<String>>>, Error> {
     let messages = client.simple_query(sql).await?;
     let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|index| row.get(index).map(str::to_owned)).collect()),
+        SimpleQueryMessage::Row(row) => Some(
+            (0..row.len())
+                .map(|index| row.get(index).map(str::to_owned))
+                .collect(),
+        ),
         _ => None,
     });
     Ok(rows.collect())
@@ -62,7 +79,9 @@ pub async fn try_rows(client: &Client, sql: &str) -> Result<Vec<Vec<Option<Strin
 /// # Panics
 /// The server refuses it.
 pub async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
-    try_rows(client, sql).await.unwrap_or_else(|error| panic!("{sql}: {}", describe(&error)))
+    try_rows(client, sql)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {}", describe(&error)))
 }
 
 /// The first column of the first row of a query; NULL and no row are both empty.
@@ -70,7 +89,13 @@ pub async fn rows(client: &Client, sql: &str) -> Vec<Vec<Option<String>>> {
 /// # Panics
 /// The server refuses it.
 pub async fn value(client: &Client, sql: &str) -> String {
-    rows(client, sql).await.into_iter().next().and_then(|row| row.into_iter().next()).flatten().unwrap_or_default()
+    rows(client, sql)
+        .await
+        .into_iter()
+        .next()
+        .and_then(|row| row.into_iter().next())
+        .flatten()
+        .unwrap_or_default()
 }
 
 /// Runs statements.
@@ -78,11 +103,17 @@ pub async fn value(client: &Client, sql: &str) -> String {
 /// # Panics
 /// The server refuses one.
 pub async fn execute(client: &Client, sql: &str) {
-    client.batch_execute(sql).await.unwrap_or_else(|error| panic!("{sql}: {}", describe(&error)));
+    client
+        .batch_execute(sql)
+        .await
+        .unwrap_or_else(|error| panic!("{sql}: {}", describe(&error)));
 }
 
 /// The server's own words, which `Display` leaves out.
 #[must_use]
 pub fn describe(error: &Error) -> String {
-    error.as_db_error().map_or_else(|| format!("{error:?}"), |db| format!("{} {}", db.code().code(), db.message()))
+    error.as_db_error().map_or_else(
+        || format!("{error:?}"),
+        |db| format!("{} {}", db.code().code(), db.message()),
+    )
 }

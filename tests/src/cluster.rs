@@ -124,7 +124,8 @@ impl ClusterBuilder {
     /// # Panics
     /// Something does not start.
     pub async fn start(self) -> Cluster {
-        self.start_in(Scratch::new().expect("a directory for the test")).await
+        self.start_in(Scratch::new().expect("a directory for the test"))
+            .await
     }
 
     /// As [`Self::start`], in a directory that already holds files of the test, such as certificates.
@@ -145,13 +146,25 @@ impl ClusterBuilder {
         }
         let (proxy_port, admin_port) = (ports.port(), ports.port());
         let config = scratch.path().join("tandem.toml");
-        write_private(&config, &self.config_text(&scratch, &nodes, &relays, proxy_port, admin_port));
+        write_private(
+            &config,
+            &self.config_text(&scratch, &nodes, &relays, proxy_port, admin_port),
+        );
         let daemon = Daemon::new(&config, &scratch.path().join("daemon.log"), admin_port);
         let since = match nodes.first() {
             Some(node) => node.value("SELECT clock_timestamp()").await,
             None => String::new(),
         };
-        let mut cluster = Cluster { nodes, relays, daemon, proxy_port, admin_port, since, ports, scratch };
+        let mut cluster = Cluster {
+            nodes,
+            relays,
+            daemon,
+            proxy_port,
+            admin_port,
+            since,
+            ports,
+            scratch,
+        };
         if self.start_daemon {
             cluster.daemon.start().await;
             cluster.converge(CONVERGE_LIMIT).await;
@@ -162,15 +175,29 @@ impl ClusterBuilder {
     async fn start_nodes(&self, scratch: &Scratch, ports: &mut Ports) -> Vec<Node> {
         let mut starting = JoinSet::new();
         for (place, &major) in self.majors.iter().enumerate() {
-            let (dir, port, durable, scale) = (scratch.path().to_owned(), ports.port(), self.durable, self.scale);
-            starting.spawn_blocking(move || Node::start(&dir, place, template::install(major), port, durable, scale));
+            let (dir, port, durable, scale) = (
+                scratch.path().to_owned(),
+                ports.port(),
+                self.durable,
+                self.scale,
+            );
+            starting.spawn_blocking(move || {
+                Node::start(&dir, place, template::install(major), port, durable, scale)
+            });
         }
         let mut nodes = starting.join_all().await;
         nodes.sort_by_key(|node| node.id);
         nodes
     }
 
-    fn config_text(&self, scratch: &Scratch, nodes: &[Node], relays: &[Relay], proxy: u16, admin: u16) -> String {
+    fn config_text(
+        &self,
+        scratch: &Scratch,
+        nodes: &[Node],
+        relays: &[Relay],
+        proxy: u16,
+        admin: u16,
+    ) -> String {
         let mut text = format!(
             "cluster = \"test\"\n\n[proxy]\nlisten = [\"127.0.0.1:{proxy}\", \"unix:{dir}:{proxy}\"]\npool_mode = \"session\"\n\
              rules = \"rules.toml\"\nprobe_interval = \"100ms\"\n{lines}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\n\
@@ -178,10 +205,14 @@ impl ClusterBuilder {
             dir = scratch.path().display(),
             lines = self.proxy,
             replication = self.replication,
-            sections = self.sections.replace("DIR", &scratch.path().to_string_lossy()),
+            sections = self
+                .sections
+                .replace("DIR", &scratch.path().to_string_lossy()),
         );
         for (index, node) in nodes.iter().enumerate() {
-            let port = relays.get(index).map_or(node.port(), |relay| relay.address().port());
+            let port = relays
+                .get(index)
+                .map_or(node.port(), |relay| relay.address().port());
             let _ = write!(
                 text,
                 "\n[[node]]\nname = \"{}\"\nid = {}\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"tandem\"\n\
@@ -189,7 +220,11 @@ impl ClusterBuilder {
                 node.name, node.id
             );
         }
-        fs::write(scratch.path().join("rules.toml"), "[default]\nwrite = \"home\"\n").expect("rules can be written");
+        fs::write(
+            scratch.path().join("rules.toml"),
+            "[default]\nwrite = \"home\"\n",
+        )
+        .expect("rules can be written");
         text
     }
 }
@@ -228,7 +263,11 @@ impl Cluster {
     /// It is not within `limit`.
     pub async fn converge(&self, limit: Duration) {
         let ran = self.daemon.wait_converged(limit).await;
-        assert!(ran.status.success(), "not converged within {limit:?}: {}", ran.all());
+        assert!(
+            ran.status.success(),
+            "not converged within {limit:?}: {}",
+            ran.all()
+        );
     }
 
     /// Waits until all is applied everywhere, then compares all nodes: every row of every table, with its version.
@@ -262,9 +301,20 @@ impl Cluster {
     ///
     /// # Panics
     /// It does not say so in time.
-    pub async fn link_when(&self, what: &str, source: usize, target: usize, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn link_when(
+        &self,
+        what: &str,
+        source: usize,
+        target: usize,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let (source, target) = (&self.nodes[source].name, &self.nodes[target].name);
-        let status = self.daemon.status_when(what, LINK_LIMIT, |status| wanted(&link_of(status, source, target))).await;
+        let status = self
+            .daemon
+            .status_when(what, LINK_LIMIT, |status| {
+                wanted(&link_of(status, source, target))
+            })
+            .await;
         link_of(&status, source, target)
     }
 
@@ -281,7 +331,9 @@ impl Cluster {
     /// # Panics
     /// The proxy refuses.
     pub async fn proxy(&self) -> Client {
-        self.try_proxy().await.unwrap_or_else(|error| panic!("the proxy: {}", client::describe(&error)))
+        self.try_proxy()
+            .await
+            .unwrap_or_else(|error| panic!("the proxy: {}", client::describe(&error)))
     }
 
     /// psql of the first node's installation, through the proxy.
@@ -296,7 +348,10 @@ impl Cluster {
     /// The daemon has not written it.
     #[must_use]
     pub fn token(&self) -> String {
-        fs::read_to_string(self.dir().join("state/admin.token")).expect("the admin token").trim().to_owned()
+        fs::read_to_string(self.dir().join("state/admin.token"))
+            .expect("the admin token")
+            .trim()
+            .to_owned()
     }
 
     /// Writes the configuration anew: `change` is given the text.
@@ -313,7 +368,9 @@ impl Cluster {
 impl Cluster {
     /// The whole logs of a test that fails stay beside the templates.
     fn keep_logs(&self) {
-        let kept = process::cache_dir().join("failed").join(self.dir().file_name().unwrap_or_default());
+        let kept = process::cache_dir()
+            .join("failed")
+            .join(self.dir().file_name().unwrap_or_default());
         let copied = fs::create_dir_all(&kept).and_then(|()| {
             for entry in fs::read_dir(self.dir())? {
                 let path = entry?.path();
@@ -344,9 +401,16 @@ impl Drop for Cluster {
 }
 
 fn link_of(status: &Value, source: &str, target: &str) -> Value {
-    let links = status["replication"]["links"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let found = links.iter().find(|link| link["source"] == source && link["target"] == target);
-    found.unwrap_or_else(|| panic!("no link from {source} to {target} in {status}")).clone()
+    let links = status["replication"]["links"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    let found = links
+        .iter()
+        .find(|link| link["source"] == source && link["target"] == target);
+    found
+        .unwrap_or_else(|| panic!("no link from {source} to {target} in {status}"))
+        .clone()
 }
 
 /// The configuration holds a password.

@@ -38,14 +38,24 @@ pub async fn differences(nodes: &[Node], since: &str) -> String {
     for node in nodes {
         sides.push(Side::open(node, since).await);
     }
-    let Some((first, others)) = sides.split_first() else { return String::new() };
+    let Some((first, others)) = sides.split_first() else {
+        return String::new();
+    };
     let mut text = String::new();
     let names: BTreeSet<&Table> = sides.iter().flat_map(|side| &side.tables).collect();
     for table in names {
-        let lacking: Vec<&str> =
-            sides.iter().filter(|side| !side.tables.contains(table)).map(|side| side.node.as_str()).collect();
+        let lacking: Vec<&str> = sides
+            .iter()
+            .filter(|side| !side.tables.contains(table))
+            .map(|side| side.node.as_str())
+            .collect();
         if !lacking.is_empty() {
-            let _ = writeln!(text, "{} is not the same table on {}: {table:?}", table.name, lacking.join(", "));
+            let _ = writeln!(
+                text,
+                "{} is not the same table on {}: {table:?}",
+                table.name,
+                lacking.join(", ")
+            );
             continue;
         }
         let digest = first.digest(table).await;
@@ -79,9 +89,15 @@ impl Side {
         )
         .await;
         let mut origins = format!("WHEN 0 THEN '{}'", node.id);
-        for row in client::rows(&client, "SELECT roident, roname FROM pg_replication_origin").await {
-            let [Some(id), Some(name)] = row.as_slice() else { continue };
-            let node = name.strip_prefix("tandem_").and_then(|rest| rest.split_once('_')).map(|(node, _)| node);
+        for row in client::rows(&client, "SELECT roident, roname FROM pg_replication_origin").await
+        {
+            let [Some(id), Some(name)] = row.as_slice() else {
+                continue;
+            };
+            let node = name
+                .strip_prefix("tandem_")
+                .and_then(|rest| rest.split_once('_'))
+                .map(|(node, _)| node);
             let _ = write!(origins, " WHEN {id} THEN '{}'", node.unwrap_or(name));
         }
         let version = format!(
@@ -90,22 +106,41 @@ impl Side {
              FROM pg_xact_commit_timestamp_origin(t.xmin) AS v)"
         );
         let tables = tables(&client).await;
-        Self { node: node.name.clone(), client, tables, version }
+        Self {
+            node: node.name.clone(),
+            client,
+            tables,
+            version,
+        }
     }
 
     /// Equal on two nodes only when all rows and versions are, but for a collision of 64-bit hashes.
     async fn digest(&self, table: &Table) -> String {
-        let hashed = format!("hashtextextended({} || {}, 0)::numeric", row_text(&table.columns), self.version);
-        let sql = format!("SELECT count(*) || '/' || coalesce(sum({hashed}), 0) FROM {} AS t", table.name);
+        let hashed = format!(
+            "hashtextextended({} || {}, 0)::numeric",
+            row_text(&table.columns),
+            self.version
+        );
+        let sql = format!(
+            "SELECT count(*) || '/' || coalesce(sum({hashed}), 0) FROM {} AS t",
+            table.name
+        );
         client::value(&self.client, &sql).await
     }
 
     async fn rows(&self, table: &Table) -> Rows {
         let content = format!("{} || ' at ' || {}", row_text(&table.columns), self.version);
         let sql = if table.key.is_empty() {
-            format!("SELECT x, count(*)::text || ' times' FROM (SELECT {content} AS x FROM {} AS t) AS s GROUP BY x", table.name)
+            format!(
+                "SELECT x, count(*)::text || ' times' FROM (SELECT {content} AS x FROM {} AS t) AS s GROUP BY x",
+                table.name
+            )
         } else {
-            format!("SELECT {}, {content} FROM {} AS t", row_text(&table.key), table.name)
+            format!(
+                "SELECT {}, {content} FROM {} AS t",
+                row_text(&table.key),
+                table.name
+            )
         };
         let rows = client::rows(&self.client, &sql).await.into_iter();
         let text = |column: Option<Option<String>>| column.flatten().unwrap_or_default();
@@ -119,7 +154,10 @@ impl Side {
 
 /// Columns in order of their names: the order in the table may differ between nodes.
 fn row_text(columns: &[String]) -> String {
-    let columns: Vec<String> = columns.iter().map(|column| format!("t.{column}::text")).collect();
+    let columns: Vec<String> = columns
+        .iter()
+        .map(|column| format!("t.{column}::text"))
+        .collect();
     format!("ROW({})::text", columns.join(", "))
 }
 
@@ -134,13 +172,18 @@ async fn tables(client: &Client) -> Vec<Table> {
          WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'tandem') \
          ORDER BY 1";
     let names = |text: Option<String>| -> Vec<String> {
-        text.map(|text| text.split(',').map(str::to_owned).collect()).unwrap_or_default()
+        text.map(|text| text.split(',').map(str::to_owned).collect())
+            .unwrap_or_default()
     };
     let rows = client::rows(client, sql).await.into_iter();
     rows.map(|row| {
         let mut row = row.into_iter();
         let name = row.next().flatten().unwrap_or_default();
-        Table { name, key: names(row.next().flatten()), columns: names(row.next().flatten()) }
+        Table {
+            name,
+            key: names(row.next().flatten()),
+            columns: names(row.next().flatten()),
+        }
     })
     .collect()
 }
@@ -170,7 +213,12 @@ async fn row_differences(sides: &[Side], table: &Table) -> String {
     for key in differing.iter().take(SHOWN) {
         let _ = writeln!(text, "  {}", shortened(key));
         for (node, rows) in &contents {
-            let _ = writeln!(text, "    {node}: {}", rows.get(*key).map_or_else(|| "(no row)".to_owned(), |row| shortened(row)));
+            let _ = writeln!(
+                text,
+                "    {node}: {}",
+                rows.get(*key)
+                    .map_or_else(|| "(no row)".to_owned(), |row| shortened(row))
+            );
         }
     }
     if differing.len() > SHOWN {

@@ -58,7 +58,13 @@ impl Daemon {
     /// One that is not started yet.
     #[must_use]
     pub fn new(config: &Path, log: &Path, admin_port: u16) -> Self {
-        Self { program: program(), config: config.to_owned(), log: log.to_owned(), admin_port, child: None }
+        Self {
+            program: program(),
+            config: config.to_owned(),
+            log: log.to_owned(),
+            admin_port,
+            child: None,
+        }
     }
 
     /// Its configuration file.
@@ -93,14 +99,32 @@ impl Daemon {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = self.open_log();
         let mut command = Command::new(&self.program);
-        command.arg("run").arg("--config").arg(&self.config).current_dir("/");
-        command.env_clear().env("TANDEM_LOG", "tandem=debug,tandem_replicator=debug,info").env("RUST_BACKTRACE", "1");
-        command.stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
-        self.child = Some(command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.program.display())));
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&self.config)
+            .current_dir("/");
+        command
+            .env_clear()
+            .env("TANDEM_LOG", "tandem=debug,tandem_replicator=debug,info")
+            .env("RUST_BACKTRACE", "1");
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log"))
+            .stderr(log);
+        self.child = Some(
+            command
+                .spawn()
+                .unwrap_or_else(|error| panic!("{}: {error}", self.program.display())),
+        );
     }
 
     fn open_log(&self) -> File {
-        OpenOptions::new().create(true).append(true).open(&self.log).expect("the daemon's log can be written")
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .expect("the daemon's log can be written")
     }
 
     /// Kills it, as a crash would, and waits until it is gone.
@@ -135,7 +159,10 @@ impl Daemon {
     /// # Panics
     /// It does not run.
     pub fn signal(&self, signal: Signal) {
-        self.process().expect("the daemon runs").signal(signal).expect("a signal can be sent");
+        self.process()
+            .expect("the daemon runs")
+            .signal(signal)
+            .expect("a signal can be sent");
     }
 
     fn process(&self) -> Option<ProcessId> {
@@ -148,10 +175,12 @@ impl Daemon {
     /// It does not end.
     pub async fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("the daemon was started");
-        let status = eventually("the daemon ends", END_LIMIT, async || match child.try_wait() {
-            Ok(Some(status)) => Ok(status),
-            Ok(None) => Err("it still runs".to_owned()),
-            Err(error) => Err(error.to_string()),
+        let status = eventually("the daemon ends", END_LIMIT, async || {
+            match child.try_wait() {
+                Ok(Some(status)) => Ok(status),
+                Ok(None) => Err("it still runs".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
         })
         .await;
         self.child = None;
@@ -160,13 +189,19 @@ impl Daemon {
 
     /// Whether it runs.
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// A command of its command line, with its configuration: `status`, `wait-converged`, …
     #[must_use]
     pub fn command(&self, name: &str) -> Program {
-        Program::new(&self.program).args([name.as_ref(), "--config".as_ref(), self.config.as_os_str()])
+        Program::new(&self.program).args([
+            name.as_ref(),
+            "--config".as_ref(),
+            self.config.as_os_str(),
+        ])
     }
 
     /// Runs `wait-converged`.
@@ -175,7 +210,10 @@ impl Daemon {
     /// It takes much longer than `limit`.
     pub async fn wait_converged(&self, limit: Duration) -> Ran {
         let timeout = format!("{}ms", limit.as_millis());
-        self.command("wait-converged").args(["--timeout", &timeout]).run(limit + Duration::from_secs(20)).await
+        self.command("wait-converged")
+            .args(["--timeout", &timeout])
+            .run(limit + Duration::from_secs(20))
+            .await
     }
 
     /// What `status --json` prints.
@@ -183,7 +221,11 @@ impl Daemon {
     /// # Errors
     /// The daemon does not answer, or not with JSON.
     pub async fn status(&self) -> Result<Value, String> {
-        let ran = self.command("status").args(["--json"]).run(Duration::from_secs(20)).await;
+        let ran = self
+            .command("status")
+            .args(["--json"])
+            .run(Duration::from_secs(20))
+            .await;
         serde_json::from_str(&ran.stdout).map_err(|error| format!("{error}: {}", ran.all()))
     }
 
@@ -191,12 +233,23 @@ impl Daemon {
     ///
     /// # Panics
     /// It does not become so.
-    pub async fn status_when(&self, what: &str, limit: Duration, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn status_when(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Value {
         let asked = poll(limit, async || {
             let status = self.status().await?;
-            if wanted(&status) { Ok(status) } else { Err(format!("the status is {status:#}")) }
+            if wanted(&status) {
+                Ok(status)
+            } else {
+                Err(format!("the status is {status:#}"))
+            }
         });
-        asked.await.unwrap_or_else(|problem| panic!("{what}: not within {limit:?}: {problem}"))
+        asked
+            .await
+            .unwrap_or_else(|problem| panic!("{what}: not within {limit:?}: {problem}"))
     }
 
     /// All that it has logged.
@@ -221,18 +274,33 @@ fn read(log: &Path) -> String {
 
 /// Asks `/healthz`.
 async fn health(port: u16) -> Result<(), String> {
-    let answer = http(port, "GET", "/healthz", None).await.map_err(|error| error.to_string())?;
-    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+    let answer = http(port, "GET", "/healthz", None)
+        .await
+        .map_err(|error| error.to_string())?;
+    if answer.starts_with("HTTP/1.1 200") {
+        Ok(())
+    } else {
+        Err(answer)
+    }
 }
 
 /// One HTTP request to the admin port; answers the whole response.
 ///
 /// # Errors
 /// The port does not answer.
-pub async fn http(port: u16, method: &str, path: &str, token: Option<&str>) -> std::io::Result<String> {
+pub async fn http(
+    port: u16,
+    method: &str,
+    path: &str,
+    token: Option<&str>,
+) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    let token = token.map_or_else(String::new, |token| format!("Authorization: Bearer {token}\r\n"));
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{token}Content-Length: 0\r\nConnection: close\r\n\r\n");
+    let token = token.map_or_else(String::new, |token| {
+        format!("Authorization: Bearer {token}\r\n")
+    });
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\n{token}Content-Length: 0\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;

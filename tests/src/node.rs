@@ -36,7 +36,14 @@ impl Node {
     /// # Panics
     /// The server does not start.
     #[must_use]
-    pub fn start(dir: &Path, place: usize, install: Install, port: u16, durable: bool, scale: Option<u32>) -> Self {
+    pub fn start(
+        dir: &Path,
+        place: usize,
+        install: Install,
+        port: u16,
+        durable: bool,
+        scale: Option<u32>,
+    ) -> Self {
         let id = u16::try_from(place + 1).expect("a small cluster");
         let name = format!("n{id}");
         let data_dir = dir.join(&name);
@@ -44,7 +51,12 @@ impl Node {
         let mut spec = ServerSpec::new(install, &data_dir, port).expect("a server's user");
         spec.settings = template::settings(durable);
         let server = Server::start(&spec).unwrap_or_else(|error| panic!("{name}: {error}"));
-        Self { name, id, spec, server: Arc::new(Mutex::new(Some(server))) }
+        Self {
+            name,
+            id,
+            spec,
+            server: Arc::new(Mutex::new(Some(server))),
+        }
     }
 
     /// Its port.
@@ -101,7 +113,8 @@ impl Node {
     }
 
     async fn stop(&self, mode: StopMode) {
-        self.with_server(move |server| server.stop(mode, Duration::from_secs(30)).map(drop)).await;
+        self.with_server(move |server| server.stop(mode, Duration::from_secs(30)).map(drop))
+            .await;
         self.lock().take();
     }
 
@@ -121,17 +134,24 @@ impl Node {
     /// It does not start.
     pub async fn start_again(&self) {
         let spec = self.spec.clone();
-        let started = spawn_blocking(move || Server::start(&spec)).await.expect("not cancelled");
+        let started = spawn_blocking(move || Server::start(&spec))
+            .await
+            .expect("not cancelled");
         *self.lock() = Some(started.unwrap_or_else(|error| panic!("{}: {error}", self.name)));
     }
 
-    async fn with_server(&self, work: impl FnOnce(&mut Server) -> Result<(), ServerError> + Send + 'static) {
+    async fn with_server(
+        &self,
+        work: impl FnOnce(&mut Server) -> Result<(), ServerError> + Send + 'static,
+    ) {
         let server = Arc::clone(&self.server);
         let done = spawn_blocking(move || {
             let mut guard = server.lock().unwrap_or_else(PoisonError::into_inner);
             work(guard.as_mut().expect("the server was started"))
         });
-        done.await.expect("not cancelled").unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        done.await
+            .expect("not cancelled")
+            .unwrap_or_else(|error| panic!("{}: {error}", self.name));
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Server>> {
@@ -150,5 +170,8 @@ impl Node {
 #[must_use]
 pub fn tail(text: &str, lines: usize) -> String {
     let skipped = text.lines().count().saturating_sub(lines);
-    text.lines().skip(skipped).map(|line| format!("    {line}\n")).collect()
+    text.lines()
+        .skip(skipped)
+        .map(|line| format!("    {line}\n"))
+        .collect()
 }

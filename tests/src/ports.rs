@@ -39,10 +39,17 @@ impl Ports {
             }
             let first = FIRST + block * SIZE;
             if (first..first + SIZE).all(is_free) {
-                return Ok(Self { first, used: 0, _lock: lock });
+                return Ok(Self {
+                    first,
+                    used: 0,
+                    _lock: lock,
+                });
             }
         }
-        Err(io::Error::new(io::ErrorKind::AddrInUse, "every block of ports is taken"))
+        Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "every block of ports is taken",
+        ))
     }
 
     /// The next port of the block.
@@ -58,7 +65,10 @@ impl Ports {
     /// # Panics
     /// The block is used up.
     pub fn consecutive(&mut self, count: u16) -> u16 {
-        assert!(count > 0 && self.used + count <= SIZE, "a test uses more than {SIZE} ports");
+        assert!(
+            count > 0 && self.used + count <= SIZE,
+            "a test uses more than {SIZE} ports"
+        );
         self.used += count;
         self.first + self.used - count
     }

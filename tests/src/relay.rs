@@ -3,18 +3,16 @@
 //! It reads the `application_name` of a connection's startup packet (the harness uses no TLS towards nodes), so that a
 //! fault can be given to some connections only, such as those that apply one source's changes.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tandem_wire::startup::{FirstPacket, first_packet};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp::{ReadHalf, WriteHalf}},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
     time::Instant,
@@ -45,7 +43,27 @@ struct Faults(Vec<(String, Fault)>);
 
 impl Faults {
     fn of(&self, name: &str) -> Fault {
-        self.0.iter().rev().find(|(part, _)| name.contains(part.as_str())).map_or(Fault::None, |(_, fault)| *fault)
+        self.0
+            .iter()
+            .rev()
+            .find(|(part, _)| name.contains(part.as_str()))
+            .map_or(Fault::None, |(_, fault)| *fault)
+    }
+}
+
+/// How often each direction was half closed since the relay started.
+#[derive(Debug, Clone, Copy, Default)]
+struct HalfCloses {
+    to_node: u32,
+    to_daemon: u32,
+}
+
+impl HalfCloses {
+    fn of(self, direction: Direction) -> u32 {
+        match direction {
+            Direction::ToNode => self.to_node,
+            Direction::ToDaemon => self.to_daemon,
+        }
     }
 }
 
@@ -63,7 +81,7 @@ pub enum Direction {
 pub struct Relay {
     address: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
-    half_close: Arc<watch::Sender<Option<Direction>>>,
+    half_close: Arc<watch::Sender<HalfCloses>>,
     accepting: JoinHandle<()>,
 }
 
@@ -83,9 +101,19 @@ impl Relay {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
         let faults = Arc::new(watch::Sender::new(Faults::default()));
-        let half_close = Arc::new(watch::Sender::new(None));
-        let accepting = tokio::spawn(accept(listener, target, Arc::clone(&faults), Arc::clone(&half_close)));
-        Ok(Self { address, faults, half_close, accepting })
+        let half_close = Arc::new(watch::Sender::new(HalfCloses::default()));
+        let accepting = tokio::spawn(accept(
+            listener,
+            target,
+            Arc::clone(&faults),
+            Arc::clone(&half_close),
+        ));
+        Ok(Self {
+            address,
+            faults,
+            half_close,
+            accepting,
+        })
     }
 
     /// Where it listens.
@@ -121,13 +149,16 @@ impl Relay {
 
     /// Ends one direction of every connection there is, in order (FIN); the other goes on.
     pub fn half_close(&self, direction: Direction) {
-        self.half_close.send_replace(Some(direction));
-        self.half_close.send_replace(None);
+        self.half_close.send_modify(|closes| match direction {
+            Direction::ToNode => closes.to_node += 1,
+            Direction::ToDaemon => closes.to_daemon += 1,
+        });
     }
 
     /// Ends the faults that were given to exactly this part.
     pub fn heal_only(&self, part: &str) {
-        self.faults.send_modify(|faults| faults.0.retain(|(other, _)| other != part));
+        self.faults
+            .send_modify(|faults| faults.0.retain(|(other, _)| other != part));
     }
 
     /// Ends all faults. What was held back passes now.
@@ -136,7 +167,8 @@ impl Relay {
     }
 
     fn add(&self, part: &str, fault: Fault) {
-        self.faults.send_modify(|faults| faults.0.push((part.to_owned(), fault)));
+        self.faults
+            .send_modify(|faults| faults.0.push((part.to_owned(), fault)));
     }
 }
 
@@ -144,7 +176,7 @@ async fn accept(
     listener: TcpListener,
     target: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
-    half_close: Arc<watch::Sender<Option<Direction>>>,
+    half_close: Arc<watch::Sender<HalfCloses>>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -164,7 +196,7 @@ async fn relay(
     mut client: TcpStream,
     target: SocketAddr,
     mut faults: watch::Receiver<Faults>,
-    half_close: watch::Receiver<Option<Direction>>,
+    half_close: watch::Receiver<HalfCloses>,
 ) {
     let (name, first) = match startup(&mut client).await {
         Ok(read) => read,
@@ -175,7 +207,9 @@ async fn relay(
         reset(client);
         return;
     }
-    if at_start == Fault::Silence && wait_until(&mut faults, &name, |fault| fault != Fault::Silence).await == Fault::Reset {
+    if at_start == Fault::Silence
+        && wait_until(&mut faults, &name, |fault| fault != Fault::Silence).await == Fault::Reset
+    {
         reset(client);
         return;
     }
@@ -184,14 +218,30 @@ async fn relay(
         return;
     };
     // Small messages must not wait for one another.
-    let passed = client.set_nodelay(true).is_ok() && node.set_nodelay(true).is_ok() && node.write_all(&first).await.is_ok();
+    let passed = client.set_nodelay(true).is_ok()
+        && node.set_nodelay(true).is_ok()
+        && node.write_all(&first).await.is_ok();
     let mut faults_of_whole = faults.clone();
     let ended_in_order = passed && {
         let (from_client, to_client) = client.split();
         let (from_node, to_node) = node.split();
         let pumps = async {
-            let forth = pump(from_client, to_node, Direction::ToNode, &name, faults.clone(), half_close.clone());
-            let back = pump(from_node, to_client, Direction::ToDaemon, &name, faults.clone(), half_close.clone());
+            let forth = pump(
+                from_client,
+                to_node,
+                Direction::ToNode,
+                &name,
+                faults.clone(),
+                half_close.clone(),
+            );
+            let back = pump(
+                from_node,
+                to_client,
+                Direction::ToDaemon,
+                &name,
+                faults.clone(),
+                half_close.clone(),
+            );
             tokio::try_join!(forth, back).is_ok()
         };
         tokio::select! {
@@ -216,15 +266,29 @@ async fn startup(client: &mut TcpStream) -> io::Result<(String, BytesMut)> {
         match first_packet(&read) {
             Ok(None) => {}
             Ok(Some((FirstPacket::Startup(packet), _))) => {
-                return Ok((packet.get("application_name").unwrap_or_default().to_owned(), read));
+                return Ok((
+                    packet
+                        .get("application_name")
+                        .unwrap_or_default()
+                        .to_owned(),
+                    read,
+                ));
             }
             Ok(Some(_)) | Err(_) => return Ok((String::new(), read)),
         }
     }
 }
 
-async fn wait_until(faults: &mut watch::Receiver<Faults>, name: &str, wanted: impl Fn(Fault) -> bool) -> Fault {
-    let found = faults.wait_for(|faults| wanted(faults.of(name))).await.map(|faults| faults.of(name)).ok();
+async fn wait_until(
+    faults: &mut watch::Receiver<Faults>,
+    name: &str,
+    wanted: impl Fn(Fault) -> bool,
+) -> Fault {
+    let found = faults
+        .wait_for(|faults| wanted(faults.of(name)))
+        .await
+        .map(|faults| faults.of(name))
+        .ok();
     match found {
         Some(fault) => fault,
         // The relay is gone, and this task with it.
@@ -245,8 +309,9 @@ async fn pump(
     direction: Direction,
     name: &str,
     faults: watch::Receiver<Faults>,
-    mut half_close: watch::Receiver<Option<Direction>>,
+    mut half_close: watch::Receiver<HalfCloses>,
 ) -> io::Result<()> {
+    let at_start = half_close.borrow_and_update().of(direction);
     let (sender, mut under_way) = mpsc::channel::<(Instant, Bytes)>(UNDER_WAY);
     let mut faults_read = faults.clone();
     let mut faults_written = faults;
@@ -272,7 +337,7 @@ async fn pump(
         loop {
             let next = tokio::select! {
                 next = under_way.recv() => next,
-                Ok(_) = half_close.wait_for(|closed| *closed == Some(direction)) => None,
+                Ok(_) = half_close.wait_for(|closes| closes.of(direction) > at_start) => None,
             };
             let Some((due, chunk)) = next else { break };
             tokio::select! {

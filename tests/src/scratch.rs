@@ -47,7 +47,10 @@ impl Scratch {
         rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)?;
         // Seen by sweepers only now, with the lock taken.
         let new = new.keep();
-        let name = new.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let name = new
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
         let dir = base.join(name.trim_start_matches(".new-"));
         fs::rename(&new, &dir)?;
         let scratch = Self { dir, _owner: owner };
@@ -64,10 +67,15 @@ impl Scratch {
     /// The janitor ends by itself once the directory is gone, so nobody waits for it here. Without it (a harness used
     /// outside this crate's tests) the next test sweeps.
     fn start_janitor(&self) {
-        let Some(program) = process::sibling("tandem-test-janitor") else { return };
+        let Some(program) = process::sibling("tandem-test-janitor") else {
+            return;
+        };
         let mut command = Command::new(program);
         command.arg(&self.dir).current_dir("/").process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         if let Ok(mut child) = command.spawn() {
             // Reaps it, where the process lives on after the test.
             std::thread::spawn(move || child.wait().is_ok());
@@ -83,7 +91,9 @@ impl Drop for Scratch {
 
 /// Waits until the owner of `dir` has ended, then sweeps it. What the janitor does.
 pub fn sweep_when_dead(dir: &Path) {
-    let Ok(owner) = File::open(dir.join(OWNER)) else { return };
+    let Ok(owner) = File::open(dir.join(OWNER)) else {
+        return;
+    };
     if rustix::fs::flock(&owner, FlockOperation::LockExclusive).is_ok() && dir.exists() {
         sweep(dir);
     }
@@ -99,7 +109,10 @@ pub fn base_dir() -> io::Result<PathBuf> {
     match fs::create_dir(&base) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             if fs::symlink_metadata(&base)?.uid() != uid {
-                return Err(io::Error::other(format!("{} belongs to somebody else", base.display())));
+                return Err(io::Error::other(format!(
+                    "{} belongs to somebody else",
+                    base.display()
+                )));
             }
         }
         made => made?,
@@ -110,7 +123,9 @@ pub fn base_dir() -> io::Result<PathBuf> {
 
 fn sweep_dead(base: &Path) {
     for entry in fs::read_dir(base).into_iter().flatten().flatten() {
-        let Ok(owner) = File::open(entry.path().join(OWNER)) else { continue };
+        let Ok(owner) = File::open(entry.path().join(OWNER)) else {
+            continue;
+        };
         let hidden = entry.file_name().to_string_lossy().starts_with('.');
         if !hidden && rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive).is_ok() {
             sweep(&entry.path());
@@ -151,7 +166,9 @@ fn programs_in(dir: &Path) -> Vec<ProcessId> {
         .filter(|process| {
             let arguments = process.arguments();
             let mut texts = arguments.iter().map(|argument| argument.to_string_lossy());
-            let is_server = texts.next().is_some_and(|program| program.ends_with("/postgres"));
+            let is_server = texts
+                .next()
+                .is_some_and(|program| program.ends_with("/postgres"));
             !is_server && texts.any(|argument| argument.starts_with(&prefix))
         })
         .collect()

@@ -22,7 +22,7 @@ use crate::{
     client,
     ports::Ports,
     program::Program,
-    scratch::Scratch,
+    scratch::{self, Scratch},
 };
 
 /// Goes into the templates' names: another recipe makes other templates.
@@ -39,9 +39,15 @@ pub const DATABASE: &str = "app";
 #[must_use]
 pub fn settings(durable: bool) -> Vec<(String, String)> {
     let on_off = if durable { "on" } else { "off" };
-    [("fsync", on_off), ("full_page_writes", on_off), ("shared_buffers", "48MB"), ("jit", "off"), ("max_connections", "120")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
+    [
+        ("fsync", on_off),
+        ("full_page_writes", on_off),
+        ("shared_buffers", "48MB"),
+        ("jit", "off"),
+        ("max_connections", "120"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .into()
 }
 
 /// The installation of `major`: the system's for what it has, else the pinned build.
@@ -56,7 +62,9 @@ pub fn install(major: u32) -> Install {
         return install.clone();
     }
     let system = Install::at(Path::new(&format!("/usr/lib/postgresql/{major}/bin")));
-    let install = system.or_else(|_| Install::obtain(major)).unwrap_or_else(|error| panic!("PostgreSQL {major}: {error}"));
+    let install = system
+        .or_else(|_| Install::obtain(major))
+        .unwrap_or_else(|error| panic!("PostgreSQL {major}: {error}"));
     found.push(install.clone());
     install
 }
@@ -68,8 +76,14 @@ pub fn install(major: u32) -> Install {
 /// The template cannot be made or copied.
 pub fn copy_to(data_dir: &Path, install: &Install, place: usize, scale: Option<u32>) {
     let uid = rustix::process::geteuid().as_raw();
-    let cache = crate::process::cache_dir().join(uid.to_string());
-    fs::create_dir_all(&cache).expect("the templates' directory can be made");
+    let mut cache = crate::process::cache_dir().join(uid.to_string());
+    if fs::create_dir_all(&cache).is_err() {
+        // The tests were built by somebody else.
+        cache = scratch::base_dir()
+            .expect("a directory for tests")
+            .join(".templates");
+        fs::create_dir_all(&cache).expect("the templates' directory can be made");
+    }
     let content = scale.map_or_else(String::new, |scale| format!("-pgbench{scale}"));
     let template = cache.join(format!("v{RECIPE}-{}-{place}{content}", install.version));
     if !template.exists() {
@@ -101,30 +115,49 @@ fn fill(scratch: &Scratch, install: &Install, port: u16, scale: Option<u32>) -> 
     let data_dir = scratch.path().join("template");
     let mut spec = ServerSpec::new(install.clone(), &data_dir, port).expect("a server's user");
     spec.settings = settings(false);
-    spec.settings.push(("track_commit_timestamp".to_owned(), "off".to_owned()));
+    spec.settings
+        .push(("track_commit_timestamp".to_owned(), "off".to_owned()));
     Server::init_data(&spec, Sync::No).expect("initdb");
     let mut server = Server::start(&spec).expect("the template's server starts");
     let statements = [
-        format!("CREATE ROLE tandem SUPERUSER REPLICATION LOGIN PASSWORD '{}'", verifier(TANDEM_PASSWORD)),
+        format!(
+            "CREATE ROLE tandem SUPERUSER REPLICATION LOGIN PASSWORD '{}'",
+            verifier(TANDEM_PASSWORD)
+        ),
         format!("CREATE ROLE {APP} LOGIN PASSWORD '{}'", verifier(APP)),
         format!("CREATE DATABASE {DATABASE} OWNER {APP}"),
     ];
     // In a thread of its own: the caller may be inside a runtime, which must not be blocked on another one.
     let filled = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime");
         runtime.block_on(async {
-            let client = client::connect(port, "postgres", None, "postgres").await.expect("the template's server answers");
+            let client = client::connect(port, "postgres", None, "postgres")
+                .await
+                .expect("the template's server answers");
             for statement in statements {
-                client.batch_execute(&statement).await.expect("the template is filled");
+                client
+                    .batch_execute(&statement)
+                    .await
+                    .expect("the template is filled");
             }
         });
     });
     filled.join().expect("the template is filled");
     if let Some(scale) = scale {
-        let pgbench = Program::pgbench(install).port(port).args(["-i", "-q", "-s", &scale.to_string()]);
-        pgbench.run_blocking(Duration::from_secs(120)).expect_success();
+        let pgbench =
+            Program::pgbench(install)
+                .port(port)
+                .args(["-i", "-q", "-s", &scale.to_string()]);
+        pgbench
+            .run_blocking(Duration::from_secs(120))
+            .expect_success();
     }
-    server.stop(StopMode::Fast, Duration::from_secs(60)).expect("the template's server stops");
+    server
+        .stop(StopMode::Fast, Duration::from_secs(60))
+        .expect("the template's server stops");
     fs::remove_file(&spec.log).expect("the log can be removed");
     data_dir
 }
@@ -132,6 +165,11 @@ fn fill(scratch: &Scratch, install: &Install, port: u16, scale: Option<u32>) -> 
 /// The same text on all nodes, as the proxy's pass-through wants it: so the salt is fixed.
 fn verifier(password: &str) -> String {
     let iterations = NonZeroU32::new(4096).expect("not zero");
-    let verifier = ScramVerifier::derive(password.as_bytes(), b"tandem-test-salt".to_vec(), iterations).to_text();
+    let verifier = ScramVerifier::derive(
+        password.as_bytes(),
+        b"tandem-test-salt".to_vec(),
+        iterations,
+    )
+    .to_text();
     String::from_utf8_lossy(verifier.expose()).into_owned()
 }

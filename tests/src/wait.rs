@@ -11,7 +11,10 @@ const INTERVAL: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The condition did not come true in time.
-pub async fn poll<T, E: Display>(limit: Duration, mut ask: impl AsyncFnMut() -> Result<T, E>) -> Result<T, String> {
+pub async fn poll<T, E: Display>(
+    limit: Duration,
+    mut ask: impl AsyncFnMut() -> Result<T, E>,
+) -> Result<T, String> {
     let deadline = Instant::now() + limit;
     let mut problem = "nothing was learnt".to_owned();
     loop {
@@ -32,7 +35,11 @@ pub async fn poll<T, E: Display>(limit: Duration, mut ask: impl AsyncFnMut() -> 
 ///
 /// # Panics
 /// The condition did not come true in time.
-pub async fn eventually<T, E: Display>(what: &str, limit: Duration, ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+pub async fn eventually<T, E: Display>(
+    what: &str,
+    limit: Duration,
+    ask: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
     match poll(limit, ask).await {
         Ok(value) => value,
         Err(problem) => panic!("{what}: not within {limit:?}: {problem}"),

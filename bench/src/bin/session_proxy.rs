@@ -36,13 +36,25 @@ async fn main() -> std::io::Result<()> {
     let mut cluster = Cluster::of(&[15]).pgbench(10).start().await;
     let node = cluster.nodes[0].port();
     let mut ways = vec![
-        Way { name: "direct", port: node, pid: None },
-        Way { name: "tandem", port: cluster.proxy_port, pid: child_named("tandem-under-test")? },
+        Way {
+            name: "direct",
+            port: node,
+            pid: None,
+        },
+        Way {
+            name: "tandem",
+            port: cluster.proxy_port,
+            pid: child_named("tandem-under-test")?,
+        },
     ];
     let bouncer_port = cluster.port();
     let bouncer = start_pgbouncer(cluster.dir(), bouncer_port, node)?;
     match bouncer.as_ref().and_then(Child::id) {
-        Some(pid) => ways.push(Way { name: "pgbouncer", port: bouncer_port, pid: Some(pid) }),
+        Some(pid) => ways.push(Way {
+            name: "pgbouncer",
+            port: bouncer_port,
+            pid: Some(pid),
+        }),
         None => eprintln!("SKIP: pgbouncer is not installed"),
     }
     let mut cells: BTreeMap<(&str, &str, &str), Cell> = BTreeMap::new();
@@ -57,25 +69,47 @@ async fn main() -> std::io::Result<()> {
             }
         }
     }
-    let mut table = String::from("| clients | mode | way | TPS | of direct | proxy CPU us per transaction |\n|---|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "| clients | mode | way | TPS | of direct | proxy CPU us per transaction |\n|---|---|---|---|---|---|\n",
+    );
     for ((clients, mode, way), cell) in &cells {
         let tps = median(&cell.tps).unwrap_or_default();
-        let direct = cells.get(&(*clients, *mode, "direct")).and_then(|cell| median(&cell.tps)).unwrap_or(tps);
+        let direct = cells
+            .get(&(*clients, *mode, "direct"))
+            .and_then(|cell| median(&cell.tps))
+            .unwrap_or(tps);
         let cpu = median(&cell.cpu_us).map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"));
-        let _ = writeln!(table, "| {clients} | {mode} | {way} | {tps:.0} | {:.2} | {cpu} |", tps / direct);
+        let _ = writeln!(
+            table,
+            "| {clients} | {mode} | {way} | {tps:.0} | {:.2} | {cpu} |",
+            tps / direct
+        );
     }
     eprintln!("{table}");
     Ok(())
 }
 
-async fn run(cluster: &Cluster, way: &Way, clients: &str, mode: &str, cell: &mut Cell) -> std::io::Result<()> {
+async fn run(
+    cluster: &Cluster,
+    way: &Way,
+    clients: &str,
+    mode: &str,
+    cell: &mut Cell,
+) -> std::io::Result<()> {
     let before = way.pid.map(cpu_time).transpose()?;
     let seconds = SECONDS.to_string();
-    let arguments = ["-n", "-S", "-c", clients, "-j", "2", "-T", &seconds, "-M", mode];
-    let program = Program::pgbench(cluster.nodes[0].install()).port(way.port).args(arguments);
+    let arguments = [
+        "-n", "-S", "-c", clients, "-j", "2", "-T", &seconds, "-M", mode,
+    ];
+    let program = Program::pgbench(cluster.nodes[0].install())
+        .port(way.port)
+        .args(arguments);
     let ran = program.run(Duration::from_secs(60)).await.expect_success();
     let number = |label: &str| {
-        let line = ran.stdout.lines().find_map(|line| line.strip_prefix(label))?;
+        let line = ran
+            .stdout
+            .lines()
+            .find_map(|line| line.strip_prefix(label))?;
         line.split_whitespace().next()?.parse::<f64>().ok()
     };
     cell.tps.extend(number("tps = "));
@@ -89,7 +123,8 @@ async fn run(cluster: &Cluster, way: &Way, clients: &str, mode: &str, cell: &mut
 
 /// PgBouncer in session mode, as a user that it accepts to run as.
 fn start_pgbouncer(dir: &Path, port: u16, node: u16) -> std::io::Result<Option<Child>> {
-    let program = std::env::var_os("PGBOUNCER").map_or_else(|| PathBuf::from("/usr/sbin/pgbouncer"), PathBuf::from);
+    let program = std::env::var_os("PGBOUNCER")
+        .map_or_else(|| PathBuf::from("/usr/sbin/pgbouncer"), PathBuf::from);
     if !program.exists() {
         return Ok(None);
     }
@@ -106,6 +141,11 @@ fn start_pgbouncer(dir: &Path, port: u16, node: u16) -> std::io::Result<Option<C
         ),
     )?;
     let mut command = Command::new(program);
-    command.arg("-q").arg("-u").arg("nobody").arg(&config).kill_on_drop(true);
+    command
+        .arg("-q")
+        .arg("-u")
+        .arg("nobody")
+        .arg(&config)
+        .kill_on_drop(true);
     Ok(Some(command.spawn()?))
 }

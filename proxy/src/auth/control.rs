@@ -5,41 +5,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tandem_wire::ConnectError;
-use tokio::{sync::Mutex, task::AbortHandle, time::timeout};
-use tokio_postgres::{Client, Config, NoTls, Row, config::SslMode, types::ToSql};
+use tandem_replicator::control::Control as Connection;
+pub(crate) use tandem_replicator::control::ControlError;
+use tokio::{sync::Mutex, time::timeout};
+use tokio_postgres::{Row, types::ToSql};
 
-use crate::node::{CONTROL_SETTINGS, Node, Nodes};
-
-/// A question to a node that got no answer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ControlError {
-    /// The node cannot be reached.
-    #[error("{0}")]
-    Connect(#[from] ConnectError),
-    /// The login as Tandem's role or the statement failed.
-    #[error("{}", describe(.0))]
-    Postgres(#[from] tokio_postgres::Error),
-    /// No answer in time.
-    #[error("no answer within {} ms", .0.as_millis())]
-    Timeout(Duration),
-}
-
-/// tokio_postgres shows only the outermost words of an error.
-fn describe(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(db) => format!(
-            "{}: {} (SQLSTATE {})",
-            db.severity(),
-            db.message(),
-            db.code().code()
-        ),
-        None => {
-            let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-            format!("{error}{}", cause.unwrap_or_default())
-        }
-    }
-}
+use crate::node::Nodes;
 
 /// The control connections of all nodes, opened when first needed and again when lost.
 #[derive(Debug)]
@@ -47,23 +18,7 @@ pub(crate) struct Control {
     nodes: Nodes,
     database: String,
     bound: Duration,
-    connections: Vec<Mutex<Option<Connection>>>,
-}
-
-#[derive(Debug, Clone)]
-struct Connection {
-    client: Arc<Client>,
-    /// Ends the driver with the last clone.
-    _driver: Arc<Driver>,
-}
-
-#[derive(Debug)]
-struct Driver(AbortHandle);
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    connections: Vec<Mutex<Option<Arc<Connection>>>>,
 }
 
 impl Control {
@@ -91,7 +46,7 @@ impl Control {
         params: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, ControlError> {
         self.with(node, |connection| async move {
-            Ok(connection.client.query(sql, params).await?)
+            Ok(connection.client().query(sql, params).await?)
         })
         .await
     }
@@ -99,7 +54,7 @@ impl Control {
     /// The number of columns a statement returns.
     pub(crate) async fn columns(&self, node: usize, sql: &str) -> Result<usize, ControlError> {
         self.with(node, |connection| async move {
-            Ok(connection.client.prepare(sql).await?.columns().len())
+            Ok(connection.client().prepare(sql).await?.columns().len())
         })
         .await
     }
@@ -108,13 +63,13 @@ impl Control {
     async fn with<T, F>(
         &self,
         node: usize,
-        run: impl Fn(Connection) -> F,
+        run: impl Fn(Arc<Connection>) -> F,
     ) -> Result<T, ControlError>
     where
         F: Future<Output = Result<T, ControlError>>,
     {
         let (connection, kept) = self.connection(node).await?;
-        let result = self.bounded(run(connection.clone())).await;
+        let result = self.bounded(run(Arc::clone(&connection))).await;
         match result {
             Err(ControlError::Postgres(error)) if error.as_db_error().is_none() && kept => {
                 self.forget(node, &connection).await;
@@ -139,58 +94,29 @@ impl Control {
             .unwrap_or(Err(ControlError::Timeout(self.bound)))
     }
 
-    async fn forget(&self, node: usize, used: &Connection) {
+    async fn forget(&self, node: usize, used: &Arc<Connection>) {
         if let Some(slot) = self.connections.get(node) {
             let mut slot = slot.lock().await;
-            if slot
-                .as_ref()
-                .is_some_and(|kept| Arc::ptr_eq(&kept.client, &used.client))
-            {
+            if slot.as_ref().is_some_and(|kept| Arc::ptr_eq(kept, used)) {
                 *slot = None;
             }
         }
     }
 
     /// The connection of a node, and whether it was there before.
-    async fn connection(&self, node: usize) -> Result<(Connection, bool), ControlError> {
+    async fn connection(&self, node: usize) -> Result<(Arc<Connection>, bool), ControlError> {
         let unknown = || ControlError::Timeout(Duration::ZERO);
         let slot = self.connections.get(node).ok_or_else(unknown)?;
         let node = self.nodes.get(node).ok_or_else(unknown)?;
         // Connecting under the lock: those who ask meanwhile share the outcome's connection.
         let mut slot = slot.lock().await;
-        if let Some(kept) = slot.as_ref().filter(|kept| !kept.client.is_closed()) {
-            return Ok((kept.clone(), true));
+        if let Some(kept) = slot.as_ref().filter(|kept| !kept.is_closed()) {
+            return Ok((Arc::clone(kept), true));
         }
-        let fresh = self.bounded(self.connect(node)).await?;
-        *slot = Some(fresh.clone());
+        let options = node.own_options(&self.database, Vec::new(), self.bound);
+        let fresh = Arc::new(Connection::connect(&options, APPLICATION).await?);
+        *slot = Some(Arc::clone(&fresh));
         Ok((fresh, false))
-    }
-
-    async fn connect(&self, node: &Node) -> Result<Connection, ControlError> {
-        let options = node.control_options(&self.database, APPLICATION, self.bound);
-        let stream = tandem_wire::dial(&options).await?;
-        let mut config = Config::new();
-        config
-            .user(&node.config().user)
-            .dbname(&self.database)
-            .application_name(APPLICATION)
-            .options(CONTROL_SETTINGS)
-            // The stream is encrypted already where the node's sslmode says so.
-            .ssl_mode(SslMode::Disable);
-        if let Some(password) = &node.config().password {
-            config.password(password.expose());
-        }
-        let (client, connection) = config.connect_raw(stream, NoTls).await?;
-        let name = node.name().to_owned();
-        let driver = tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(node = name, %error, "control connection ended");
-            }
-        });
-        Ok(Connection {
-            client: Arc::new(client),
-            _driver: Arc::new(Driver(driver.abort_handle())),
-        })
     }
 }
 

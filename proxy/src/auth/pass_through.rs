@@ -3,10 +3,14 @@
 //! A client's SCRAM proof is only good for a node whose verifier is the very same text, so a role that differs
 //! between nodes would work on one node and fail on another. It is refused, with the nodes named.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tandem_wire::Secret;
+use tokio::time::timeout;
 
 use super::{
     Lookup, LookupError,
@@ -24,6 +28,10 @@ const ALL_ROLES: &str =
 pub(crate) const MEND: &str = "Copy the verifier as text: read rolpassword from pg_authid on the node that is right, \
      and run ALTER ROLE ... PASSWORD '<that text>' on the others. Setting the same password again on each node is \
      not enough, because every verifier has its own salt.";
+
+/// How long a login waits for the verifiers of the other nodes once one has answered. What differs is found by the next
+/// comparison all the same: a proof is good for nodes with the same verifier only.
+const SILENCE_MAX: Duration = Duration::from_millis(300);
 
 /// What one node knows of a role.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,13 +106,28 @@ pub(crate) async fn lookup(
     candidates: &[usize],
     user: &str,
 ) -> Result<Lookup, LookupError> {
-    let answers = join_all(
-        candidates
-            .iter()
-            .copied()
-            .map(|node| async move { (node, ask(control, node, user).await) }),
-    )
-    .await;
+    let mut asking: FuturesUnordered<_> = candidates
+        .iter()
+        .copied()
+        .map(|node| async move { (node, ask(control, node, user).await) })
+        .collect();
+    let mut answers = Vec::new();
+    // Without an answer there is nothing to go by; with one, a node that has fallen silent holds up nobody for long.
+    while let Some(answer) = asking.next().await {
+        let known = answer.1.is_ok();
+        answers.push(answer);
+        if known {
+            break;
+        }
+    }
+    let rest = async {
+        while let Some(answer) = asking.next().await {
+            answers.push(answer);
+        }
+    };
+    if timeout(SILENCE_MAX, rest).await.is_err() {
+        tracing::info!(user, "not every node was asked for the verifier in time");
+    }
     let mut known = Vec::new();
     let mut failures = Vec::new();
     for (node, answer) in answers {

@@ -69,8 +69,9 @@ async fn check_nodes(config: &Config) -> Result<Exit, Failure> {
         .iter()
         .enumerate()
     {
-        let options = node.replicator_options(
+        let options = node.own_options(
             &config.replication.database,
+            Vec::new(),
             config.proxy.server_connect_timeout,
         );
         let node = Node {

@@ -23,7 +23,15 @@ pub(crate) struct Outcome {
 /// Opens a fresh connection and runs statements on it. A fresh one, because a server whose postmaster hangs goes on
 /// serving the connections it has.
 pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
-    let options = node.control_options(&settings.database, "tandem probe", settings.timeout);
+    let params = [
+        ("application_name", "tandem probe"),
+        (
+            "options",
+            "-c search_path=pg_catalog -c statement_timeout=10s",
+        ),
+    ];
+    let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let options = node.own_options(&settings.database, params.to_vec(), settings.timeout);
     let attempt = async {
         let mut connection = tandem_wire::connect(&options)
             .await

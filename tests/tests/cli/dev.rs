@@ -9,7 +9,9 @@ use std::{
 
 use rustix::process::Signal;
 use tandem::dev::process::ProcessId;
-use tandem_tests::{Program, client, daemon, eventually, ports::Ports, program::Ran, scratch::Scratch, template};
+use tandem_tests::{
+    Program, client, daemon, eventually, ports::Ports, program::Ran, scratch::Scratch, template,
+};
 use tokio::process::Child;
 
 /// From the start to the `ready` line, as the issue demands it.
@@ -35,7 +37,13 @@ impl Dev {
     fn new(nodes: u16) -> Self {
         let mut ports = Ports::take().expect("ports");
         let taken = [ports.port(), ports.port(), ports.consecutive(nodes)];
-        Self { scratch: Scratch::new().expect("a directory"), ports: taken, nodes, starts: 0, _ports: ports }
+        Self {
+            scratch: Scratch::new().expect("a directory"),
+            ports: taken,
+            nodes,
+            starts: 0,
+            _ports: ports,
+        }
     }
 
     fn dir(&self) -> PathBuf {
@@ -46,9 +54,19 @@ impl Dev {
         let [port, admin, base] = self.ports.map(|port| port.to_string());
         let nodes = self.nodes.to_string();
         // Small, so that several such tests fit on one machine.
-        Program::new(daemon::program()).args(["dev", "--dir"]).args([self.dir()]).args([
-            "--port", &port, "--admin-port", &admin, "--base-port", &base, "--nodes", &nodes,
-        ])
+        Program::new(daemon::program())
+            .args(["dev", "--dir"])
+            .args([self.dir()])
+            .args([
+                "--port",
+                &port,
+                "--admin-port",
+                &admin,
+                "--base-port",
+                &base,
+                "--nodes",
+                &nodes,
+            ])
     }
 
     /// Starts it and waits for the line that begins with `ready`.
@@ -62,7 +80,11 @@ impl Dev {
             if let Ok(Some(status)) = child.try_wait() {
                 panic!("it ended with {status}:\n{text}");
             }
-            if text.lines().any(|line| line.starts_with("ready")) { Ok(()) } else { Err(text) }
+            if text.lines().any(|line| line.starts_with("ready")) {
+                Ok(())
+            } else {
+                Err(text)
+            }
         })
         .await;
         eprintln!("ready after {:?}", begin.elapsed());
@@ -79,7 +101,9 @@ impl Dev {
     }
 
     async fn value(&self, port: u16, sql: &str) -> String {
-        let client = client::connect(port, "app", Some("app"), "app").await.unwrap_or_else(|error| panic!("{}", client::describe(&error)));
+        let client = client::connect(port, "app", Some("app"), "app")
+            .await
+            .unwrap_or_else(|error| panic!("{}", client::describe(&error)));
         client::value(&client, sql).await
     }
 
@@ -92,28 +116,42 @@ impl Dev {
     }
 
     async fn execute(&self, sql: &str) {
-        let client = client::connect(self.ports[0], "app", Some("app"), "app").await.expect("a login");
+        let client = client::connect(self.ports[0], "app", Some("app"), "app")
+            .await
+            .expect("a login");
         client::execute(&client, sql).await;
     }
 
     async fn converge(&self) {
         let config = self.dir().join("tandem.toml");
-        let wait = Program::new(daemon::program()).args(["wait-converged", "--timeout", "60s", "--config"]).args([config]);
-        wait.run(LIMIT + Duration::from_secs(20)).await.expect_success();
+        let wait = Program::new(daemon::program())
+            .args(["wait-converged", "--timeout", "60s", "--config"])
+            .args([config]);
+        wait.run(LIMIT + Duration::from_secs(20))
+            .await
+            .expect_success();
     }
 
     /// No server answers any more.
     fn assert_stopped(&self) {
         for port in self.node_ports().into_iter().chain(self.ports) {
-            assert!(TcpStream::connect(("127.0.0.1", port)).is_err(), "something still listens on {port}");
+            assert!(
+                TcpStream::connect(("127.0.0.1", port)).is_err(),
+                "something still listens on {port}"
+            );
         }
     }
 
     /// The postmasters' numbers as their lock files have them.
     fn postmasters(&self) -> Vec<i32> {
-        let entries = fs::read_dir(self.dir().join("nodes")).expect("data directories").flatten();
-        let text = entries.filter_map(|entry| fs::read_to_string(entry.path().join("postmaster.pid")).ok());
-        let mut pids: Vec<i32> = text.filter_map(|text| text.lines().next()?.parse().ok()).collect();
+        let entries = fs::read_dir(self.dir().join("nodes"))
+            .expect("data directories")
+            .flatten();
+        let text = entries
+            .filter_map(|entry| fs::read_to_string(entry.path().join("postmaster.pid")).ok());
+        let mut pids: Vec<i32> = text
+            .filter_map(|text| text.lines().next()?.parse().ok())
+            .collect();
         pids.sort_unstable();
         pids
     }
@@ -122,15 +160,25 @@ impl Dev {
 impl Running {
     fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().expect("it runs")).expect("a pid");
-        ProcessId::of(pid).expect("it runs").signal(signal).expect("a signal");
+        ProcessId::of(pid)
+            .expect("it runs")
+            .signal(signal)
+            .expect("a signal");
     }
 
     /// Sends a signal and waits for the end.
     async fn end(mut self, signal: Signal) -> std::process::ExitStatus {
         self.signal(signal);
-        let status = tokio::time::timeout(LIMIT, self.child.wait()).await.expect("it ends").expect("it ends");
+        let status = tokio::time::timeout(LIMIT, self.child.wait())
+            .await
+            .expect("it ends")
+            .expect("it ends");
         if signal != Signal::KILL {
-            assert!(status.success(), "{status}:\n{}", fs::read_to_string(&self.log).unwrap_or_default());
+            assert!(
+                status.success(),
+                "{status}:\n{}",
+                fs::read_to_string(&self.log).unwrap_or_default()
+            );
         }
         status
     }
@@ -141,16 +189,33 @@ async fn dev_is_ready_in_time_works_stops_all_it_started_and_resumes() {
     let mut dev = Dev::new(3);
     let running = dev.ready(&[]).await;
     let text = fs::read_to_string(&running.log).expect("its output");
-    assert!(text.contains(&format!("postgres://app:app@127.0.0.1:{}/app", dev.ports[0])), "{text}");
+    assert!(
+        text.contains(&format!(
+            "postgres://app:app@127.0.0.1:{}/app",
+            dev.ports[0]
+        )),
+        "{text}"
+    );
     let psql = Program::psql(&template::install(15)).port(dev.ports[0]);
-    psql.args(["-c", "SELECT current_user"]).run(LIMIT).await.expect_success();
+    psql.args(["-c", "SELECT current_user"])
+        .run(LIMIT)
+        .await
+        .expect_success();
     for port in dev.node_ports() {
-        let node = client::connect(port, "postgres", None, "app").await.expect("trust for postgres on loopback");
+        let node = client::connect(port, "postgres", None, "app")
+            .await
+            .expect("trust for postgres on loopback");
         client::execute(&node, "CREATE TABLE kept (id int PRIMARY KEY)").await;
     }
     for port in dev.node_ports() {
-        let node = client::connect(port, "postgres", None, "app").await.expect("a login");
-        client::execute(&node, &format!("INSERT INTO kept VALUES ({port}); GRANT ALL ON kept TO app")).await;
+        let node = client::connect(port, "postgres", None, "app")
+            .await
+            .expect("a login");
+        client::execute(
+            &node,
+            &format!("INSERT INTO kept VALUES ({port}); GRANT ALL ON kept TO app"),
+        )
+        .await;
     }
     dev.converge().await;
     assert_eq!(dev.values("SELECT count(*) FROM kept").await, ["3"; 3]);
@@ -170,7 +235,11 @@ async fn dev_is_ready_in_time_works_stops_all_it_started_and_resumes() {
 async fn servers_that_a_killed_dev_left_running_are_adopted_and_nothing_is_lost() {
     let mut dev = Dev::new(2);
     let schema = dev.scratch.path().join("schema.sql");
-    fs::write(&schema, "CREATE TABLE kept (id int PRIMARY KEY); INSERT INTO kept VALUES (0);").expect("a file");
+    fs::write(
+        &schema,
+        "CREATE TABLE kept (id int PRIMARY KEY); INSERT INTO kept VALUES (0);",
+    )
+    .expect("a file");
     let init = schema.to_string_lossy().into_owned();
     let running = dev.ready(&["--init", &init]).await;
     assert_eq!(dev.values("SELECT count(*) FROM kept").await, ["1"; 2]);
@@ -178,14 +247,29 @@ async fn servers_that_a_killed_dev_left_running_are_adopted_and_nothing_is_lost(
     assert_eq!(before.len(), 2);
     running.end(Signal::KILL).await;
     // The servers live on; one of them is written to, the other one dies too.
-    dev.value(dev.node_ports()[0], "INSERT INTO kept VALUES (7) RETURNING id").await;
+    dev.value(
+        dev.node_ports()[0],
+        "INSERT INTO kept VALUES (7) RETURNING id",
+    )
+    .await;
     let second = ProcessId::of(before[1]).expect("it runs");
     second.signal(Signal::QUIT).expect("a signal");
-    eventually("the second server ends", LIMIT, async || if second.is_alive() { Err("it lives") } else { Ok(()) }).await;
+    eventually("the second server ends", LIMIT, async || {
+        if second.is_alive() {
+            Err("it lives")
+        } else {
+            Ok(())
+        }
+    })
+    .await;
 
     let running = dev.ready(&["--init", &init]).await;
     let after = dev.postmasters();
-    assert_eq!(after.iter().filter(|pid| before.contains(pid)).count(), 1, "{before:?} then {after:?}");
+    assert_eq!(
+        after.iter().filter(|pid| before.contains(pid)).count(),
+        1,
+        "{before:?} then {after:?}"
+    );
     dev.converge().await;
     assert_eq!(dev.values("SELECT count(*) FROM kept").await, ["2"; 2]);
     running.end(Signal::INT).await;
@@ -199,18 +283,34 @@ async fn dev_runs_mixed_majors_with_pgbench_tables() {
         .iter()
         .enumerate()
         .flat_map(|(index, &major)| {
-            ["--pg-bin".to_owned(), format!("{}={}", index + 1, template::install(major).bin_dir.display())]
+            [
+                "--pg-bin".to_owned(),
+                format!(
+                    "{}={}",
+                    index + 1,
+                    template::install(major).bin_dir.display()
+                ),
+            ]
         })
         .collect();
     let mut more: Vec<&str> = bins.iter().map(String::as_str).collect();
     more.extend(["--pgbench", "1"]);
     let running = dev.ready(&more).await;
-    let versions = dev.values("SELECT split_part(current_setting('server_version'), '.', 1)").await;
+    let versions = dev
+        .values("SELECT split_part(current_setting('server_version'), '.', 1)")
+        .await;
     assert_eq!(versions, ["15", "17", "18"]);
     let pgbench = Program::pgbench(&template::install(15)).port(dev.ports[0]);
-    pgbench.args(["-n", "-c", "4", "-t", "50"]).run(LIMIT).await.expect_success();
+    pgbench
+        .args(["-n", "-c", "4", "-t", "50"])
+        .run(LIMIT)
+        .await
+        .expect_success();
     dev.converge().await;
-    assert_eq!(dev.values("SELECT count(*) FROM pgbench_history").await, ["200"; 3]);
+    assert_eq!(
+        dev.values("SELECT count(*) FROM pgbench_history").await,
+        ["200"; 3]
+    );
     running.end(Signal::INT).await;
     dev.assert_stopped();
 }
@@ -221,16 +321,30 @@ async fn dev_refuses_what_it_cannot_use_with_one_clear_message() {
     fs::create_dir(dev.dir()).expect("a directory");
     fs::write(dev.dir().join("letter.txt"), "not ours").expect("a file");
     let ran = dev.refused(&[]).await;
-    assert!(ran.stderr.contains("is not empty and was not made by `tandem dev`"), "{}", ran.all());
-    assert_eq!(fs::read_to_string(dev.dir().join("letter.txt")).expect("the file"), "not ours");
+    assert!(
+        ran.stderr
+            .contains("is not empty and was not made by `tandem dev`"),
+        "{}",
+        ran.all()
+    );
+    assert_eq!(
+        fs::read_to_string(dev.dir().join("letter.txt")).expect("the file"),
+        "not ours"
+    );
     fs::remove_dir_all(dev.dir()).expect("the directory");
 
     let ran = dev.refused(&["--pg-bin", "/nonexistent"]).await;
     assert!(ran.stderr.contains("/nonexistent"), "{}", ran.all());
-    for (port, word) in [(dev.ports[0], "--port"), (dev.ports[1], "--admin-port"), (dev.ports[2], "--base-port")] {
+    for (port, word) in [
+        (dev.ports[0], "--port"),
+        (dev.ports[1], "--admin-port"),
+        (dev.ports[2], "--base-port"),
+    ] {
         let taken = TcpListener::bind(("127.0.0.1", port)).expect("the port");
         let ran = dev.refused(&[]).await;
-        let named = ran.stderr.contains("in use") && ran.stderr.contains(&port.to_string()) && ran.stderr.contains(word);
+        let named = ran.stderr.contains("in use")
+            && ran.stderr.contains(&port.to_string())
+            && ran.stderr.contains(word);
         assert!(named, "{word}: {}", ran.all());
         drop(taken);
     }
@@ -242,11 +356,19 @@ async fn a_second_dev_on_one_directory_is_refused_and_other_answers_to_resuming_
     let mut dev = Dev::new(1);
     let running = dev.ready(&[]).await;
     let ran = dev.refused(&[]).await;
-    assert!(ran.stderr.contains("in use by another `tandem dev`"), "{}", ran.all());
+    assert!(
+        ran.stderr.contains("in use by another `tandem dev`"),
+        "{}",
+        ran.all()
+    );
     running.end(Signal::INT).await;
     dev.nodes = 2;
     let ran = dev.refused(&[]).await;
-    assert!(ran.stderr.contains("holds a cluster of 1 nodes") && ran.stderr.contains("--nodes"), "{}", ran.all());
+    assert!(
+        ran.stderr.contains("holds a cluster of 1 nodes") && ran.stderr.contains("--nodes"),
+        "{}",
+        ran.all()
+    );
     dev.nodes = 1;
     let ran = dev.refused(&["--database", "other"]).await;
     assert!(ran.stderr.contains("--database app"), "{}", ran.all());
@@ -258,15 +380,25 @@ async fn an_interrupted_start_leaves_no_server_and_can_be_repeated() {
     let mut dev = Dev::new(2);
     let log = dev.scratch.path().join("interrupted.log");
     let child = dev.program().spawn_to(&log);
-    let running = Running { child, log: log.clone() };
+    let running = Running {
+        child,
+        log: log.clone(),
+    };
     eventually("a server is being made", LIMIT, async || {
         let text = fs::read_to_string(&log).unwrap_or_default();
-        if text.contains("making a PostgreSQL") { Ok(()) } else { Err(text) }
+        if text.contains("making a PostgreSQL") {
+            Ok(())
+        } else {
+            Err(text)
+        }
     })
     .await;
     running.signal(Signal::INT);
     let mut running = running;
-    tokio::time::timeout(LIMIT, running.child.wait()).await.expect("it ends").expect("it ends");
+    tokio::time::timeout(LIMIT, running.child.wait())
+        .await
+        .expect("it ends")
+        .expect("it ends");
     dev.assert_stopped();
     let running = dev.ready(&[]).await;
     running.end(Signal::INT).await;

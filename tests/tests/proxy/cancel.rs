@@ -21,13 +21,20 @@ async fn interrupted(cluster: &Cluster, psql: Program) {
         Err("on no node")
     })
     .await;
-    let process = ProcessId::of(i32::try_from(child.id().expect("it runs")).expect("a pid")).expect("it runs");
+    let process = ProcessId::of(i32::try_from(child.id().expect("it runs")).expect("a pid"))
+        .expect("it runs");
     let pressed = Instant::now();
     process.signal(Signal::INT).expect("a signal");
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await.expect("it ends").expect("its output");
+    let output = tokio::time::timeout(LIMIT, child.wait_with_output())
+        .await
+        .expect("it ends")
+        .expect("its output");
     let took = pressed.elapsed();
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(text.contains("canceling statement due to user request"), "{text}");
+    assert!(
+        text.contains("canceling statement due to user request"),
+        "{text}"
+    );
     assert!(took < Duration::from_secs(1), "it took {took:?}");
     for node in &cluster.nodes {
         assert_eq!(node.value(active).await, "0", "{}", node.name);
@@ -45,10 +52,21 @@ async fn a_client_of_18_speaks_protocol_3_2_and_its_ctrl_c_works_too() {
     let cluster = Cluster::of(&[15, 18]).start().await;
     let psql18 = || {
         let psql = Program::psql(&template::install(18)).port(cluster.proxy_port);
-        psql.args(["-d", "min_protocol_version=3.2 max_protocol_version=3.2 dbname=app"])
+        psql.args([
+            "-d",
+            "min_protocol_version=3.2 max_protocol_version=3.2 dbname=app",
+        ])
     };
-    let ran = psql18().args(["-c", "\\conninfo", "-c", "SELECT 6 * 7"]).run(LIMIT).await.expect_success();
-    assert!(ran.stdout.contains("3.2") && ran.stdout.contains("42"), "{}", ran.all());
+    let ran = psql18()
+        .args(["-c", "\\conninfo", "-c", "SELECT 6 * 7"])
+        .run(LIMIT)
+        .await
+        .expect_success();
+    assert!(
+        ran.stdout.contains("3.2") && ran.stdout.contains("42"),
+        "{}",
+        ran.all()
+    );
     interrupted(&cluster, psql18()).await;
 }
 
@@ -61,7 +79,10 @@ async fn a_cancel_reaches_only_the_session_that_it_is_for() {
     let slow = second.simple_query("SELECT pg_sleep(1)");
     let cancel = async {
         for _ in 0..5 {
-            token.cancel_query(tokio_postgres::NoTls).await.expect("a cancel request");
+            token
+                .cancel_query(tokio_postgres::NoTls)
+                .await
+                .expect("a cancel request");
         }
     };
     let (slow, ()) = tokio::join!(slow, cancel);

@@ -8,7 +8,10 @@ const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text, amount i
 
 /// Runs statements, in the order of time, on nodes that do not hear of each other; then lets them.
 async fn apart(cluster: &Cluster, statements: &[(usize, &str)]) {
-    cluster.relays.iter().for_each(|relay| relay.silence_only("apply"));
+    cluster
+        .relays
+        .iter()
+        .for_each(|relay| relay.silence_only("apply"));
     for (node, sql) in statements {
         cluster.nodes[*node].execute(sql).await;
     }
@@ -18,7 +21,9 @@ async fn apart(cluster: &Cluster, statements: &[(usize, &str)]) {
 
 async fn expect(cluster: &Cluster, id: i32, row: &str) {
     for node in &cluster.nodes {
-        let sql = format!("SELECT coalesce((SELECT name || ' ' || amount FROM item WHERE id = {id}), 'none')");
+        let sql = format!(
+            "SELECT coalesce((SELECT name || ' ' || amount FROM item WHERE id = {id}), 'none')"
+        );
         assert_eq!(node.value(&sql).await, row, "{}", node.name);
     }
 }
@@ -37,29 +42,65 @@ async fn lines(cluster: &Cluster, kind: &str, name: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_delete_and_a_write_of_other_nodes_end_as_the_newer_of_the_two_says() {
-    let cluster = Cluster::of(&[15, 17, 18]).relays().schema(SCHEMA).start().await;
-    cluster.nodes[0].execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 9) i").await;
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .start()
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 9) i")
+        .await;
     cluster.assert_converged().await;
 
-    apart(&cluster, &[(0, "DELETE FROM item WHERE id = 1"), (1, "UPDATE item SET name = 'newer' WHERE id = 1")]).await;
+    apart(
+        &cluster,
+        &[
+            (0, "DELETE FROM item WHERE id = 1"),
+            (1, "UPDATE item SET name = 'newer' WHERE id = 1"),
+        ],
+    )
+    .await;
     expect(&cluster, 1, "newer 0").await;
 
-    apart(&cluster, &[(1, "UPDATE item SET name = 'older' WHERE id = 2"), (0, "DELETE FROM item WHERE id = 2")]).await;
+    apart(
+        &cluster,
+        &[
+            (1, "UPDATE item SET name = 'older' WHERE id = 2"),
+            (0, "DELETE FROM item WHERE id = 2"),
+        ],
+    )
+    .await;
     expect(&cluster, 2, "none").await;
-    assert!(lines(&cluster, "update_deleted", "older").await > 0, "the lost update has no line");
+    assert!(
+        lines(&cluster, "update_deleted", "older").await > 0,
+        "the lost update has no line"
+    );
 
     // Remembered for as long as the update is under way, whatever VACUUM does to the dead row.
     apart(
         &cluster,
-        &[(1, "UPDATE item SET name = 'older' WHERE id = 3"), (0, "DELETE FROM item WHERE id = 3"), (0, "VACUUM FREEZE item")],
+        &[
+            (1, "UPDATE item SET name = 'older' WHERE id = 3"),
+            (0, "DELETE FROM item WHERE id = 3"),
+            (0, "VACUUM FREEZE item"),
+        ],
     )
     .await;
     expect(&cluster, 3, "none").await;
 
     // Deleted on two nodes, written again on the third afterwards.
-    apart(&cluster, &[(0, "DELETE FROM item WHERE id = 4"), (1, "DELETE FROM item WHERE id = 4")]).await;
+    apart(
+        &cluster,
+        &[
+            (0, "DELETE FROM item WHERE id = 4"),
+            (1, "DELETE FROM item WHERE id = 4"),
+        ],
+    )
+    .await;
     expect(&cluster, 4, "none").await;
-    cluster.nodes[2].execute("INSERT INTO item VALUES (4, 'again', 1)").await;
+    cluster.nodes[2]
+        .execute("INSERT INTO item VALUES (4, 'again', 1)")
+        .await;
     cluster.assert_converged().await;
     expect(&cluster, 4, "again 1").await;
 
@@ -86,7 +127,10 @@ async fn a_delete_and_a_write_of_other_nodes_end_as_the_newer_of_the_two_says() 
     )
     .await;
     expect(&cluster, 20, "none").await;
-    assert!(lines(&cluster, "insert_deleted", "older").await > 0, "the lost insert has no line");
+    assert!(
+        lines(&cluster, "insert_deleted", "older").await > 0,
+        "the lost insert has no line"
+    );
 
     // Three nodes at once.
     apart(
@@ -103,24 +147,57 @@ async fn a_delete_and_a_write_of_other_nodes_end_as_the_newer_of_the_two_says() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_moved_key_is_a_delete_and_an_insert() {
-    let cluster = Cluster::of(&[15, 17, 18]).relays().schema(SCHEMA).start().await;
-    cluster.nodes[0].execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 3) i").await;
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .start()
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 3) i")
+        .await;
     cluster.assert_converged().await;
-    apart(&cluster, &[(0, "UPDATE item SET id = 9 WHERE id = 1"), (1, "UPDATE item SET name = 'b' WHERE id = 1")]).await;
+    apart(
+        &cluster,
+        &[
+            (0, "UPDATE item SET id = 9 WHERE id = 1"),
+            (1, "UPDATE item SET name = 'b' WHERE id = 1"),
+        ],
+    )
+    .await;
     expect(&cluster, 9, "x 0").await;
     expect(&cluster, 1, "b 0").await;
-    apart(&cluster, &[(1, "UPDATE item SET name = 'b' WHERE id = 2"), (0, "UPDATE item SET id = 8 WHERE id = 2")]).await;
+    apart(
+        &cluster,
+        &[
+            (1, "UPDATE item SET name = 'b' WHERE id = 2"),
+            (0, "UPDATE item SET id = 8 WHERE id = 2"),
+        ],
+    )
+    .await;
     expect(&cluster, 8, "x 0").await;
     expect(&cluster, 2, "none").await;
-    apart(&cluster, &[(0, "UPDATE item SET id = 7 WHERE id = 3"), (1, "INSERT INTO item VALUES (7, 'c', 5)")]).await;
+    apart(
+        &cluster,
+        &[
+            (0, "UPDATE item SET id = 7 WHERE id = 3"),
+            (1, "INSERT INTO item VALUES (7, 'c', 5)"),
+        ],
+    )
+    .await;
     expect(&cluster, 7, "c 5").await;
     expect(&cluster, 3, "none").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_truncation_takes_what_is_older_and_leaves_what_is_newer() {
-    let cluster = Cluster::of(&[15, 17, 18]).relays().schema(SCHEMA).start().await;
-    cluster.nodes[0].execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 3) i").await;
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .start()
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 3) i")
+        .await;
     cluster.assert_converged().await;
     apart(
         &cluster,
@@ -132,7 +209,13 @@ async fn a_truncation_takes_what_is_older_and_leaves_what_is_newer() {
         ],
     )
     .await;
-    for (id, row) in [(1, "none"), (2, "newer 0"), (3, "none"), (10, "none"), (11, "newer 0")] {
+    for (id, row) in [
+        (1, "none"),
+        (2, "newer 0"),
+        (3, "none"),
+        (10, "none"),
+        (11, "newer 0"),
+    ] {
         expect(&cluster, id, row).await;
     }
 }
@@ -141,32 +224,63 @@ async fn a_truncation_takes_what_is_older_and_leaves_what_is_newer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_comes_back_has_its_large_values() {
     let schema = "CREATE TABLE doc (id int PRIMARY KEY, body text, n int); ALTER TABLE doc ALTER body SET STORAGE EXTERNAL;";
-    let cluster = Cluster::of(&[15, 17, 18]).relays().schema(schema).start().await;
-    cluster.nodes[0].execute("INSERT INTO doc VALUES (1, repeat('large', 10000), 0)").await;
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(schema)
+        .start()
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO doc VALUES (1, repeat('large', 10000), 0)")
+        .await;
     cluster.assert_converged().await;
-    apart(&cluster, &[(0, "DELETE FROM doc"), (1, "UPDATE doc SET n = 1"), (1, "UPDATE doc SET n = 2")]).await;
+    apart(
+        &cluster,
+        &[
+            (0, "DELETE FROM doc"),
+            (1, "UPDATE doc SET n = 1"),
+            (1, "UPDATE doc SET n = 2"),
+        ],
+    )
+    .await;
     for node in &cluster.nodes {
-        assert_eq!(node.value("SELECT length(body) || ' ' || n FROM doc").await, "50000 2", "{}", node.name);
+        assert_eq!(
+            node.value("SELECT length(body) || ' ' || n FROM doc").await,
+            "50000 2",
+            "{}",
+            node.name
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deletes_are_forgotten_once_no_change_can_meet_them() {
     let cluster = Cluster::of(&[15, 18]).schema(SCHEMA).start().await;
-    cluster.nodes[0].execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 50) i").await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item SELECT i, 'x', 0 FROM generate_series(1, 50) i")
+        .await;
     cluster.assert_converged().await;
-    cluster.nodes[1].execute("DELETE FROM item WHERE id > 10").await;
+    cluster.nodes[1]
+        .execute("DELETE FROM item WHERE id > 10")
+        .await;
     cluster.assert_converged().await;
     for node in &cluster.nodes {
-        eventually("the node has forgotten its deletes", Duration::from_secs(40), async || {
-            match node.value("SELECT count(*) FROM tandem.tombstone").await.as_str() {
+        eventually(
+            "the node has forgotten its deletes",
+            Duration::from_secs(40),
+            async || match node
+                .value("SELECT count(*) FROM tandem.tombstone")
+                .await
+                .as_str()
+            {
                 "0" => Ok(()),
                 left => Err(format!("{left} left")),
-            }
-        })
+            },
+        )
         .await;
     }
-    cluster.nodes[0].execute("INSERT INTO item VALUES (11, 'again', 0)").await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item VALUES (11, 'again', 0)")
+        .await;
     cluster.assert_converged().await;
     expect(&cluster, 11, "again 0").await;
 }

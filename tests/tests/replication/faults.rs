@@ -96,7 +96,11 @@ async fn daemon_and_node_killed_together_come_back_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn links_that_are_reset_again_and_again_lose_nothing_and_repeat_nothing() {
-    let cluster = Cluster::of(&[15, 17, 18]).relays().schema(SCHEMA).start().await;
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .start()
+        .await;
     let workload = Workload::start(&cluster);
     for round in 0..9 {
         workload.commits(MEANWHILE / 4).await;
@@ -105,7 +109,11 @@ async fn links_that_are_reset_again_and_again_lose_nothing_and_repeat_nothing() 
             0 => relay.cut(),
             1 => relay.cut_only("apply"),
             2 => relay.cut_only("capture"),
-            _ => relay.half_close(if round < 5 { Direction::ToNode } else { Direction::ToDaemon }),
+            _ => relay.half_close(if round < 5 {
+                Direction::ToNode
+            } else {
+                Direction::ToDaemon
+            }),
         }
         workload.commits(MEANWHILE / 4).await;
         relay.heal();
@@ -115,23 +123,42 @@ async fn links_that_are_reset_again_and_again_lose_nothing_and_repeat_nothing() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stands_still_and_a_silent_link_hold_up_nobody_else() {
-    let cluster = Cluster::of(&[15, 15, 15]).relays().schema(SCHEMA).start().await;
+    let cluster = Cluster::of(&[15, 15, 15])
+        .relays()
+        .schema(SCHEMA)
+        .start()
+        .await;
     cluster.nodes[2].pause().await;
-    cluster.nodes[0].execute("INSERT INTO ledger VALUES (1, 1, 'while 3 stands still')").await;
-    let arrived = async || match cluster.nodes[1].value("SELECT count(*) FROM ledger").await.as_str() {
+    cluster.nodes[0]
+        .execute("INSERT INTO ledger VALUES (1, 1, 'while 3 stands still')")
+        .await;
+    let arrived = async || match cluster.nodes[1]
+        .value("SELECT count(*) FROM ledger")
+        .await
+        .as_str()
+    {
         "1" => Ok(()),
         other => Err(format!("{other} rows")),
     };
     tandem_tests::eventually("node 2 has the row", Duration::from_secs(10), arrived).await;
-    let behind = cluster.daemon.wait_converged(Duration::from_millis(500)).await;
+    let behind = cluster
+        .daemon
+        .wait_converged(Duration::from_millis(500))
+        .await;
     assert_eq!(behind.status.code(), Some(1), "{}", behind.all());
     assert!(behind.stdout.contains("n3"), "{}", behind.all());
     cluster.nodes[2].resume().await;
     cluster.assert_converged().await;
 
     cluster.relays[1].silence();
-    cluster.nodes[0].execute("INSERT INTO ledger VALUES (1, 2, 'while 2 is not heard of')").await;
-    let arrived = async || match cluster.nodes[2].value("SELECT count(*) FROM ledger").await.as_str() {
+    cluster.nodes[0]
+        .execute("INSERT INTO ledger VALUES (1, 2, 'while 2 is not heard of')")
+        .await;
+    let arrived = async || match cluster.nodes[2]
+        .value("SELECT count(*) FROM ledger")
+        .await
+        .as_str()
+    {
         "2" => Ok(()),
         other => Err(format!("{other} rows")),
     };
@@ -142,7 +169,11 @@ async fn a_node_that_stands_still_and_a_silent_link_hold_up_nobody_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_starts_before_its_nodes_takes_each_when_it_comes() {
-    let mut cluster = Cluster::of(&[15, 15, 15]).schema(SCHEMA).without_daemon().start().await;
+    let mut cluster = Cluster::of(&[15, 15, 15])
+        .schema(SCHEMA)
+        .without_daemon()
+        .start()
+        .await;
     cluster.nodes[1].stop_fast().await;
     cluster.daemon.start().await;
     // A node's changes are kept from the moment on in which it is taken.
@@ -150,13 +181,28 @@ async fn a_daemon_that_starts_before_its_nodes_takes_each_when_it_comes() {
         let nodes = &status["replication"]["nodes"];
         nodes[0]["state"] == "up" && nodes[1]["state"] == "down" && nodes[2]["state"] == "up"
     };
-    let status = cluster.daemon.status_when("the nodes that run are taken", Duration::from_secs(20), taken).await;
-    assert!(status["replication"]["nodes"][1]["problem"].is_string(), "{status:#}");
-    cluster.nodes[0].execute("INSERT INTO ledger VALUES (1, 1, 'early')").await;
+    let status = cluster
+        .daemon
+        .status_when(
+            "the nodes that run are taken",
+            Duration::from_secs(20),
+            taken,
+        )
+        .await;
+    assert!(
+        status["replication"]["nodes"][1]["problem"].is_string(),
+        "{status:#}"
+    );
+    cluster.nodes[0]
+        .execute("INSERT INTO ledger VALUES (1, 1, 'early')")
+        .await;
     cluster.nodes[1].start_again().await;
     cluster.converge(CONVERGE_LIMIT).await;
     cluster.assert_equal().await;
-    assert_eq!(cluster.nodes[1].value("SELECT note FROM ledger").await, "early");
+    assert_eq!(
+        cluster.nodes[1].value("SELECT note FROM ledger").await,
+        "early"
+    );
 }
 
 /// Two daemons on one cluster would apply everything twice.
@@ -169,20 +215,40 @@ async fn a_second_daemon_is_kept_off_and_takes_over_when_the_first_is_gone() {
     let text = text.replace(&cluster.proxy_port.to_string(), &proxy_port.to_string());
     let text = text.replace(&cluster.admin_port.to_string(), &admin_port.to_string());
     std::fs::write(&config, text).expect("a second configuration");
-    let mut second = tandem_tests::Daemon::new(&config, &cluster.dir().join("second.log"), admin_port);
+    let mut second =
+        tandem_tests::Daemon::new(&config, &cluster.dir().join("second.log"), admin_port);
     second.start().await;
     let owned = |status: &serde_json::Value| {
-        status["replication"]["nodes"].as_array().is_some_and(|nodes| {
-            nodes.iter().all(|node| node["problem"].as_str().is_some_and(|problem| problem.contains("another daemon")))
-        })
+        status["replication"]["nodes"]
+            .as_array()
+            .is_some_and(|nodes| {
+                nodes.iter().all(|node| {
+                    node["problem"]
+                        .as_str()
+                        .is_some_and(|problem| problem.contains("another daemon"))
+                })
+            })
     };
-    second.status_when("the second daemon is kept off", Duration::from_secs(20), owned).await;
-    cluster.nodes[0].execute("INSERT INTO journal VALUES (1, 1)").await;
+    second
+        .status_when(
+            "the second daemon is kept off",
+            Duration::from_secs(20),
+            owned,
+        )
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO journal VALUES (1, 1)")
+        .await;
     cluster.assert_converged().await;
     cluster.daemon.kill9().await;
-    cluster.nodes[1].execute("INSERT INTO journal VALUES (2, 1)").await;
+    cluster.nodes[1]
+        .execute("INSERT INTO journal VALUES (2, 1)")
+        .await;
     let ran = second.wait_converged(Duration::from_secs(30)).await;
     assert!(ran.status.success(), "{}", ran.all());
     cluster.assert_equal().await;
-    assert_eq!(cluster.nodes[0].value("SELECT count(*) FROM journal").await, "2");
+    assert_eq!(
+        cluster.nodes[0].value("SELECT count(*) FROM journal").await,
+        "2"
+    );
 }

@@ -40,15 +40,27 @@ pub(crate) struct Workload {
 impl Workload {
     /// Starts two writers per node, connected to the nodes directly.
     pub(crate) fn start(cluster: &Cluster) -> Self {
-        let (stop, committed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stop, committed) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let mut writers = JoinSet::new();
         for node in &cluster.nodes {
             for copy in 0..2 {
                 let writer = node.id * 10 + copy;
-                writers.spawn(write(node.clone(), writer, Arc::clone(&stop), Arc::clone(&committed)));
+                writers.spawn(write(
+                    node.clone(),
+                    writer,
+                    Arc::clone(&stop),
+                    Arc::clone(&committed),
+                ));
             }
         }
-        Self { stop, committed, writers }
+        Self {
+            stop,
+            committed,
+            writers,
+        }
     }
 
     /// Waits until so many more transactions are committed.
@@ -56,7 +68,11 @@ impl Workload {
         let wanted = self.committed.load(Ordering::Relaxed) + more;
         eventually("the writers go on", Duration::from_secs(60), async || {
             let now = self.committed.load(Ordering::Relaxed);
-            if now >= wanted { Ok(()) } else { Err(format!("{now} of {wanted} commits")) }
+            if now >= wanted {
+                Ok(())
+            } else {
+                Err(format!("{now} of {wanted} commits"))
+            }
         })
         .await;
     }
@@ -74,23 +90,52 @@ impl Workload {
         for node in &cluster.nodes {
             let client = node.connect().await;
             for table in ["ledger", "journal"] {
-                let rows = client::rows(&client, &format!("SELECT writer, number FROM {table}")).await;
-                let found: BTreeSet<(u16, u32)> = rows.iter().map(|row| (number(&row[0]), number(&row[1]))).collect();
-                assert_eq!(found.len(), rows.len(), "{table} of {} has rows twice", node.name);
+                let rows =
+                    client::rows(&client, &format!("SELECT writer, number FROM {table}")).await;
+                let found: BTreeSet<(u16, u32)> = rows
+                    .iter()
+                    .map(|row| (number(&row[0]), number(&row[1])))
+                    .collect();
+                assert_eq!(
+                    found.len(),
+                    rows.len(),
+                    "{table} of {} has rows twice",
+                    node.name
+                );
                 let lost: Vec<_> = known.committed.difference(&found).take(10).collect();
-                assert!(lost.is_empty(), "{table} of {} lost committed rows: {lost:?} …", node.name);
-                let strange: Vec<_> = found.difference(&known.committed).filter(|row| !known.in_doubt.contains(row)).take(10).collect();
-                assert!(strange.is_empty(), "{table} of {} has rows that nobody committed: {strange:?} …", node.name);
+                assert!(
+                    lost.is_empty(),
+                    "{table} of {} lost committed rows: {lost:?} …",
+                    node.name
+                );
+                let strange: Vec<_> = found
+                    .difference(&known.committed)
+                    .filter(|row| !known.in_doubt.contains(row))
+                    .take(10)
+                    .collect();
+                assert!(
+                    strange.is_empty(),
+                    "{table} of {} has rows that nobody committed: {strange:?} …",
+                    node.name
+                );
             }
         }
     }
 }
 
 fn number<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &Option<String>) -> T {
-    text.as_deref().unwrap_or_default().parse().expect("a number")
+    text.as_deref()
+        .unwrap_or_default()
+        .parse()
+        .expect("a number")
 }
 
-async fn write(node: Node, writer: u16, stop: Arc<AtomicBool>, committed: Arc<AtomicUsize>) -> Known {
+async fn write(
+    node: Node,
+    writer: u16,
+    stop: Arc<AtomicBool>,
+    committed: Arc<AtomicUsize>,
+) -> Known {
     let mut known = Known::default();
     let mut next = 0;
     while !stop.load(Ordering::Relaxed) {
