@@ -1,6 +1,6 @@
 //! Owns a client's way from the startup packet to its first ReadyForQuery.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{fmt::Write as _, net::IpAddr, time::Duration};
 
 use bytes::BytesMut;
 use tandem_routing_rules::{ClusterView, NodeView, SessionFacts, decide_session};
@@ -26,6 +26,9 @@ use crate::{
 
 /// Cancel keys in protocol 3.2 are as long as PostgreSQL 18's; in 3.0 they have four bytes.
 const LONG_KEY: usize = 32;
+
+/// How long one node may take to let a client in while another is there to be asked.
+const HOP_MAX: Duration = Duration::from_millis(1500);
 
 /// A client on its way in.
 pub(super) struct Login<'a> {
@@ -145,12 +148,14 @@ impl Login<'_> {
             let Some(node) = shared.nodes.get(index) else {
                 break;
             };
+            let limit = shared.config.proxy.server_connect_timeout;
+            let another = unusable.iter().filter(|unusable| !**unusable).count() > 1;
             let options = node.client_options(
                 &self.startup.user,
                 &self.startup.database,
                 credentials.clone(),
                 self.startup.params.clone(),
-                shared.config.proxy.server_connect_timeout,
+                if another { limit.min(HOP_MAX) } else { limit },
             );
             // Counted from now on, so that many who come at once do not all choose the same node.
             let counted = node.count_session();

@@ -187,6 +187,7 @@ async fn keys_of_several_columns_and_odd_names_are_found() {
     cluster.nodes[0].execute(&format!("INSERT INTO {table} SELECT i, 'it''s ' || i % 3, date '2026-01-01' + i % 5, 'v' FROM generate_series(1, 90) i")).await;
     cluster.assert_converged().await;
     cluster.nodes[1].execute(&format!("UPDATE {table} SET value = value || z WHERE z % 2 = 0; DELETE FROM {table} WHERE z % 7 = 0")).await;
+    cluster.assert_converged().await;
     cluster.nodes[2]
         .execute(&format!(
             r#"UPDATE {table} SET "Group By" = "Group By" || '!' WHERE z % 5 = 1"#

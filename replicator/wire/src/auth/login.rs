@@ -202,14 +202,19 @@ fn cannot(asked: &'static str, credentials: &Credentials) -> LoginError {
     LoginError::WrongCredentials { asked, have }
 }
 
-/// [`Login::handle`] off the async threads. Takes and returns the login because the work moves to another thread.
+/// [`Login::handle`]; off the async threads where it derives a key from a password. Takes and returns the login because
+/// the work may move to another thread.
 pub(crate) async fn drive_login_step(
     mut login: Login,
     body: Bytes,
 ) -> Result<(Login, BytesMut), LoginError> {
-    off_reactor(move || {
-        let mut out = BytesMut::new();
-        login.handle(&body, &mut out).map(|()| (login, out))
-    })
-    .await?
+    let mut out = BytesMut::new();
+    let derives = matches!(
+        (&login.state, &login.credentials),
+        (State::ScramFirst(_), Credentials::Password(_))
+    );
+    if !derives {
+        return login.handle(&body, &mut out).map(|()| (login, out));
+    }
+    off_reactor(move || login.handle(&body, &mut out).map(|()| (login, out))).await?
 }
