@@ -60,7 +60,8 @@ lint:
 
 bench: deps
 	@scripts/estimate.sh release 20
-	$(CARGO) bench --locked --workspace
+	$(CARGO) build --locked --release -p tandem-tests -p tandem-bench --bins
+	$(TARGET)/release/session-proxy
 
 SOAK_ROUNDS ?= 10
 soak: deps test-postgres
