@@ -1,6 +1,7 @@
 //! The slow path: one transaction, with its rows locked, compared and decided on one by one.
 //!
-//! Two round trips: the first locks every row that the transaction's keys name and reads its version, the second
+//! Two round trips (one more where rows are missing, to read which deletes are remembered): the first locks every row
+//! that the transaction's keys name and reads its version, the second
 //! carries out what [`decide`](crate::conflict::decide) says, logs the conflicts, and commits.
 
 use std::collections::{HashMap, HashSet};
@@ -25,6 +26,17 @@ pub(super) struct Locked {
 }
 
 impl Locked {
+    /// A row as the lock's statement gives it.
+    fn found(row: &TextRow) -> Self {
+        let image = row.get(2).and_then(Option::as_deref);
+        Self {
+            found: Found::Row(version(row)),
+            image: image.map(|text| String::from_utf8_lossy(text).into_owned()),
+            incomplete: number(row, 3) == Some(1),
+            ours: false,
+        }
+    }
+
     /// What stands there after an action of this very transaction.
     pub(super) fn ours() -> Self {
         Self {
@@ -144,7 +156,7 @@ impl Session {
         transaction: &Transaction,
     ) -> Result<HashMap<Key, Locked>, ApplyError> {
         let mut batch = Batch::default();
-        let mut keys = Vec::new();
+        let mut wanted = Vec::new();
         let mut seen = HashSet::new();
         let out = self.connection.out();
         batch.execute(out, "begin", &[], Step::Work)?;
@@ -167,16 +179,12 @@ impl Session {
                     row.key(&change.relation, &table, by_new)?,
                 );
                 if seen.insert(key.clone()) {
-                    self.add_lock(&mut batch, change, &row, by_new, transaction)?;
-                    keys.push(key);
+                    self.add_read(&mut batch, change, Kind::Lock(by_new), transaction)?;
+                    wanted.push((key, change, by_new));
                 }
             }
         }
-        let outcome = self.run(batch).await?;
-        if let Some(failure) = outcome.failure {
-            return Err(ApplyError::Refused(failure.error));
-        }
-        let mut rows = outcome.rows.into_iter();
+        let mut rows = self.reads(batch).await?.into_iter();
         let behind_us = rows
             .next()
             .flatten()
@@ -186,69 +194,75 @@ impl Session {
             return Err(ApplyError::ClockBehind { behind_us });
         }
         let mut locked = HashMap::new();
-        for key in keys {
-            let (row, tombstone) = (rows.next().flatten(), rows.next().flatten());
-            locked.insert(key, found(row, tombstone.as_ref()));
+        let mut missing = Vec::new();
+        let mut batch = Batch::default();
+        for ((key, change, by_new), row) in wanted.into_iter().zip(rows) {
+            match row {
+                Some(row) => {
+                    locked.insert(key, Locked::found(&row));
+                }
+                None => {
+                    self.add_read(&mut batch, change, Kind::Remembered(by_new), transaction)?;
+                    missing.push(key);
+                }
+            }
+        }
+        if !missing.is_empty() {
+            let tombstones = self.reads(batch).await?;
+            for (key, tombstone) in missing.into_iter().zip(tombstones) {
+                let deleted = tombstone.as_ref().and_then(version);
+                locked.insert(key, Locked::missing(deleted));
+            }
         }
         Ok(locked)
     }
 
-    /// Adds the lock of the row under a key, and the delete that is remembered for it.
-    fn add_lock(
+    async fn reads(&mut self, batch: Batch) -> Result<Vec<Option<TextRow>>, ApplyError> {
+        let outcome = self.run(batch).await?;
+        match outcome.failure {
+            None => Ok(outcome.rows),
+            Some(failure) => Err(ApplyError::Refused(failure.error)),
+        }
+    }
+
+    /// Adds the lock of the row under a change's key, or the read of the delete that is remembered for it.
+    fn add_read(
         &mut self,
         batch: &mut Batch,
         change: &Change,
-        row: &Row<'_>,
-        by_new: bool,
+        kind: Kind,
         transaction: &Transaction,
     ) -> Result<(), ApplyError> {
         let table = self.table(&change.relation)?;
-        for kind in [Kind::Lock(by_new), Kind::Remembered(by_new)] {
-            let key = StatementKey {
-                relation: change.relation.id,
-                kind,
-                unchanged: Vec::new(),
-            };
-            let writer = &self.writer;
-            let prepared =
-                batch.prepare(self.connection.out(), &mut self.statements, &key, || {
-                    Ok::<_, ApplyError>(match kind {
-                        Kind::Lock(_) => writer.lock(&change.relation, &table, by_new)?,
-                        _ => writer.read_tombstone(&change.relation, &table, by_new)?,
-                    })
-                })?;
-            let mut values = Vec::new();
-            let timestamp = transaction.timestamp;
-            row.values(
-                &prepared.statement,
-                &change.relation,
-                timestamp,
-                &mut values,
-            )?;
-            batch.execute(self.connection.out(), &prepared.name, &values, Step::Read)?;
-        }
+        let row = Row::read(change)?;
+        let key = StatementKey {
+            relation: change.relation.id,
+            kind,
+            unchanged: Vec::new(),
+        };
+        let writer = &self.writer;
+        let relation = &change.relation;
+        let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
+            Ok::<_, ApplyError>(match kind {
+                Kind::Lock(by_new) => writer.lock(relation, &table, by_new)?,
+                Kind::Remembered(by_new) => writer.read_tombstone(relation, &table, by_new)?,
+                _ => return Err(ApplyError::Unexpected("not a read")),
+            })
+        })?;
+        let mut values = Vec::new();
+        let timestamp = transaction.timestamp;
+        row.values(&prepared.statement, relation, timestamp, &mut values)?;
+        batch.execute(self.connection.out(), &prepared.name, &values, Step::Read)?;
         Ok(())
     }
 }
 
-fn found(row: Option<TextRow>, tombstone: Option<&TextRow>) -> Locked {
-    let version = |row: &TextRow| {
-        let (timestamp, node) = number(row, 0).zip(number(row, 1))?;
-        Some(Version {
-            timestamp,
-            node: u16::try_from(node).unwrap_or(0),
-        })
-    };
-    let Some(row) = row else {
-        return Locked::missing(tombstone.and_then(version));
-    };
-    let image = row.get(2).cloned().flatten();
-    Locked {
-        found: Found::Row(version(&row)),
-        image: image.map(|text| String::from_utf8_lossy(&text).into_owned()),
-        incomplete: number(&row, 3) == Some(1),
-        ours: false,
-    }
+fn version(row: &TextRow) -> Option<Version> {
+    let (timestamp, node) = number(row, 0).zip(number(row, 1))?;
+    Some(Version {
+        timestamp,
+        node: u16::try_from(node).unwrap_or(0),
+    })
 }
 
 fn number(row: &TextRow, column: usize) -> Option<i64> {
