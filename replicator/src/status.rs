@@ -88,13 +88,14 @@ pub(crate) fn status(shared: &Shared) -> Status {
             feed_bytes,
         }
     });
+    // The link of a node to itself is nobody's business unless something is wrong with it.
+    let shown = |link: &&Link| {
+        link.source != link.target || matches!(link.state(), LinkState::Blocked { .. })
+    };
+    let links = shared.links.iter().filter(shown);
     Status {
         nodes: nodes.collect(),
-        links: shared
-            .links
-            .between()
-            .map(|link| link_status(shared, link))
-            .collect(),
+        links: links.map(|link| link_status(shared, link)).collect(),
     }
 }
 

@@ -7,5 +7,6 @@ mod conflicts;
 mod deletes;
 mod faults;
 mod pgbench;
+mod slot;
 mod tables;
 mod workload;
