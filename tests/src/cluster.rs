@@ -212,7 +212,7 @@ impl ClusterBuilder {
         for (index, node) in nodes.iter().enumerate() {
             let port = relays
                 .get(index)
-                .map_or(node.port(), |relay| relay.address().port());
+                .map_or_else(|| node.port(), |relay| relay.address().port());
             let _ = write!(
                 text,
                 "\n[[node]]\nname = \"{}\"\nid = {}\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"tandem\"\n\

@@ -204,17 +204,17 @@ async fn relay(
     };
     let at_start = faults.borrow_and_update().of(&name);
     if at_start == Fault::Reset {
-        reset(client);
+        reset(&client);
         return;
     }
     if at_start == Fault::Silence
         && wait_until(&mut faults, &name, |fault| fault != Fault::Silence).await == Fault::Reset
     {
-        reset(client);
+        reset(&client);
         return;
     }
     let Ok(mut node) = TcpStream::connect(target).await else {
-        reset(client);
+        reset(&client);
         return;
     };
     // Small messages must not wait for one another.
@@ -250,8 +250,8 @@ async fn relay(
         }
     };
     if !ended_in_order {
-        reset(client);
-        reset(node);
+        reset(&client);
+        reset(&node);
     }
 }
 
@@ -297,7 +297,7 @@ async fn wait_until(
 }
 
 /// The kernel answers a socket that is closed without lingering with RST.
-fn reset(stream: TcpStream) {
+fn reset(stream: &TcpStream) {
     // A socket that has failed already needs no reset.
     let _ = stream.set_zero_linger();
 }

@@ -141,16 +141,16 @@ fn sweep(dir: &Path) {
         let _ = process.signal(rustix::process::Signal::KILL);
     }
     for data_dir in data_dirs(dir, DEPTH) {
-        if let Some(mut server) = Server::adopt(&data_dir, &data_dir.join("log")) {
-            if let Err(error) = server.kill9() {
-                eprintln!("harness: {error}");
-            }
+        if let Some(mut server) = Server::adopt(&data_dir, &data_dir.join("log"))
+            && let Err(error) = server.kill9()
+        {
+            eprintln!("harness: {error}");
         }
     }
-    if let Err(error) = fs::remove_dir_all(dir) {
-        if error.kind() != io::ErrorKind::NotFound {
-            eprintln!("harness: cannot remove {}: {error}", dir.display());
-        }
+    if let Err(error) = fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        eprintln!("harness: cannot remove {}: {error}", dir.display());
     }
 }
 

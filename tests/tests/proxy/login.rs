@@ -89,8 +89,7 @@ async fn a_role_whose_password_differs_between_nodes_is_refused_with_their_names
     }
     let error = client::connect(cluster.proxy_port, "split", Some("secret of n1"), DATABASE)
         .await
-        .err()
-        .expect("a refusal");
+        .expect_err("a refusal");
     let text = format!("{error:?}");
     assert!(text.contains("n1") && text.contains("n2"), "{text}");
 }
@@ -132,7 +131,7 @@ async fn too_many_clients_are_told_so_and_a_place_that_is_left_is_given_again() 
     for _ in 0..3 {
         clients.push(cluster.proxy().await);
     }
-    let error = cluster.try_proxy().await.err().expect("a refusal");
+    let error = cluster.try_proxy().await.expect_err("a refusal");
     assert_eq!(client::sqlstate(&error), "53300");
     clients.pop();
     let again = eventually("the place is given again", LIMIT, async || {

@@ -107,7 +107,7 @@ async fn with_every_node_down_a_client_is_told_why_and_later_let_in() {
     for node in &cluster.nodes {
         node.stop_fast().await;
     }
-    let error = cluster.try_proxy().await.err().expect("a refusal");
+    let error = cluster.try_proxy().await.expect_err("a refusal");
     assert_eq!(client::sqlstate(&error), "57P03", "{error:?}");
     cluster.nodes[1].start_again().await;
     let client = eventually("a session works", LIMIT, async || {

@@ -250,7 +250,7 @@ async fn sigterm_lets_transactions_end_and_refuses_new_sessions() {
         }
     })
     .await;
-    let error = cluster.try_proxy().await.err().expect("no new session");
+    let error = cluster.try_proxy().await.expect_err("no new session");
     assert!(
         ["57P03"].contains(&client::sqlstate(&error).as_str()) || error.as_db_error().is_none(),
         "{error:?}"

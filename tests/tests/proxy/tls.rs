@@ -110,7 +110,7 @@ async fn where_tls_is_required_a_client_without_is_refused() {
         .run(LIMIT)
         .await
         .expect_success();
-    let error = cluster.try_proxy().await.err().expect("a refusal");
+    let error = cluster.try_proxy().await.expect_err("a refusal");
     assert_eq!(client::sqlstate(&error), "28000");
     psql(&cluster, "disable")
         .args(["-c", "SELECT 1"])
