@@ -140,6 +140,14 @@ impl Batch {
         frontend::parse(out, name, sql, types.iter().copied())
     }
 
+    /// Takes back everything that was added; nothing of it was sent.
+    pub(super) fn discard(self, out: &mut BytesMut, statements: &mut Statements) {
+        out.clear();
+        for key in &self.parsed {
+            statements.by_key.remove(key);
+        }
+    }
+
     /// Sends it, closed by a Sync, and reads every reply.
     ///
     /// # Errors

@@ -31,15 +31,16 @@ impl Session {
         transactions: &[&Transaction],
     ) -> Result<Applied, ApplyError> {
         let mut batch = Batch::default();
-        for &transaction in transactions {
-            self.load_tables(transaction).await?;
-            let mut deferrable = false;
-            batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
-            for change in &transaction.changes {
-                deferrable |= self.table(&change.relation)?.deferrable;
-                self.add_guarded(&mut batch, change, transaction.timestamp)?;
+        for (index, &transaction) in transactions.iter().enumerate() {
+            if let Err(error) = self.add_transaction(&mut batch, transaction).await {
+                let (before, _) = transactions.split_at(index);
+                if before.is_empty() {
+                    return Err(error);
+                }
+                // What stands before one that does not fit is not held up by it.
+                batch.discard(self.connection.out(), &mut self.statements);
+                return Box::pin(self.apply_batch(before)).await;
             }
-            self.finish(&mut batch, transaction, deferrable)?;
         }
         let outcome = self.run(batch).await?;
         let stopped = match &outcome.failure {
@@ -54,6 +55,22 @@ impl Session {
             committed: outcome.commits,
             stopped,
         })
+    }
+
+    async fn add_transaction(
+        &mut self,
+        batch: &mut Batch,
+        transaction: &Transaction,
+    ) -> Result<(), ApplyError> {
+        self.load_tables(transaction).await?;
+        let mut deferrable = false;
+        batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
+        for change in &transaction.changes {
+            deferrable |= self.table(&change.relation)?.deferrable;
+            self.add_guarded(batch, change, transaction.timestamp)?;
+        }
+        self.finish(batch, transaction, deferrable)?;
+        Ok(())
     }
 
     fn add_guarded(

@@ -85,18 +85,25 @@ impl ApplyError {
     pub(crate) fn severity(&self) -> Severity {
         match self {
             Self::ClockBehind { .. } | Self::Raced | Self::Behind => Severity::Passing,
+            Self::Refused(error) | Self::Connection(ConnectionError::Server(error)) => {
+                server_severity(&error.code)
+            }
             Self::Connect(_) | Self::Connection(_) | Self::Control(_) | Self::SourceAway => {
                 Severity::Connection
             }
-            Self::Refused(error) => match error.code.as_str() {
-                // serialization_failure, deadlock_detected, lock_not_available, query_canceled.
-                "40001" | "40P01" | "55P03" | "57014" => Severity::Passing,
-                // operator_intervention: shutdown, crash_shutdown, cannot_connect_now.
-                code if code.starts_with("57P") => Severity::Connection,
-                _ => Severity::Blocking,
-            },
             _ => Severity::Blocking,
         }
+    }
+}
+
+fn server_severity(code: &str) -> Severity {
+    match code {
+        // serialization_failure, deadlock_detected, lock_not_available, query_canceled, object_in_use (the origin is
+        // still held by a session that is ending).
+        "40001" | "40P01" | "55P03" | "57014" | "55006" => Severity::Passing,
+        // operator_intervention: shutdown, crash_shutdown, cannot_connect_now.
+        code if code.starts_with("57P") => Severity::Connection,
+        _ => Severity::Blocking,
     }
 }
 

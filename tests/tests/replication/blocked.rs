@@ -1,6 +1,8 @@
 //! Links that cannot go on: they say why, the others flow, and they go on by themselves once it is mended.
 
-use tandem_tests::Cluster;
+use std::time::Duration;
+
+use tandem_tests::{Cluster, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_missing_on_one_node_blocks_that_link_only_and_heals_when_it_is_made() {
@@ -39,12 +41,7 @@ async fn a_table_that_is_missing_on_one_node_blocks_that_link_only_and_heals_whe
             Err(format!("late {late}, item {item}"))
         }
     };
-    tandem_tests::eventually(
-        "other links flow",
-        std::time::Duration::from_secs(20),
-        arrived,
-    )
-    .await;
+    eventually("other links flow", Duration::from_secs(20), arrived).await;
     // What the second node writes now may have seen the row that the third lacks, so there it waits, and says for whom.
     cluster.nodes[1]
         .execute("INSERT INTO item VALUES (2)")
@@ -54,10 +51,7 @@ async fn a_table_that_is_missing_on_one_node_blocks_that_link_only_and_heals_whe
             link["state"] == "waiting_for_cause"
         })
         .await;
-    let behind = cluster
-        .daemon
-        .wait_converged(std::time::Duration::from_secs(1))
-        .await;
+    let behind = cluster.daemon.wait_converged(Duration::from_secs(1)).await;
     assert_eq!(behind.status.code(), Some(1), "{}", behind.all());
     assert!(behind.stdout.contains("late"), "{}", behind.all());
 
@@ -111,11 +105,48 @@ async fn a_locked_table_delays_the_link_and_nothing_is_lost() {
     cluster.nodes[0]
         .execute("INSERT INTO item SELECT generate_series(1, 1000)")
         .await;
-    let behind = cluster
-        .daemon
-        .wait_converged(std::time::Duration::from_secs(1))
-        .await;
+    let behind = cluster.daemon.wait_converged(Duration::from_secs(1)).await;
     assert_eq!(behind.status.code(), Some(1), "{}", behind.all());
     tandem_tests::client::execute(&client, "COMMIT").await;
+    cluster.assert_converged().await;
+}
+
+/// They travel in one batch with the one that cannot be written.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_before_a_change_that_does_not_fit_is_applied() {
+    let schema = "CREATE TABLE item (id int PRIMARY KEY);";
+    let cluster = Cluster::of(&[15, 18]).relays().schema(schema).start().await;
+    cluster.relays[1].silence_only("apply 1");
+    cluster.nodes[0]
+        .execute("CREATE TABLE only_here (id int PRIMARY KEY)")
+        .await;
+    for id in 1..=5 {
+        cluster.nodes[0]
+            .execute(&format!("INSERT INTO item VALUES ({id})"))
+            .await;
+    }
+    cluster.nodes[0]
+        .execute("INSERT INTO only_here VALUES (1)")
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item VALUES (6)")
+        .await;
+    cluster.relays[1].heal();
+    eventually(
+        "the five are there",
+        Duration::from_secs(20),
+        async || match cluster.nodes[1]
+            .value("SELECT count(*) FROM item")
+            .await
+            .as_str()
+        {
+            "5" => Ok(()),
+            count => Err(format!("{count} are there")),
+        },
+    )
+    .await;
+    cluster.nodes[1]
+        .execute("CREATE TABLE only_here (id int PRIMARY KEY)")
+        .await;
     cluster.assert_converged().await;
 }
