@@ -256,3 +256,36 @@ async fn clients_get_in_by_the_unix_socket_and_it_goes_with_the_daemon() {
     cluster.daemon.terminate().await;
     assert!(!socket.exists());
 }
+
+/// libpq 19 asks for protocol 3.9999 and an option that nobody knows, to see whether servers negotiate as they should.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_the_future_is_offered_protocol_3_2() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let cluster = Cluster::of(&[15]).start().await;
+    let parameters = b"user\0app\0database\0app\0_pq_.test_protocol_negotiation\0\0\0";
+    let length = u32::try_from(parameters.len() + 8).expect("short");
+    let packet = [
+        &length.to_be_bytes()[..],
+        &((3 << 16) + 9999_u32).to_be_bytes(),
+        parameters,
+    ]
+    .concat();
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", cluster.proxy_port))
+        .await
+        .expect("a connection");
+    stream.write_all(&packet).await.expect("sent");
+    let mut head = [0; 5];
+    stream.read_exact(&mut head).await.expect("an answer");
+    assert_eq!(head[0], b'v');
+    let length = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
+    let mut body = vec![0; usize::try_from(length).expect("short") - 4];
+    stream.read_exact(&mut body).await.expect("the rest");
+    assert_eq!(
+        body[..8],
+        [0, 3, 0, 2, 0, 0, 0, 1],
+        "newest version, and one option that is not known"
+    );
+    assert_eq!(&body[8..], b"_pq_.test_protocol_negotiation\0");
+    stream.read_exact(&mut head).await.expect("it goes on");
+    assert_eq!(head[0], b'R', "with the authentication");
+}

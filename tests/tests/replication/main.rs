@@ -6,6 +6,7 @@ mod changes;
 mod conflicts;
 mod deletes;
 mod faults;
+mod histories;
 mod pgbench;
 mod slot;
 mod tables;
