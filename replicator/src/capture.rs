@@ -145,12 +145,10 @@ impl Capture {
 
     /// The slot keeps what they miss; the others go on.
     fn leave_out_targets_that_are_down(&self) {
-        let up = self.links.of_source(self.source).filter(|link| {
-            matches!(
-                link.state(),
-                LinkState::Streaming | LinkState::WaitingForCause { .. }
-            )
-        });
+        let up = self
+            .links
+            .of_source(self.source)
+            .filter(|link| link.state() == LinkState::Streaming);
         if let Some(durable) = up.map(|link| link.durable()).min() {
             self.feed.trim(durable);
         }

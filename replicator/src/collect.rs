@@ -51,11 +51,16 @@ async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
             .map_err(|error| error.to_string())?;
     }
     for (control, mark) in controls.iter().zip(marks) {
-        let sql = "DELETE FROM tandem.tombstone WHERE id <= $1";
-        control
+        // In steps, so that no query keeps the connection from its other work for long.
+        let sql = "WITH d AS (DELETE FROM tandem.tombstone WHERE ctid = ANY (ARRAY(SELECT ctid FROM tandem.tombstone \
+             WHERE id <= $1 LIMIT 10000)) AND id <= $1 RETURNING 1) SELECT count(*) FROM d";
+        while control
             .query(sql, &[&mark])
             .await
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| error.to_string())?
+            .first()
+            .is_some_and(|row| row.get::<_, i64>(0) > 0)
+        {}
     }
     Ok(())
 }

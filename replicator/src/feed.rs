@@ -5,6 +5,7 @@
 //! trimmed, so everything else can be read again.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tandem_wire::lsn::Lsn;
@@ -23,6 +24,8 @@ pub(crate) struct Cursor {
 pub(crate) enum Run {
     /// The next entries.
     Entries(Vec<Arc<Entry>>),
+    /// Entries behind the reader's position are gone: the stream has to be read again.
+    Missed,
     /// There are none, and the source is known to have written nothing else up to here.
     UpTo(Lsn),
 }
@@ -44,6 +47,8 @@ pub(crate) struct Feed {
     written: Notify,
     trimmed: Notify,
     bytes_max: usize,
+    /// How many want the bound ignored.
+    lifted: AtomicUsize,
 }
 
 impl Feed {
@@ -62,6 +67,7 @@ impl Feed {
             written: Notify::new(),
             trimmed: Notify::new(),
             bytes_max,
+            lifted: AtomicUsize::new(0),
         }
     }
 
@@ -121,14 +127,16 @@ impl Feed {
         self.trimmed.notify_waiters();
     }
 
-    /// Whether entries behind `applied` are gone, so that a target that stands there must not read on.
-    pub(crate) fn misses(&self, applied: Lsn) -> bool {
-        applied < self.lock().trimmed_to
-    }
-
     /// Whether the bound is reached.
     pub(crate) fn is_full(&self) -> bool {
-        self.lock().bytes >= self.bytes_max
+        self.lock().bytes >= self.bytes_max && self.lifted.load(Ordering::Acquire) == 0
+    }
+
+    /// Reads on beyond the bound while the answer lives.
+    pub(crate) fn lift_bound(&self) -> LiftedBound<'_> {
+        self.lifted.fetch_add(1, Ordering::AcqRel);
+        self.trimmed.notify_waiters();
+        LiftedBound { feed: self }
     }
 
     /// Waits until there is room for more.
@@ -154,7 +162,8 @@ impl Feed {
         self.lock().bytes
     }
 
-    /// Waits for entries behind `cursor`, or for the tail to move past `known`; moves the cursor over what it gives.
+    /// Waits for entries behind `cursor`, or for the tail to move past `known`, the position up to which the reader has
+    /// applied everything; moves the cursor over what it gives.
     pub(crate) async fn read(
         &self,
         cursor: &mut Cursor,
@@ -182,7 +191,10 @@ impl Feed {
     ) -> Option<Run> {
         let inner = self.lock();
         if cursor.generation != inner.generation || cursor.sequence < inner.first {
-            // Entries trimmed since were durable on this target too: whoever reads checks against its progress.
+            // From its start: what the reader has applied already it knows to skip.
+            if known < inner.trimmed_to {
+                return Some(Run::Missed);
+            }
             *cursor = Cursor {
                 generation: inner.generation,
                 sequence: inner.first,
@@ -206,6 +218,17 @@ impl Feed {
     }
 }
 
+/// See [`Feed::lift_bound`].
+pub(crate) struct LiftedBound<'a> {
+    feed: &'a Feed,
+}
+
+impl Drop for LiftedBound<'_> {
+    fn drop(&mut self) {
+        self.feed.lifted.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +241,7 @@ mod tests {
         match feed.read(cursor, Lsn(0), 10, 1 << 20).await {
             Run::Entries(entries) => entries.iter().map(|entry| entry.end_lsn().0).collect(),
             Run::UpTo(lsn) => vec![lsn.0 + 1_000_000],
+            Run::Missed => panic!("nothing was trimmed past this reader"),
         }
     }
 
@@ -258,16 +282,28 @@ mod tests {
         assert_eq!(read(&feed, &mut cursor).await, [20]);
     }
 
-    #[test]
-    fn a_target_behind_a_trim_is_told_that_it_misses_something() {
+    #[tokio::test]
+    async fn a_target_behind_a_trim_is_told_that_it_misses_something() {
         let feed = Feed::new(1 << 20);
         feed.push(empty(10));
         feed.push(empty(20));
         feed.trim(Lsn(15));
-        assert!(feed.misses(Lsn(5)));
-        assert!(!feed.misses(Lsn(10)));
-        feed.restart();
-        assert!(!feed.misses(Lsn(5)));
+        let behind = feed.read(&mut Cursor::default(), Lsn(5), 10, 1 << 20).await;
+        assert!(matches!(behind, Run::Missed));
+        let there = feed
+            .read(&mut Cursor::default(), Lsn(10), 10, 1 << 20)
+            .await;
+        assert!(matches!(there, Run::Entries(entries) if entries.len() == 1));
+    }
+
+    #[tokio::test]
+    async fn the_bound_does_not_hold_while_somebody_has_lifted_it() {
+        let feed = Feed::new(1);
+        feed.push(empty(10));
+        let lifted = feed.lift_bound();
+        feed.has_room().await;
+        drop(lifted);
+        assert!(feed.is_full());
     }
 
     #[tokio::test]

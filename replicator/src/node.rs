@@ -7,7 +7,7 @@ use tokio::sync::{Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::apply::{self, LinkContext, Place, Severity};
+use crate::apply::{self, ApplyError, LinkContext, Place, Severity};
 use crate::capture::{Capture, CaptureError};
 use crate::control::{Control, ControlError};
 use crate::feed::Feed;
@@ -21,6 +21,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const SHORT_PAUSE: Duration = Duration::from_millis(20);
 /// The pause grows up to this while a link makes no progress.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// How often one transaction may lose a race in a row before its link is called blocked.
+const RACES_MAX: u32 = 20;
 /// How often a target is flushed while something is applied to it.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// Changes of one source that are held in memory for its targets.
@@ -151,8 +153,9 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
     for source in (0..members).filter(|_| members > 1) {
         let origins = Arc::new(facts.origins.clone());
-        let (Some(feed), Some(reread), Some(gate), Some(source_control)) = (
+        let (Some(feed), Some(target_feed), Some(reread), Some(gate), Some(source_control)) = (
             shared.feeds.get(source),
+            shared.feeds.get(index),
             shared.rereads.get(source),
             shared.gates.get(index),
             shared.controls.get(source),
@@ -174,6 +177,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             gate: Arc::clone(gate),
             version: facts.version,
             feed: Arc::clone(feed),
+            target_feed: Arc::clone(target_feed),
             links: Arc::clone(&shared.links),
             source,
             target: index,
@@ -233,12 +237,29 @@ async fn keep_link(context: LinkContext, progress: OriginProgress) {
     };
     let (source, target) = (context.place.source, context.place.target);
     let mut pause = SHORT_PAUSE;
+    let mut raced = 0;
+    let mut held = None;
     loop {
         let before = link.transactions();
-        let Err(error) = apply::run(&context, progress).await else {
+        let Err(error) = apply::run(&context, progress, &mut held).await else {
             continue;
         };
-        let news = match error.severity() {
+        if !matches!(error, ApplyError::Connection(_)) {
+            // Every reply was read: nothing is under way any more.
+            held = None;
+        }
+        raced = if link.transactions() == before && matches!(error, ApplyError::Raced) {
+            raced + 1
+        } else {
+            0
+        };
+        // What does not pass after so many attempts does not pass by itself.
+        let severity = if raced > RACES_MAX {
+            Severity::Blocking
+        } else {
+            error.severity()
+        };
+        let news = match severity {
             Severity::Passing => false,
             Severity::Connection => link.set_state(LinkState::Waiting),
             Severity::Blocking => link.set_state(LinkState::Blocked {
@@ -250,7 +271,7 @@ async fn keep_link(context: LinkContext, progress: OriginProgress) {
         } else {
             tracing::debug!(source, target, %error, "replication: link opens again");
         }
-        pause = if link.transactions() > before || error.severity() == Severity::Passing {
+        pause = if link.transactions() > before || severity == Severity::Passing {
             SHORT_PAUSE
         } else {
             (pause * 2).min(RETRY_PAUSE_MAX)

@@ -28,6 +28,9 @@ pub const CONVERGE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a link may take to come into a state.
 const LINK_LIMIT: Duration = Duration::from_secs(30);
 
+/// Tests whose logs are kept after they failed.
+const LOGS_KEPT: usize = 20;
+
 /// What a cluster shall be like.
 #[derive(Debug, Clone)]
 pub struct ClusterBuilder {
@@ -366,11 +369,25 @@ impl Cluster {
 }
 
 impl Cluster {
-    /// The whole logs of a test that fails stay beside the templates.
+    /// The whole logs of a test that fails stay beside the templates, until enough others have failed.
     fn keep_logs(&self) {
-        let kept = process::cache_dir()
-            .join("failed")
-            .join(self.dir().file_name().unwrap_or_default());
+        let failed = process::cache_dir().join("failed");
+        let mut earlier: Vec<_> = fs::read_dir(&failed)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
+        earlier.sort_by_cached_key(|path| {
+            fs::metadata(path)
+                .and_then(|metadata| metadata.modified())
+                .ok()
+        });
+        for old in earlier.iter().rev().skip(LOGS_KEPT) {
+            // Another test may be removing it too.
+            let _ = fs::remove_dir_all(old);
+        }
+        let kept = failed.join(self.dir().file_name().unwrap_or_default());
         let copied = fs::create_dir_all(&kept).and_then(|()| {
             for entry in fs::read_dir(self.dir())? {
                 let path = entry?.path();

@@ -51,7 +51,7 @@ impl Session {
             let id = change.relation.id;
             for (_, locked) in rows.iter_mut().filter(|((relation, _), _)| *relation == id) {
                 if !matches!(locked.found, Found::Row(Some(found)) if found > version) {
-                    *locked = Locked::missing(Some(version));
+                    *locked = locked.buried(version);
                 }
             }
             return Ok(0);
@@ -110,7 +110,7 @@ impl Session {
                 rows.insert(key, Locked::ours());
             }
             (Action::Delete, _) | (Action::Bury, Found::Missing(_)) => {
-                rows.insert(key, Locked::missing(Some(version)));
+                rows.insert(key, locked.buried(version));
             }
             (Action::Bury | Action::Skip, _) => {}
         }
@@ -158,7 +158,7 @@ impl Session {
             self.add(batch, change, row, write, version)?;
         }
         if !matches!(old.found, Found::Row(Some(found)) if found > version) {
-            rows.insert(old_key, Locked::missing(Some(version)));
+            rows.insert(old_key, old.buried(version));
         }
         if arrives.action != Action::Skip {
             rows.insert(new_key, Locked::ours());

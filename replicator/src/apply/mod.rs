@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tandem_wire::lsn::Lsn;
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
@@ -26,7 +26,7 @@ use slow::Slow;
 use crate::feed::{Cursor, Feed, Run};
 use crate::progress::{Link, LinkState, Links};
 use crate::setup::OriginProgress;
-use crate::transaction::{Entry, Operation, Transaction};
+use crate::transaction::{Change, Entry, Operation, Transaction};
 use crate::version::PgTimestamp;
 use crate::watermark;
 
@@ -47,6 +47,8 @@ pub(crate) struct LinkContext {
     pub version: i32,
     /// Where the source's stream is.
     pub feed: Arc<Feed>,
+    /// Where the target's own stream is.
+    pub target_feed: Arc<Feed>,
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the source in the configuration.
@@ -61,27 +63,35 @@ pub(crate) struct LinkContext {
     pub reread: Arc<tokio::sync::Notify>,
 }
 
-/// Runs the link until it fails. Everything that was committed is remembered by the target.
+/// Runs the link until it fails. Everything that was committed is remembered by the target. `held` goes from one run to
+/// the next.
 ///
 /// # Errors
 /// Whatever ended it; the caller opens it again after a pause.
-pub(crate) async fn run(context: &LinkContext, progress: OriginProgress) -> Result<(), ApplyError> {
+pub(crate) async fn run(
+    context: &LinkContext,
+    progress: OriginProgress,
+    held: &mut Option<Gate>,
+) -> Result<(), ApplyError> {
     let link = context.link()?;
     let (session, said) = Session::open(context.place.clone()).await?;
+    *held = None;
     // Nobody else holds the origin now, so what it says is final.
-    // What a node learns of itself may be learnt twice.
-    let unproved = if context.version < 160_000 || context.is_own() {
+    let unproved = if context.version < 160_000 {
         link.reset(said);
         None
     } else {
         let applied = progress.applied.max(link.applied()).min(said);
         link.reset(applied);
-        (said > applied).then_some(Proof {
+        // What a node learns of itself may be learnt twice, so there it is not proved but done again.
+        let proof = || Proof {
             said,
             timestamps: Vec::new(),
-        })
+        };
+        (said > applied && !context.is_own()).then(proof)
     };
     let mut worker = Worker {
+        held,
         context,
         link,
         session,
@@ -119,6 +129,7 @@ struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
     session: Session,
+    held: &'a mut Option<Gate>,
     unproved: Option<Proof>,
     noted: Instant,
     /// So many of the next transactions take the slow path, because one before them had to.
@@ -131,22 +142,18 @@ impl<'a> Worker<'a> {
         let mut cursor = Cursor::default();
         self.link.set_state(LinkState::Streaming);
         loop {
-            if self.context.feed.misses(self.link.applied()) {
-                self.context.reread.notify_one();
-                return Err(ApplyError::Behind);
-            }
             let feed = &self.context.feed;
+            let applied = self.link.applied();
             match feed
-                .read(
-                    &mut cursor,
-                    self.link.applied(),
-                    BATCH_TRANSACTIONS,
-                    BATCH_BYTES,
-                )
+                .read(&mut cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES)
                 .await
             {
                 Run::UpTo(lsn) => self.link.advance(lsn),
                 Run::Entries(entries) => self.entries(&entries).await?,
+                Run::Missed => {
+                    self.context.reread.notify_one();
+                    return Err(ApplyError::Behind);
+                }
             }
             if self.session.is_worn() {
                 return Err(ApplyError::Behind);
@@ -183,7 +190,7 @@ impl<'a> Worker<'a> {
         }
         self.apply(&batch).await?;
         if let Some(last) = entries.last() {
-            self.settle(last.end_lsn());
+            self.move_to(last.end_lsn());
         }
         if self.context.version >= 160_000
             && self.unproved.is_none()
@@ -195,7 +202,7 @@ impl<'a> Worker<'a> {
     }
 
     /// The position may only move over what is proved.
-    fn settle(&mut self, lsn: Lsn) {
+    fn move_to(&mut self, lsn: Lsn) {
         match &self.unproved {
             Some(proof) if lsn < proof.said => {}
             _ => {
@@ -261,7 +268,7 @@ impl<'a> Worker<'a> {
         }
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
-            if self.careful > 0 || moves_key(first) {
+            if self.careful > 0 || needs_locks(first) {
                 self.careful = self.careful.saturating_sub(1);
                 self.apply_one(first).await?;
                 rest = others;
@@ -269,13 +276,12 @@ impl<'a> Worker<'a> {
             }
             let run = rest
                 .iter()
-                .take_while(|transaction| !moves_key(transaction))
+                .take_while(|transaction| !needs_locks(transaction))
                 .count();
             let batch = rest.get(..run).unwrap_or_default();
-            let applied = {
-                let _gate = Gate::pass(&self.context.gate, batch).await;
-                self.session.apply_batch(batch).await?
-            };
+            *self.held = Some(Gate::pass(&self.context.gate, batch).await);
+            let applied = self.session.apply_batch(batch).await?;
+            *self.held = None;
             let (done, left) = rest.split_at(applied.committed.min(rest.len()));
             if let Some(last) = done.last() {
                 self.link.count(done.len() as u64, last.timestamp);
@@ -293,12 +299,13 @@ impl<'a> Worker<'a> {
     async fn apply_one(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
         let mut settled = false;
         let conflicts = loop {
-            let gate = Gate::pass(&self.context.gate, &[transaction]).await;
-            match self.session.apply_slowly(transaction, settled).await? {
+            *self.held = Some(Gate::pass(&self.context.gate, &[transaction]).await);
+            let outcome = self.session.apply_slowly(transaction, settled).await?;
+            *self.held = None;
+            match outcome {
                 Slow::Applied { conflicts } => break conflicts,
-                Slow::MissingRow => {
-                    drop(gate);
-                    self.settle_deletes().await?;
+                Slow::Unsettled => {
+                    self.settle(transaction).await?;
                     settled = true;
                 }
             }
@@ -313,15 +320,21 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Waits until everything that the target's own clients have deleted so far is remembered.
-    async fn settle_deletes(&mut self) -> Result<(), ApplyError> {
+    /// Waits until what the target's own clients are committing now is visible, and everything that they have deleted
+    /// so far is remembered. A commit has its timestamp before it is visible, so one that is older than the change may
+    /// still be on its way; whatever begins later is newer.
+    async fn settle(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
         let context = self.context;
         let own = context.links.get(context.target, context.target);
         let own = own.ok_or(ApplyError::Unexpected("no link of the target to itself"))?;
-        let lsn = watermark::write(&context.place.control).await?;
         self.link.set_state(LinkState::WaitingForCause {
             node: context.place.target,
         });
+        self.session.wait_for_writers(transaction).await?;
+        let lsn = watermark::write(&context.place.control).await?;
+        // The watermark lies behind everything that the target has written: its stream has to be read up to there
+        // even if its own targets are slow, or two nodes could wait for each other.
+        let _unbounded = context.target_feed.lift_bound();
         own.wait_applied(lsn).await;
         self.link.set_state(LinkState::Streaming);
         Ok(())
@@ -334,8 +347,9 @@ impl<'a> Worker<'a> {
             .filter(|transaction| buries(transaction))
             .collect();
         if !deletes.is_empty() {
-            let _gate = self.context.gate.write().await;
+            *self.held = Some(Gate::pass(&self.context.gate, &deletes).await);
             self.session.learn(&deletes).await?;
+            *self.held = None;
         }
         Ok(())
     }
@@ -349,21 +363,31 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// The target's gate while a batch is under way.
-enum Gate<'a> {
-    Shared { _guard: RwLockReadGuard<'a, ()> },
-    Alone { _guard: RwLockWriteGuard<'a, ()> },
+/// The target's gate, held while a batch is under way. After a failure it is held on until the next session has the
+/// origin: only then the old one has surely ended, and with it what it may still have been working on.
+pub(crate) enum Gate {
+    /// Beside others that remember no delete.
+    Shared {
+        /// Held, not read.
+        _guard: OwnedRwLockReadGuard<()>,
+    },
+    /// Alone.
+    Alone {
+        /// Held, not read.
+        _guard: OwnedRwLockWriteGuard<()>,
+    },
 }
 
-impl<'a> Gate<'a> {
-    async fn pass(gate: &'a RwLock<()>, transactions: &[&Transaction]) -> Self {
+impl Gate {
+    async fn pass(gate: &Arc<RwLock<()>>, transactions: &[&Transaction]) -> Self {
+        let gate = Arc::clone(gate);
         if transactions.iter().any(|transaction| buries(transaction)) {
             Self::Alone {
-                _guard: gate.write().await,
+                _guard: gate.write_owned().await,
             }
         } else {
             Self::Shared {
-                _guard: gate.read().await,
+                _guard: gate.read_owned().await,
             }
         }
     }
@@ -377,6 +401,12 @@ fn buries(transaction: &Transaction) -> bool {
         .iter()
         .any(|change| delete(change.operation))
         || moves_key(transaction)
+}
+
+/// Whether the transaction cannot take the fast path.
+fn needs_locks(transaction: &Transaction) -> bool {
+    let truncates = |change: &Change| change.operation == Operation::Truncate;
+    moves_key(transaction) || transaction.changes.iter().any(truncates)
 }
 
 /// Whether the transaction may move a key: its stream then carries the old one.

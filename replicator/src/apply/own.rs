@@ -18,10 +18,12 @@ impl Session {
     pub(super) async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
         let mut batch = Batch::default();
         for &transaction in transactions {
-            match self.load_tables(transaction).await {
-                // Dropped since: there is nothing left that could come back.
-                Ok(()) | Err(ApplyError::NoTable(_)) => {}
-                Err(error) => return Err(error),
+            for change in &transaction.changes {
+                match self.load_table(&change.relation).await {
+                    // Dropped since: there is nothing left that could come back.
+                    Ok(()) | Err(ApplyError::NoTable(_)) => {}
+                    Err(error) => return Err(error),
+                }
             }
             batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
             for change in &transaction.changes {
@@ -50,7 +52,7 @@ impl Session {
             Operation::Insert => false,
             Operation::Update => row.key_moves(&relation, &table),
             Operation::Delete => !table.key.is_empty(),
-            Operation::Truncate => true,
+            Operation::Truncate => !table.key.is_empty(),
         };
         if !buries {
             return Ok(());

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tandem_wire::ServerError;
 use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
 use super::row::{PG_LSN, RowError, TIMESTAMPTZ, Value};
-use super::sql::{ShapeError, TargetTable, Writer, quote};
+use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use crate::control::{Control, ControlError};
 use crate::origin::OriginName;
 use crate::setup::application_name;
@@ -22,6 +23,9 @@ use crate::version::PgTimestamp;
 
 /// Prepared statements beyond which the session is opened anew, so that a stream of new shapes cannot fill the server.
 const STATEMENTS_MAX: usize = 2000;
+
+/// How long other transactions that write the same tables are waited for at once.
+const WRITERS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a transaction could not be applied. The session is given up in every case.
 #[derive(Debug, Error)]
@@ -57,7 +61,10 @@ pub(crate) enum ApplyError {
         behind_us: i64,
     },
     /// A table changed under us between two steps; trying again mends it.
-    #[error("a row changed while it was being applied")]
+    #[error(
+        "a row changed while it was being applied, or a statement fails each time (a trigger that suppresses the row, keys that \
+         are equal but print differently)"
+    )]
     Raced,
     /// The catalog or the session answered something that it cannot answer.
     #[error("unexpected answer: {0}")]
@@ -247,10 +254,15 @@ impl Session {
         transaction: &Transaction,
     ) -> Result<(), ApplyError> {
         for change in &transaction.changes {
-            if !self.tables.contains_key(&change.relation.id) {
-                let table = load_table(&self.place.control, &change.relation).await?;
-                self.tables.insert(change.relation.id, Arc::new(table));
-            }
+            self.load_table(&change.relation).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn load_table(&mut self, relation: &Relation) -> Result<(), ApplyError> {
+        if !self.tables.contains_key(&relation.id) {
+            let table = load_table(&self.place.control, relation).await?;
+            self.tables.insert(relation.id, Arc::new(table));
         }
         Ok(())
     }
@@ -324,6 +336,45 @@ impl Session {
         Ok(())
     }
 
+    /// Waits until the transactions that are writing the transaction's tables now have ended.
+    ///
+    /// # Errors
+    /// When one of them takes longer than the lock timeout; the transaction is then tried again.
+    pub(super) async fn wait_for_writers(
+        &self,
+        transaction: &Transaction,
+    ) -> Result<(), ApplyError> {
+        let mut tables: Vec<String> = transaction
+            .changes
+            .iter()
+            .map(|change| qualified(&change.relation))
+            .collect();
+        tables.sort();
+        tables.dedup();
+        let writers = "SELECT array_agg(DISTINCT virtualtransaction) FROM pg_locks WHERE locktype = 'relation' \
+             AND mode = 'RowExclusiveLock' AND granted AND relation IN (SELECT to_regclass(t) FROM unnest($1::text[]) t) \
+             AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+             AND ($2::text[] IS NULL OR virtualtransaction = ANY ($2))";
+        let mut waiting_for: Option<Vec<String>> = None;
+        let deadline = tokio::time::Instant::now() + WRITERS_TIMEOUT;
+        loop {
+            let rows = self
+                .place
+                .control
+                .query(writers, &[&tables, &waiting_for])
+                .await?;
+            let row = rows.first().ok_or(ApplyError::Unexpected("pg_locks"))?;
+            waiting_for = row.try_get(0).map_err(ControlError::from)?;
+            if waiting_for.is_none() {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > deadline {
+                return Err(ApplyError::Raced);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     pub(super) fn finish(
         &mut self,
         batch: &mut Batch,
@@ -358,7 +409,14 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
                AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
              ARRAY(SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
                AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
-             EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable) \
+             EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), \
+             ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, p.oprname) FROM pg_index i, \
+               unnest(i.indclass::oid[]) WITH ORDINALITY k(opclass, place) JOIN pg_opclass o ON o.oid = k.opclass \
+               JOIN pg_amop a ON a.amopfamily = o.opcfamily AND a.amoplefttype = o.opcintype \
+                 AND a.amoprighttype = o.opcintype AND a.amopstrategy = 3 \
+               JOIN pg_operator p ON p.oid = a.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace \
+               WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place), \
+             ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attidentity = 'a') \
              FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
             &[&name],
         )
@@ -374,6 +432,8 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
     Ok(TargetTable {
         key: row.try_get(0).map_err(ControlError::from)?,
         columns: columns.into_iter().zip(types).collect(),
+        key_equals: row.try_get(4).map_err(ControlError::from)?,
+        fixed: row.try_get(5).map_err(ControlError::from)?,
         deferrable: row.try_get(3).map_err(ControlError::from)?,
     })
 }

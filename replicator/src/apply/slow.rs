@@ -47,6 +47,16 @@ impl Locked {
         }
     }
 
+    /// What stands there after a delete of this very transaction: the newest delete counts, which may be an older one
+    /// of another node's.
+    pub(super) fn buried(&self, version: Version) -> Self {
+        let known = match self.found {
+            Found::Missing(known) => known,
+            Found::Row(_) => None,
+        };
+        Self::missing(known.max(Some(version)))
+    }
+
     /// Whether it has the values that an update of `source` leaves out.
     pub(super) fn keeps_values(&self, source: u16) -> bool {
         let written_by_source = match self.found {
@@ -79,14 +89,14 @@ pub(super) enum Slow {
         /// How many conflicts it met.
         conflicts: u64,
     },
-    /// Nothing was done: it updates a row that is missing, and a client of the target may have deleted it without
-    /// our knowing yet. What the target wrote so far has to be read first.
-    MissingRow,
+    /// Nothing was done: it writes a row that is missing, or a whole table, and what the target's own clients did at the
+    /// same time is not all visible or known yet.
+    Unsettled,
 }
 
 impl Session {
-    /// Applies one transaction. `settled`: everything that the target's own clients deleted before the last attempt
-    /// is remembered by now.
+    /// Applies one transaction. `settled`: what the target's own clients did before the last attempt is visible, and
+    /// what they deleted is remembered.
     ///
     /// # Errors
     /// When it cannot be applied now: nothing of it is, and the session has to be given up.
@@ -97,9 +107,9 @@ impl Session {
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
         let mut rows = self.lock_rows(transaction).await?;
-        if !settled && self.updates_missing_row(transaction, &rows)? {
+        if !settled && self.is_unsettled(transaction, &rows)? {
             self.connection.simple_query("ROLLBACK").await?;
-            return Ok(Slow::MissingRow);
+            return Ok(Slow::Unsettled);
         }
         let mut batch = Batch::default();
         let mut conflicts = 0;
@@ -120,8 +130,8 @@ impl Session {
         }
     }
 
-    /// Whether a row that the transaction's first change of it updates is missing, with no newer delete remembered.
-    fn updates_missing_row(
+    /// Whether the transaction truncates, or its first change of some row updates or deletes it and it is missing.
+    fn is_unsettled(
         &self,
         transaction: &Transaction,
         rows: &HashMap<Key, Locked>,
@@ -132,8 +142,11 @@ impl Session {
         };
         let mut seen = HashSet::new();
         for change in &transaction.changes {
+            if change.operation == Operation::Truncate {
+                return Ok(true);
+            }
             let table = self.table(&change.relation)?;
-            if table.key.is_empty() || change.operation == Operation::Truncate {
+            if table.key.is_empty() {
                 continue;
             }
             let row = Row::read(change)?;
@@ -142,9 +155,12 @@ impl Session {
                 change.relation.id,
                 row.key(&change.relation, &table, by_new)?,
             );
-            let found = rows.get(&key).map(|locked| locked.found);
-            let unknown = matches!(found, Some(Found::Missing(delete)) if delete < Some(version));
-            if seen.insert(key) && change.operation == Operation::Update && unknown {
+            let unknown = match rows.get(&key).map(|locked| locked.found) {
+                // A newer delete settles it.
+                Some(Found::Missing(deleted)) => deleted < Some(version),
+                Some(Found::Row(_)) | None => false,
+            };
+            if seen.insert(key) && !by_new && unknown {
                 return Ok(true);
             }
         }

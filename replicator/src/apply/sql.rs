@@ -16,6 +16,10 @@ use crate::transaction::{Operation, Relation};
 pub(super) struct TargetTable {
     /// Columns of the primary key; empty where there is none.
     pub key: Vec<String>,
+    /// The operators that the key's index compares them with: an extension's type has its own, outside the search path.
+    pub key_equals: Vec<String>,
+    /// Identity columns that an UPDATE may not write (GENERATED ALWAYS).
+    pub fixed: Vec<String>,
     /// Columns that can be written, and the OIDs of their types.
     pub columns: HashMap<String, u32>,
     /// Whether a constraint is checked at commit only.
@@ -229,7 +233,10 @@ impl Writer {
         let mut params = Vec::new();
         let mut sets = Vec::new();
         for (index, column) in relation.columns.iter().enumerate() {
-            if unchanged(index) || (!key_moves && table.key.contains(column)) {
+            if unchanged(index)
+                || table.fixed.contains(column)
+                || (!key_moves && table.key.contains(column))
+            {
                 continue;
             }
             if !table.columns.contains_key(column) {
@@ -370,10 +377,20 @@ pub(super) fn key_condition(
     params: &mut Vec<Source>,
 ) -> Result<String, ShapeError> {
     let mut condition = String::new();
-    for (place, column) in key_places(relation, table)?.into_iter().zip(&table.key) {
+    for (number, (place, column)) in key_places(relation, table)?
+        .into_iter()
+        .zip(&table.key)
+        .enumerate()
+    {
         params.push(Source::Key(place));
         let and = if condition.is_empty() { "" } else { " AND " };
-        let _ = write!(condition, "{and}r.{} = ${}", quote(column), params.len());
+        let equals = table.key_equals.get(number).map_or("=", String::as_str);
+        let _ = write!(
+            condition,
+            "{and}r.{} {equals} ${}",
+            quote(column),
+            params.len()
+        );
     }
     Ok(condition)
 }
@@ -462,6 +479,8 @@ mod tests {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         TargetTable {
             key: owned(key),
+            key_equals: Vec::new(),
+            fixed: Vec::new(),
             columns: owned(columns)
                 .into_iter()
                 .map(|column| (column, 25))

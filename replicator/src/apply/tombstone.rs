@@ -99,6 +99,12 @@ impl Writer {
         table: &TargetTable,
         strictly: bool,
     ) -> Statement {
+        if table.key.is_empty() {
+            // Its rows have no identity, so none of them can be told to be newer; and a DELETE of them would be refused
+            // for want of a replica identity.
+            let sql = format!("TRUNCATE ONLY {}", qualified(relation));
+            return Statement::new(sql, Vec::new(), relation, table);
+        }
         let bury = record(relation, "'[]'::jsonb", 1, self.source, "");
         let sql = if strictly {
             let rows = self.delete_returning(relation, &self.older(1));

@@ -79,7 +79,11 @@ async fn nodes_that_are_stopped_fast_and_at_once_come_back_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn daemon_and_node_killed_together_come_back_whole() {
-    let mut cluster = Cluster::of(&[15, 15, 18]).schema(SCHEMA).start().await;
+    let mut cluster = Cluster::of(&[15, 15, 18])
+        .durable()
+        .schema(SCHEMA)
+        .start()
+        .await;
     let workload = Workload::start(&cluster);
     workload.commits(MEANWHILE).await;
     for victim in [0, 2] {
