@@ -314,3 +314,62 @@ async fn nodes_that_insert_update_and_delete_the_same_few_keys_converge() {
     }
     cluster.assert_converged().await;
 }
+
+/// The transaction's own delete must not hide the newer one that is remembered already.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_deleted_and_written_again_at_once_loses_to_a_newer_delete() {
+    let cluster = Cluster::of(&[15, 18]).relays().schema(SCHEMA).start().await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item VALUES (1, 'x', 0)")
+        .await;
+    cluster.assert_converged().await;
+    cluster.relays[0].silence_only("capture");
+    let again =
+        "BEGIN; DELETE FROM item WHERE id = 1; INSERT INTO item VALUES (1, 'again', 0); COMMIT";
+    cluster.nodes[0].execute(again).await;
+    cluster.nodes[1]
+        .execute("DELETE FROM item WHERE id = 1")
+        .await;
+    eventually(
+        "the delete is remembered",
+        Duration::from_secs(20),
+        async || match cluster.nodes[1]
+            .value("SELECT count(*) FROM tandem.tombstone")
+            .await
+            .as_str()
+        {
+            "1" => Ok(()),
+            count => Err(format!("{count} are")),
+        },
+    )
+    .await;
+    cluster.relays.iter().for_each(|relay| relay.heal());
+    cluster.assert_converged().await;
+    expect(&cluster, 1, "none").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncated_table_without_a_key_is_empty_everywhere() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .schema("CREATE TABLE log (line text);")
+        .start()
+        .await;
+    cluster.nodes[0]
+        .execute("INSERT INTO log SELECT 'old' FROM generate_series(1, 20)")
+        .await;
+    cluster.assert_converged().await;
+    cluster.nodes[1].execute("TRUNCATE log").await;
+    cluster.assert_converged().await;
+    cluster.nodes[2]
+        .execute("INSERT INTO log VALUES ('new')")
+        .await;
+    cluster.assert_converged().await;
+    for node in &cluster.nodes {
+        assert_eq!(
+            node.value("SELECT string_agg(line, ' ') FROM log").await,
+            "new",
+            "{}",
+            node.name
+        );
+    }
+}

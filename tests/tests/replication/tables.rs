@@ -264,3 +264,35 @@ async fn tables_outside_the_configured_patterns_stay_local() {
         "0"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_with_an_identity_column_beside_its_key_can_be_updated() {
+    let schema = "CREATE TABLE doc (id text PRIMARY KEY, seq bigint GENERATED ALWAYS AS IDENTITY, note text);";
+    let cluster = Cluster::of(&[15, 18]).schema(schema).start().await;
+    cluster.nodes[0]
+        .execute("INSERT INTO doc (id, note) VALUES ('a', 'first')")
+        .await;
+    cluster.assert_converged().await;
+    cluster.nodes[1]
+        .execute("UPDATE doc SET note = 'second'")
+        .await;
+    cluster.assert_converged().await;
+}
+
+/// The type's operators are in no schema of the apply sessions' search path.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_an_extensions_type_is_found() {
+    let cluster = Cluster::of(&[15, 15]).start().await;
+    for node in &cluster.nodes {
+        node.execute(
+            "CREATE EXTENSION ltree; CREATE TABLE place (path ltree PRIMARY KEY, note text)",
+        )
+        .await;
+    }
+    cluster.nodes[0]
+        .execute("INSERT INTO place VALUES ('europe.paris', 'first'), ('asia.delhi', 'first')")
+        .await;
+    cluster.assert_converged().await;
+    cluster.nodes[1].execute("UPDATE place SET note = 'second' WHERE path = 'europe.paris'; DELETE FROM place WHERE path = 'asia.delhi'").await;
+    cluster.assert_converged().await;
+}
