@@ -41,7 +41,12 @@ impl Scratch {
     pub fn new() -> io::Result<Self> {
         let base = base_dir()?;
         sweep_dead(&base);
-        let new = tempfile::Builder::new().prefix(".new-").tempdir_in(&base)?;
+        // With the process in the name: processes that start together may draw the same random letters.
+        let prefix = format!(".new-{}-", std::process::id());
+        let new = tempfile::Builder::new()
+            .prefix(&prefix)
+            .rand_bytes(3)
+            .tempdir_in(&base)?;
         fs::set_permissions(new.path(), fs::Permissions::from_mode(0o755))?;
         let owner = File::create(new.path().join(OWNER))?;
         rustix::fs::flock(&owner, FlockOperation::NonBlockingLockExclusive)?;
