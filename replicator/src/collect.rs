@@ -32,9 +32,14 @@ async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
         .map(|control| control.borrow().clone())
         .collect();
     let controls = controls.ok_or("a node is away")?;
+    // What is in quarantine is not applied, so it may still meet any delete.
+    let quarantined = || !shared.quarantines.iter().all(|held| held.is_empty());
+    if quarantined() {
+        return Err("a node has transactions in quarantine".to_owned());
+    }
     let mut marks = Vec::new();
     for control in &controls {
-        let sql = "SELECT max(id) FROM tandem.tombstone";
+        let sql = "SELECT max(id) FROM tandem.tombstone WHERE counters IS NULL";
         let rows = control
             .query(sql, &[])
             .await
@@ -50,10 +55,13 @@ async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
             .await
             .map_err(|error| error.to_string())?;
     }
+    if quarantined() {
+        return Err("a transaction was put into quarantine".to_owned());
+    }
     for (control, mark) in controls.iter().zip(marks) {
         // In steps, so that no query keeps the connection from its other work for long.
         let sql = "WITH d AS (DELETE FROM tandem.tombstone WHERE ctid = ANY (ARRAY(SELECT ctid FROM tandem.tombstone \
-             WHERE id <= $1 LIMIT 10000)) AND id <= $1 RETURNING 1) SELECT count(*) FROM d";
+             WHERE id <= $1 AND counters IS NULL LIMIT 10000)) AND id <= $1 AND counters IS NULL RETURNING 1) SELECT count(*) FROM d";
         while control
             .query(sql, &[&mark])
             .await

@@ -15,6 +15,7 @@ mod node;
 mod origin;
 mod pgoutput;
 mod progress;
+mod quarantine;
 mod setup;
 mod status;
 mod tables;
@@ -82,6 +83,8 @@ impl Replicator {
                 .map(|_| Mutex::new(NodeState::Connecting))
                 .collect(),
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
+            interner: Arc::default(),
+            quarantines: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             config,
         });

@@ -7,11 +7,13 @@ use tokio::sync::{Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::apply::{self, ApplyError, LinkContext, Place, Severity};
+use crate::apply::{self, ApplyError, Carried, LinkContext, Place, Severity};
 use crate::capture::{Capture, CaptureError};
 use crate::control::{Control, ControlError};
 use crate::feed::Feed;
+use crate::journal::codec::Interner;
 use crate::progress::{LinkState, Links};
+use crate::quarantine::Quarantine;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::{Config, Node};
 
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub links: Arc<Links>,
     /// The feeds, by source.
     pub feeds: Vec<Arc<Feed>>,
+    /// Shapes of tables, as the sources describe them.
+    pub interner: Arc<Interner>,
     /// Ask for a source's stream to be read again.
     pub rereads: Vec<Arc<Notify>>,
     /// Node ids by index.
@@ -59,6 +63,8 @@ pub(crate) struct Shared {
     /// By target: what deletes holds the gate alone, everything else shares it. A change that reads which deletes are
     /// remembered must not run beside one that adds to them.
     pub(crate) gates: Vec<Arc<RwLock<()>>>,
+    /// What each node refused, by target.
+    pub(crate) quarantines: Vec<Arc<Quarantine>>,
     /// Control connections of the nodes that are up.
     pub controls: Vec<watch::Sender<Option<Arc<Control>>>>,
 }
@@ -128,13 +134,16 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     let control = Control::connect(&node.connect, &format!("tandem:{cluster}:control")).await?;
     let control = Arc::new(control);
     let facts = take(&control, cluster, &shared.node_ids).await?;
-    // Before any link works: what one link has applied decides what another may apply.
+    // Before any link works: what one link has applied, and what is in quarantine, decides what another may apply.
     for link in shared.links.of_target(index) {
         let source = shared
             .node_ids
             .get(link.source)
             .copied()
             .unwrap_or_default();
+        if let Some(quarantine) = shared.quarantines.get(index) {
+            quarantine.load(&control, source).await?;
+        }
         link.reset(
             facts
                 .progress
@@ -153,13 +162,22 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
     for source in (0..members).filter(|_| members > 1) {
         let origins = Arc::new(facts.origins.clone());
-        let (Some(feed), Some(target_feed), Some(reread), Some(gate), Some(source_control)) = (
+        let (
+            Some(feed),
+            Some(target_feed),
+            Some(reread),
+            Some(gate),
+            Some(quarantine),
+            Some(source_control),
+        ) = (
             shared.feeds.get(source),
             shared.feeds.get(index),
             shared.rereads.get(source),
             shared.gates.get(index),
+            shared.quarantines.get(index),
             shared.controls.get(source),
-        ) else {
+        )
+        else {
             continue;
         };
         let source_id = shared.node_ids.get(source).copied().unwrap_or_default();
@@ -172,9 +190,11 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
                 epoch: facts.epoch,
                 origins,
                 control: Arc::clone(&control),
+                interner: Arc::clone(&shared.interner),
                 source_control: source_control.subscribe(),
             },
             gate: Arc::clone(gate),
+            quarantine: Arc::clone(quarantine),
             version: facts.version,
             feed: Arc::clone(feed),
             target_feed: Arc::clone(target_feed),
@@ -238,23 +258,22 @@ async fn keep_link(context: LinkContext, progress: OriginProgress) {
     let (source, target) = (context.place.source, context.place.target);
     let mut pause = SHORT_PAUSE;
     let mut raced = 0;
-    let mut held = None;
+    let mut carried = Carried::default();
     loop {
         let before = link.transactions();
-        let Err(error) = apply::run(&context, progress, &mut held).await else {
+        let Err(error) = apply::run(&context, progress, &mut carried).await else {
             continue;
         };
-        if !matches!(error, ApplyError::Connection(_)) {
-            // Every reply was read: nothing is under way any more.
-            held = None;
-        }
         raced = if link.transactions() == before && matches!(error, ApplyError::Raced) {
             raced + 1
         } else {
             0
         };
         // What does not pass after so many attempts does not pass by itself.
-        let severity = if raced > RACES_MAX {
+        let hopeless = raced > RACES_MAX;
+        let severity = if carried.ended(&error, hopeless) {
+            Severity::Passing
+        } else if hopeless {
             Severity::Blocking
         } else {
             error.severity()

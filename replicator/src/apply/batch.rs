@@ -231,11 +231,11 @@ fn server_error(frame: &Frame) -> Result<ServerError, ConnectionError> {
 fn bind(out: &mut BytesMut, statement: &str, values: &[Value<'_>]) -> io::Result<()> {
     let formats = values
         .iter()
-        .map(|value| i16::from(matches!(value, Value::Timestamp(_) | Value::Lsn(_))));
+        .map(|value| i16::from(matches!(value, Value::Timestamp(_) | Value::Lsn(_) | Value::Bytes(_))));
     let write = |value: &Value<'_>, out: &mut BytesMut| {
         match value {
             Value::Null => return Ok(IsNull::Yes),
-            Value::Text(text) => out.put_slice(text),
+            Value::Text(bytes) | Value::Bytes(bytes) => out.put_slice(bytes),
             Value::Timestamp(timestamp) => out.put_i64(*timestamp),
             Value::Lsn(lsn) => out.put_u64(lsn.0),
         }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::batch::{Batch, Step};
-use super::row::{Row, Value};
+use super::row::{Half, Row, Value};
 use super::session::{ApplyError, Session};
 use super::slow::{Key, Locked};
 use super::sql::{Kind, StatementKey};
-use crate::conflict::{Action, Decision, Found, decide};
+use crate::conflict::counter::{Place, place};
+use crate::conflict::{Action, ConflictType, Decision, Found, decide};
 use crate::transaction::{Change, Operation, Transaction};
 use crate::version::Version;
 
@@ -29,6 +30,38 @@ enum Write {
     Mark,
     /// Notes that it has them.
     Unmark,
+    /// The row under the old key, which is newer, gets the contribution.
+    Contribute,
+    /// The same under the new key.
+    ContributeNew,
+    /// The delete that is remembered for the old key gets the contribution.
+    BuryContribution,
+    /// The same under the new key.
+    BuryContributionNew,
+}
+
+impl Write {
+    /// The same for a table with counters: what else a change does not do, it still contributes.
+    fn counting(writes: &[Write], place: Place) -> Vec<Write> {
+        let contributes = match place {
+            Place::KeptRow => Some(Write::Contribute),
+            Place::Delete => Some(Write::BuryContribution),
+            Place::NewRow | Place::Row | Place::RowIntoDelete => None,
+        };
+        let rest = writes.iter().copied();
+        // A remembered contribution remembers the delete too.
+        let rest = rest.filter(|&write| write != Write::Bury || place != Place::Delete);
+        contributes.into_iter().chain(rest).collect()
+    }
+
+    fn on_new_key(self) -> Write {
+        match self {
+            Write::Contribute => Write::ContributeNew,
+            Write::BuryContribution => Write::BuryContributionNew,
+            Write::Update => Write::Replace,
+            other => other,
+        }
+    }
 }
 
 impl Session {
@@ -66,7 +99,14 @@ impl Session {
             self.add(batch, change, &row, write, version)?;
             return Ok(0);
         }
+        let counts = !table.counters.is_empty();
+        if counts && !row.can_count(change.operation) {
+            return Err(row.no_old_row(&change.relation).into());
+        }
         if change.operation == Operation::Update && row.key_moves(&change.relation, &table) {
+            if counts {
+                return self.add_counted_key_move(batch, change, &mut row, version, rows);
+            }
             return self
                 .add_key_move(batch, change, &mut row, version, rows)
                 .await;
@@ -92,6 +132,16 @@ impl Session {
         if moved_on {
             decision.action = Action::Skip;
         }
+        if decision.conflict == Some(ConflictType::UpdateOriginDiffers)
+            && row.only_counts(&change.relation, &table)
+        {
+            // Nothing of it is lost.
+            decision.conflict = None;
+        }
+        if change.operation == Operation::Update && locked.found == Found::Missing(None) {
+            // Nobody knows what was contributed before: the row is taken as it is.
+            row.count(Half::Arriving);
+        }
         self.log_conflict(batch, change, &row, decision, &locked, version)?;
         let writes: &[Write] = match decision.action {
             Action::Skip if overwrites => &[Write::Mark],
@@ -102,7 +152,8 @@ impl Session {
             Action::Delete => &[Write::Delete],
             Action::Bury => &[Write::Bury],
         };
-        for &write in writes {
+        let counting = Write::counting(writes, place(decision.action, locked.found));
+        for &write in if counts { &counting } else { writes } {
             self.add(batch, change, &row, write, version)?;
         }
         match (decision.action, locked.found) {
@@ -166,6 +217,54 @@ impl Session {
         Ok(conflicts(leaves) + conflicts(arrives))
     }
 
+    /// The same where the table has counters: one row's lose what the old row had, the other's get what the new one has.
+    fn add_counted_key_move(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        row: &mut Row<'_>,
+        version: Version,
+        rows: &mut HashMap<Key, Locked>,
+    ) -> Result<u64, ApplyError> {
+        let table = self.table(&change.relation)?;
+        let mut count = 0;
+        for (new, operation, half) in [
+            (false, Operation::Delete, Half::Leaving),
+            (true, Operation::Insert, Half::Arriving),
+        ] {
+            let key = (change.relation.id, row.key(&change.relation, &table, new)?);
+            let locked = rows
+                .get(&key)
+                .cloned()
+                .unwrap_or_else(|| Locked::missing(None));
+            row.count(half);
+            let decision = decide(operation, version, locked.found);
+            self.log_conflict(batch, change, row, decision, &locked, version)?;
+            count += conflicts(decision);
+            let writes: &[Write] = match decision.action {
+                Action::Skip => &[],
+                Action::Insert => &[Write::Insert],
+                Action::Overwrite => &[Write::Update],
+                Action::Delete => &[Write::Delete],
+                Action::Bury => &[Write::Bury],
+            };
+            for write in Write::counting(writes, place(decision.action, locked.found)) {
+                let write = if new { write.on_new_key() } else { write };
+                self.add(batch, change, row, write, version)?;
+            }
+            match (decision.action, locked.found) {
+                (Action::Insert | Action::Overwrite, _) => {
+                    rows.insert(key, Locked::ours());
+                }
+                (Action::Delete, _) | (Action::Bury, Found::Missing(_)) => {
+                    rows.insert(key, locked.buried(version));
+                }
+                (Action::Bury | Action::Skip, _) => {}
+            }
+        }
+        Ok(count)
+    }
+
     /// Fetches values that are not in the stream, so that a row can be written whole. Answers false when the row has
     /// moved on at its source: then a later change of it is on its way and decides instead.
     async fn complete(
@@ -205,6 +304,10 @@ impl Session {
                 Write::Bury => Kind::Bury,
                 Write::Mark => Kind::Mark,
                 Write::Unmark => Kind::Unmark,
+                Write::Contribute => Kind::Contribute,
+                Write::ContributeNew => Kind::ContributeNew,
+                Write::BuryContribution => Kind::BuryContribution,
+                Write::BuryContributionNew => Kind::BuryContributionNew,
             },
             unchanged: if writes_values {
                 row.unchanged()
@@ -227,6 +330,12 @@ impl Session {
                 Write::Bury => writer.bury(&relation, &table)?,
                 Write::Mark => writer.mark(&relation, &table, true)?,
                 Write::Unmark => writer.mark(&relation, &table, false)?,
+                Write::Contribute => writer.merge(&relation, &table, true)?,
+                Write::ContributeNew => writer.merge(&relation, &table, true)?.by_new_key(),
+                Write::BuryContribution => writer.bury_contribution(&relation, &table)?,
+                Write::BuryContributionNew => writer
+                    .bury_contribution(&relation, &table)?
+                    .by_new_key(),
             })
         })?;
         let mut values = Vec::new();

@@ -22,24 +22,26 @@ pub(super) struct Applied {
 
 impl Session {
     /// Applies transactions in order; stops at the first of which a statement fails or finds no row. None of them may
-    /// move a key.
+    /// move a key. `merging`: rows that are newer still get what a change adds to their counters; the caller is alone at
+    /// the gate then.
     ///
     /// # Errors
     /// When the session has to be given up. What was committed before that stays committed.
     pub(super) async fn apply_batch(
         &mut self,
         transactions: &[&Transaction],
+        merging: bool,
     ) -> Result<Applied, ApplyError> {
         let mut batch = Batch::default();
         for (index, &transaction) in transactions.iter().enumerate() {
-            if let Err(error) = self.add_transaction(&mut batch, transaction).await {
+            if let Err(error) = self.add_transaction(&mut batch, transaction, merging).await {
                 let (before, _) = transactions.split_at(index);
                 if before.is_empty() {
                     return Err(error);
                 }
                 // What stands before one that does not fit is not held up by it.
                 batch.discard(self.connection.out(), &mut self.statements);
-                return Box::pin(self.apply_batch(before)).await;
+                return Box::pin(self.apply_batch(before, merging)).await;
             }
         }
         let outcome = self.run(batch).await?;
@@ -61,13 +63,14 @@ impl Session {
         &mut self,
         batch: &mut Batch,
         transaction: &Transaction,
+        merging: bool,
     ) -> Result<(), ApplyError> {
         self.load_tables(transaction).await?;
         let mut deferrable = false;
         batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
         for change in &transaction.changes {
             deferrable |= self.table(&change.relation)?.deferrable;
-            self.add_guarded(batch, change, transaction.timestamp)?;
+            self.add_guarded(batch, change, transaction.timestamp, merging)?;
         }
         self.finish(batch, transaction, deferrable)?;
         Ok(())
@@ -78,12 +81,23 @@ impl Session {
         batch: &mut Batch,
         change: &Change,
         timestamp: PgTimestamp,
+        merging: bool,
     ) -> Result<(), ApplyError> {
         let table = self.table(&change.relation)?;
         let row = Row::read(change)?;
+        if !table.counters.is_empty() && !row.can_count(change.operation) {
+            return Err(row.no_old_row(&change.relation).into());
+        }
+        let merges = merging
+            && change.operation == Operation::Update
+            && row.only_counts(&change.relation, &table);
         let key = StatementKey {
             relation: change.relation.id,
-            kind: Kind::Guarded(change.operation),
+            kind: if merges {
+                Kind::Merging
+            } else {
+                Kind::Guarded(change.operation)
+            },
             unchanged: row.unchanged(),
         };
         let relation = Arc::clone(&change.relation);
@@ -91,6 +105,7 @@ impl Session {
         let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
             Ok::<_, ApplyError>(match change.operation {
                 Operation::Insert => writer.insert(&relation, &table, true)?,
+                Operation::Update if merges => writer.merge(&relation, &table, false)?,
                 Operation::Update => writer.update(
                     &relation,
                     &table,

@@ -6,20 +6,17 @@
 //! left out and the key noted in `tandem.incomplete`: the change that moved it on is on its way, and its values have to be
 //! fetched too.
 
-use super::sql::{ShapeError, Source, Statement, TargetTable, Writer, key_places, literal, quote};
+use super::sql::{
+    ShapeError, Source, Statement, TargetTable, Writer, key_expressions, key_places, literal,
+};
 use crate::transaction::Relation;
 
 /// SQL that is true when row `r` is noted as incomplete.
 pub(super) fn incomplete(relation: &Relation, table: &TargetTable) -> String {
-    let key: Vec<_> = table
-        .key
-        .iter()
-        .map(|column| format!("r.{}", quote(column)))
-        .collect();
     format!(
-        "EXISTS (SELECT FROM tandem.incomplete i WHERE i.relation = {} AND i.key = jsonb_build_array({}))",
+        "EXISTS (SELECT FROM tandem.incomplete i WHERE i.relation = {} AND i.key = {})",
         literal(relation),
-        key.join(", ")
+        key_expressions(table)
     )
 }
 
@@ -27,9 +24,8 @@ impl Writer {
     /// SQL that is true when row `r` has the values that an update of the source leaves out.
     pub(super) fn keeps_values(&self, relation: &Relation, table: &TargetTable) -> String {
         format!(
-            "(r.xmin = pg_current_xact_id()::xid OR (SELECT {} = {} FROM pg_xact_commit_timestamp_origin(r.xmin) v)) \
-             AND NOT {}",
-            self.node_of,
+            "(r.xmin = pg_current_xact_id()::xid OR {} = {}) AND NOT {}",
+            self.written_by(relation, table),
             self.source,
             incomplete(relation, table)
         )

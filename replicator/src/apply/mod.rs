@@ -2,31 +2,40 @@
 //! node to itself only learns what its own clients deleted.
 
 mod batch;
+mod counter;
 mod decided;
 mod fast;
 mod fetch;
+mod gate;
 mod incomplete;
+mod kept;
 mod own;
+mod quarantine;
 mod row;
 mod session;
 mod slow;
 mod sql;
 mod tombstone;
+mod traits;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tandem_wire::ServerError;
 use tandem_wire::lsn::Lsn;
-use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::sync::RwLock;
 
+use gate::Gate;
+use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
 use slow::Slow;
 
 use crate::feed::{Cursor, Feed, Run};
 use crate::progress::{Link, LinkState, Links};
+use crate::quarantine::Quarantine;
 use crate::setup::OriginProgress;
-use crate::transaction::{Change, Entry, Operation, Transaction};
+use crate::transaction::{Entry, Transaction};
 use crate::version::PgTimestamp;
 use crate::watermark;
 
@@ -38,6 +47,8 @@ const BATCH_BYTES: usize = 4 << 20;
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
 /// At most so many transactions take the slow path unasked after one that had to.
 const CAREFUL_MAX: u32 = 64;
+/// The same for those that only have to be merged, which costs less.
+const MERGED_MAX: u32 = 4096;
 
 /// What a link works with.
 pub(crate) struct LinkContext {
@@ -59,23 +70,59 @@ pub(crate) struct LinkContext {
     pub node_ids: Arc<[u16]>,
     /// The target's gate, see [`Shared`](crate::node::Shared).
     pub gate: Arc<RwLock<()>>,
+    /// What the target refused.
+    pub quarantine: Arc<Quarantine>,
     /// Wakes the capture of the source, to read its stream again from the slot's position.
     pub reread: Arc<tokio::sync::Notify>,
 }
 
-/// Runs the link until it fails. Everything that was committed is remembered by the target. `held` goes from one run to
-/// the next.
+/// What goes from one run of a link to the next.
+#[derive(Default)]
+pub(crate) struct Carried {
+    gate: Option<Gate>,
+    /// The first transaction that was being applied when the run ended.
+    current: Option<Lsn>,
+    /// A transaction that cannot be applied as things are, and why.
+    poison: Option<(Lsn, String)>,
+    /// The last number in the quarantine that was tried again.
+    retried: i64,
+    /// Timestamps of what was committed since the progress was last noted (PostgreSQL 16 and later).
+    unnoted: Vec<PgTimestamp>,
+}
+
+impl Carried {
+    /// Takes note of how a run ended. `hopeless`: what was lost against others so often is not tried again.
+    /// Answers whether the next run puts a transaction into quarantine.
+    pub(crate) fn ended(&mut self, error: &ApplyError, hopeless: bool) -> bool {
+        if !matches!(error, ApplyError::Connection(_)) {
+            // Every reply was read: nothing is under way any more.
+            self.gate = None;
+        }
+        let poisons = error.is_poison() || hopeless;
+        self.poison = self
+            .current
+            .take_if(|_| poisons)
+            .map(|lsn| (lsn, error.to_string()));
+        self.poison.is_some()
+    }
+}
+
+/// Runs the link until it fails. Everything that was committed is remembered by the target.
 ///
 /// # Errors
 /// Whatever ended it; the caller opens it again after a pause.
 pub(crate) async fn run(
     context: &LinkContext,
     progress: OriginProgress,
-    held: &mut Option<Gate>,
+    carried: &mut Carried,
 ) -> Result<(), ApplyError> {
     let link = context.link()?;
     let (session, said) = Session::open(context.place.clone()).await?;
-    *held = None;
+    // Before anybody may learn how far this link is: what it says to be applied may be in quarantine.
+    let (control, source) = (&context.place.control, context.place.source);
+    context.quarantine.load(control, source).await?;
+    carried.gate = None;
+    carried.current = None;
     // Nobody else holds the origin now, so what it says is final.
     let unproved = if context.version < 160_000 {
         link.reset(said);
@@ -91,12 +138,13 @@ pub(crate) async fn run(
         (said > applied && !context.is_own()).then(proof)
     };
     let mut worker = Worker {
-        held,
+        carried,
         context,
         link,
         session,
         unproved,
         noted: Instant::now(),
+        retried: Instant::now(),
         careful: 0,
         penalty: 0,
     };
@@ -129,9 +177,11 @@ struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
     session: Session,
-    held: &'a mut Option<Gate>,
+    carried: &'a mut Carried,
     unproved: Option<Proof>,
     noted: Instant,
+    /// When what is in quarantine was last tried again.
+    retried: Instant,
     /// So many of the next transactions take the slow path, because one before them had to.
     careful: u32,
     penalty: u32,
@@ -144,10 +194,14 @@ impl<'a> Worker<'a> {
         loop {
             let feed = &self.context.feed;
             let applied = self.link.applied();
-            match feed
-                .read(&mut cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES)
-                .await
-            {
+            let run = tokio::select! {
+                run = feed.read(&mut cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES) => run,
+                () = Self::retry_due(self.context, self.retried) => {
+                    self.retry_quarantined().await?;
+                    continue;
+                }
+            };
+            match run {
                 Run::UpTo(lsn) => self.link.advance(lsn),
                 Run::Entries(entries) => self.entries(&entries).await?,
                 Run::Missed => {
@@ -250,6 +304,7 @@ impl<'a> Worker<'a> {
         let before = proof
             .timestamps
             .iter()
+            .chain(&self.carried.unnoted)
             .filter(|&&timestamp| timestamp == transaction.timestamp)
             .count();
         let before = i64::try_from(before).unwrap_or(i64::MAX);
@@ -275,46 +330,79 @@ impl<'a> Worker<'a> {
         }
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
-            if self.careful > 0 || needs_locks(first) {
+            self.carried.current = Some(first.end_lsn);
+            if let Some(refusal) = self.refusal(first).await? {
+                self.quarantine(first, refusal).await?;
+                rest = others;
+                continue;
+            }
+            let traits = self.session.traits(first, false).await?;
+            let merging = self.careful > 0 && traits.counts;
+            if traits.needs_locks() || (self.careful > 0 && !merging) {
                 self.careful = self.careful.saturating_sub(1);
                 self.apply_one(first).await?;
                 rest = others;
                 continue;
             }
-            let run = rest
-                .iter()
-                .take_while(|transaction| !needs_locks(transaction))
-                .count();
+            let mut run = 1;
+            let mut alone = merging || traits.buries();
+            for transaction in others {
+                if self.refusal(transaction).await?.is_some() {
+                    break;
+                }
+                let traits = self.session.traits(transaction, true).await?;
+                if traits.needs_locks() || (merging && !traits.counts) {
+                    break;
+                }
+                alone |= traits.buries();
+                run += 1;
+            }
             let batch = rest.get(..run).unwrap_or_default();
-            *self.held = Some(Gate::pass(&self.context.gate, batch).await);
-            let applied = self.session.apply_batch(batch).await?;
-            *self.held = None;
+            self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
+            let applied = self.session.apply_batch(batch, merging).await?;
+            self.carried.gate = None;
             let (done, left) = rest.split_at(applied.committed.min(rest.len()));
             if let Some(last) = done.last() {
                 self.link.count(done.len() as u64, last.timestamp);
-                self.link.advance(last.end_lsn);
+                self.moved(done, last.end_lsn);
             }
             rest = left;
-            if applied.stopped {
-                self.penalty = (self.penalty * 2 + 1).min(CAREFUL_MAX);
-                self.careful = self.penalty;
-            }
+            self.learn_from(applied.stopped, merging, done.len());
         }
+        self.carried.current = None;
         Ok(())
     }
 
+    /// Sets how much care the next transactions get by how a batch went.
+    fn learn_from(&mut self, stopped: bool, merging: bool, done: usize) {
+        let done = u32::try_from(done).unwrap_or(u32::MAX);
+        if merging {
+            self.careful = self.careful.saturating_sub(done);
+        }
+        if stopped {
+            let most = if merging { CAREFUL_MAX } else { MERGED_MAX };
+            self.penalty = (self.penalty * 2 + 1).min(most);
+            self.careful = self.careful.max(self.penalty);
+        } else if !merging {
+            self.penalty /= 2;
+        }
+    }
+
+    /// Transactions up to `lsn` are committed.
+    fn moved(&mut self, done: &[&Transaction], lsn: Lsn) {
+        if self.context.version >= 160_000 {
+            let timestamps = done.iter().map(|transaction| transaction.timestamp);
+            self.carried.unnoted.extend(timestamps);
+        }
+        self.link.advance(lsn);
+    }
+
     async fn apply_one(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
-        let mut settled = false;
-        let conflicts = loop {
-            *self.held = Some(Gate::pass(&self.context.gate, &[transaction]).await);
-            let outcome = self.session.apply_slowly(transaction, settled).await?;
-            *self.held = None;
-            match outcome {
-                Slow::Applied { conflicts } => break conflicts,
-                Slow::Unsettled => {
-                    self.settle(transaction).await?;
-                    settled = true;
-                }
+        let conflicts = match self.apply_settled(transaction, None).await? {
+            Ok(conflicts) => conflicts,
+            Err(error) => {
+                let refusal = Refusal::by(error.to_string());
+                return self.quarantine(transaction, refusal).await;
             }
         };
         if conflicts == 0 {
@@ -323,8 +411,34 @@ impl<'a> Worker<'a> {
         }
         self.link.count(1, transaction.timestamp);
         self.link.count_conflicts(conflicts);
-        self.link.advance(transaction.end_lsn);
+        self.moved(&[transaction], transaction.end_lsn);
         Ok(())
+    }
+
+    /// The slow path, with the waits that it asks for. Answers the conflicts, or why the target refuses it. `quarantined`:
+    /// under which number it leaves the quarantine.
+    async fn apply_settled(
+        &mut self,
+        transaction: &Transaction,
+        quarantined: Option<i64>,
+    ) -> Result<Result<u64, ServerError>, ApplyError> {
+        let mut settled = false;
+        let traits = self.session.traits(transaction, false).await?;
+        let alone = traits.buries() || traits.counts;
+        loop {
+            self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
+            let session = &mut self.session;
+            let outcome = session.apply_slowly(transaction, settled, quarantined).await?;
+            self.carried.gate = None;
+            match outcome {
+                Slow::Applied { conflicts } => return Ok(Ok(conflicts)),
+                Slow::Refused(error) => return Ok(Err(error)),
+                Slow::Unsettled => {
+                    self.settle(transaction).await?;
+                    settled = true;
+                }
+            }
+        }
     }
 
     /// Waits until what the target's own clients are committing now is visible, and everything that they have deleted
@@ -348,15 +462,17 @@ impl<'a> Worker<'a> {
     }
 
     async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
-        let deletes: Vec<_> = transactions
-            .iter()
-            .copied()
-            .filter(|transaction| buries(transaction))
-            .collect();
-        if !deletes.is_empty() {
-            *self.held = Some(Gate::pass(&self.context.gate, &deletes).await);
-            self.session.learn(&deletes).await?;
-            *self.held = None;
+        let mut telling = Vec::new();
+        for &transaction in transactions {
+            let traits = self.session.traits(transaction, true).await?;
+            if traits.buries() || traits.inserts_counted {
+                telling.push(transaction);
+            }
+        }
+        if !telling.is_empty() {
+            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
+            self.session.learn(&telling).await?;
+            self.carried.gate = None;
         }
         Ok(())
     }
@@ -364,62 +480,9 @@ impl<'a> Worker<'a> {
     async fn note(&mut self) -> Result<(), ApplyError> {
         if self.context.version >= 160_000 {
             self.session.note_progress(self.link.applied()).await?;
+            self.carried.unnoted.clear();
             self.noted = Instant::now();
         }
         Ok(())
     }
-}
-
-/// The target's gate, held while a batch is under way. After a failure it is held on until the next session has the
-/// origin: only then the old one has surely ended, and with it what it may still have been working on.
-pub(crate) enum Gate {
-    /// Beside others that remember no delete.
-    Shared {
-        /// Held, not read.
-        _guard: OwnedRwLockReadGuard<()>,
-    },
-    /// Alone.
-    Alone {
-        /// Held, not read.
-        _guard: OwnedRwLockWriteGuard<()>,
-    },
-}
-
-impl Gate {
-    async fn pass(gate: &Arc<RwLock<()>>, transactions: &[&Transaction]) -> Self {
-        let gate = Arc::clone(gate);
-        if transactions.iter().any(|transaction| buries(transaction)) {
-            Self::Alone {
-                _guard: gate.write_owned().await,
-            }
-        } else {
-            Self::Shared {
-                _guard: gate.read_owned().await,
-            }
-        }
-    }
-}
-
-/// Whether the transaction leaves deletes to be remembered.
-fn buries(transaction: &Transaction) -> bool {
-    let delete = |operation| matches!(operation, Operation::Delete | Operation::Truncate);
-    transaction
-        .changes
-        .iter()
-        .any(|change| delete(change.operation))
-        || moves_key(transaction)
-}
-
-/// Whether the transaction cannot take the fast path.
-fn needs_locks(transaction: &Transaction) -> bool {
-    let truncates = |change: &Change| change.operation == Operation::Truncate;
-    moves_key(transaction) || transaction.changes.iter().any(truncates)
-}
-
-/// Whether the transaction may move a key: its stream then carries the old one.
-fn moves_key(transaction: &Transaction) -> bool {
-    transaction
-        .changes
-        .iter()
-        .any(|change| change.operation == Operation::Update && change.has_old_key())
 }

@@ -11,7 +11,7 @@ use crate::transaction::{Change, Operation, Transaction};
 
 impl Session {
     /// Remembers what the node's own transactions deleted, and deletes what was applied in the meantime although it is
-    /// older.
+    /// older. What they inserted gets what was added to its counters while it was deleted.
     ///
     /// # Errors
     /// When the session has to be given up.
@@ -48,19 +48,15 @@ impl Session {
         };
         let row = Row::read(change)?;
         let relation = Arc::clone(&change.relation);
-        let buries = match change.operation {
-            Operation::Insert => false,
-            Operation::Update => row.key_moves(&relation, &table),
-            Operation::Delete => !table.key.is_empty(),
-            Operation::Truncate => !table.key.is_empty(),
-        };
-        if !buries {
-            return Ok(());
-        }
-        let kinds: &[Kind] = if change.operation == Operation::Truncate {
-            &[Kind::Guarded(Operation::Truncate)]
-        } else {
-            &[Kind::Bury, Kind::Judge]
+        let counts = !table.counters.is_empty();
+        let kinds: &[Kind] = match change.operation {
+            _ if table.key.is_empty() => &[],
+            Operation::Insert if counts => &[Kind::Reclaim],
+            Operation::Insert => &[],
+            Operation::Update if !row.key_moves(&relation, &table) => &[],
+            Operation::Update if counts => &[Kind::Bury, Kind::Judge, Kind::Reclaim],
+            Operation::Update | Operation::Delete => &[Kind::Bury, Kind::Judge],
+            Operation::Truncate => &[Kind::Guarded(Operation::Truncate)],
         };
         for &kind in kinds {
             let key = StatementKey {
@@ -74,6 +70,7 @@ impl Session {
                     Ok::<_, ApplyError>(match kind {
                         Kind::Bury => writer.bury(&relation, &table)?,
                         Kind::Judge => writer.judge(&relation, &table)?,
+                        Kind::Reclaim => writer.reclaim(&relation, &table)?,
                         _ => writer.truncate(&relation, &table, true),
                     })
                 })?;

@@ -20,10 +20,16 @@ pub(super) enum Value<'a> {
     Timestamp(PgTimestamp),
     /// A pg_lsn in binary form.
     Lsn(Lsn),
+    /// A bytea in binary form.
+    Bytes(&'a [u8]),
 }
 
 /// OID of timestamptz (src/include/catalog/pg_type.dat).
 pub(super) const TIMESTAMPTZ: u32 = 1184;
+/// OID of bytea.
+pub(super) const BYTEA: u32 = 17;
+/// OID of numeric.
+pub(super) const NUMERIC: u32 = 1700;
 /// OID of pg_lsn.
 pub(super) const PG_LSN: u32 = 3220;
 
@@ -43,6 +49,25 @@ pub(crate) enum RowError {
         /// The column.
         column: String,
     },
+    /// The stream does not carry the old row, so that nobody can tell what the change adds to a counter.
+    #[error(
+        "the stream does not carry the old row of {table}, which has counters; it was written before the table had REPLICA IDENTITY FULL"
+    )]
+    NoOldRow {
+        /// Schema and table.
+        table: String,
+    },
+}
+
+/// Which half of a change counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Half {
+    /// What it gives, less what it takes.
+    Both,
+    /// Only what it takes.
+    Leaving,
+    /// Only what it gives.
+    Arriving,
 }
 
 /// The values of one change.
@@ -51,6 +76,7 @@ pub(super) struct Row<'a> {
     old: Vec<Column<'a>>,
     /// Whether `old` is the whole row; otherwise its columns outside the key are NULL only for want of a value.
     old_is_whole: bool,
+    half: Half,
     /// Values of the new row that were fetched, because the stream leaves them out.
     fetched: HashMap<usize, Option<Vec<u8>>>,
 }
@@ -72,13 +98,17 @@ impl<'a> Row<'a> {
                     old.map(columns).unwrap_or_default(),
                 )
             }
-            Message::Delete { old, .. } => (Vec::new(), columns(old)),
+            Message::Delete { old, .. } => {
+                old_is_whole = matches!(old, OldTuple::Full(_));
+                (Vec::new(), columns(old))
+            }
             _ => (Vec::new(), Vec::new()),
         };
         Ok(Self {
             new,
             old,
             old_is_whole,
+            half: Half::Both,
             fetched: HashMap::new(),
         })
     }
@@ -139,7 +169,7 @@ impl<'a> Row<'a> {
         })
     }
 
-    /// The key as one string of bytes, to tell rows of one transaction apart. `new`: of the new row.
+    /// The key's values, in the order of the target's primary key. `new`: of the new row.
     ///
     /// # Errors
     /// When the stream does not carry it.
@@ -148,14 +178,11 @@ impl<'a> Row<'a> {
         relation: &Relation,
         table: &TargetTable,
         new: bool,
-    ) -> Result<Vec<u8>, RowError> {
-        let mut bytes = Vec::new();
-        for (index, column) in relation
-            .columns
-            .iter()
-            .enumerate()
-            .filter(|(_, column)| table.key.contains(column))
-        {
+    ) -> Result<Vec<Vec<u8>>, RowError> {
+        let mut values = Vec::with_capacity(table.key.len());
+        for column in &table.key {
+            let place = relation.columns.iter().position(|name| name == column);
+            let index = place.ok_or_else(|| no_value(relation, column))?;
             let value = if new {
                 self.new_column(index)
             } else {
@@ -164,10 +191,9 @@ impl<'a> Row<'a> {
             let Column::Text(text) = value else {
                 return Err(no_value(relation, column));
             };
-            bytes.extend((text.len() as u64).to_be_bytes());
-            bytes.extend(text);
+            values.push(text.to_vec());
         }
-        Ok(bytes)
+        Ok(values)
     }
 
     /// A value of the new row as text; `None` where it is NULL or not in the stream.
@@ -204,9 +230,52 @@ impl<'a> Row<'a> {
                         return Err(no_value(relation, column));
                     }
                 },
+                Source::Gain(index) => number(self.gain(index)),
+                Source::Base(index) => number(self.base(index)),
             });
         }
         Ok(())
+    }
+
+    /// Which half of a change counts: a changed key gives all to the one row what it takes from the other.
+    pub(super) fn count(&mut self, half: Half) {
+        self.half = half;
+    }
+
+    fn gain(&self, index: usize) -> Column<'_> {
+        match self.half {
+            Half::Leaving => Column::Null,
+            Half::Both | Half::Arriving => self.new_column(index),
+        }
+    }
+
+    fn base(&self, index: usize) -> Column<'_> {
+        match self.half {
+            Half::Arriving => Column::Null,
+            Half::Both | Half::Leaving => self.old.get(index).copied().unwrap_or(Column::Null),
+        }
+    }
+
+    /// Whether an UPDATE changes nothing but counters, and the stream says so.
+    pub(super) fn only_counts(&self, relation: &Relation, table: &TargetTable) -> bool {
+        self.old_is_whole
+            && relation.columns.iter().enumerate().all(|(index, column)| {
+                table.counters.contains(column)
+                    || self.new.get(index) == Some(&Column::Unchanged)
+                    || self.new.get(index) == self.old.get(index)
+            })
+    }
+
+    /// Whether the contribution of the change can be told: an UPDATE or DELETE needs the whole old row.
+    pub(super) fn can_count(&self, operation: Operation) -> bool {
+        operation == Operation::Insert || self.old_is_whole
+    }
+
+    /// The error when it cannot.
+    pub(super) fn no_old_row(&self, relation: &Relation) -> RowError {
+        RowError::NoOldRow {
+            table: format!("{}.{}", relation.schema, relation.name),
+        }
     }
 
     /// The image of the change as JSON, for the conflict log; unchanged TOAST values are left out.
@@ -227,6 +296,13 @@ impl<'a> Row<'a> {
             image.insert(name.clone(), value);
         }
         serde_json::Value::Object(image).to_string()
+    }
+}
+
+fn number(column: Column<'_>) -> Value<'_> {
+    match column {
+        Column::Text(text) => Value::Text(text),
+        Column::Null | Column::Unchanged => Value::Text(b"0"),
     }
 }
 

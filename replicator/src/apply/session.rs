@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
-use super::row::{PG_LSN, RowError, TIMESTAMPTZ, Value};
+use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use crate::control::{Control, ControlError};
 use crate::origin::OriginName;
@@ -54,6 +54,9 @@ pub(crate) enum ApplyError {
     /// The target refused a change.
     #[error("{0}")]
     Refused(ServerError),
+    /// The target does not even take it into its quarantine.
+    #[error("a transaction cannot be put into the quarantine: {0}")]
+    NotQuarantined(ServerError),
     /// The target's clock is behind the change's timestamp.
     #[error("the target's clock is {behind_us} us behind the source's commit")]
     ClockBehind {
@@ -103,6 +106,25 @@ impl ApplyError {
     }
 }
 
+impl ApplyError {
+    /// Whether the same transaction will fail again until somebody mends the cause.
+    pub(crate) fn is_poison(&self) -> bool {
+        match self {
+            Self::Refused(error) => is_poison(&error.code),
+            Self::Shape(_) | Self::Row(_) | Self::NoTable(_) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Whether an error is about the transaction, and not about the server's state at the moment: insufficient resources,
+/// operator intervention, system errors.
+pub(super) fn is_poison(code: &str) -> bool {
+    let environment = ["08", "53", "57", "58", "25", "28", "F0"];
+    server_severity(code) == Severity::Blocking
+        && !environment.iter().any(|class| code.starts_with(class))
+}
+
 fn server_severity(code: &str) -> Severity {
     match code {
         // serialization_failure, deadlock_detected, lock_not_available, query_canceled, object_in_use (the origin is
@@ -131,6 +153,10 @@ pub(crate) struct Place {
     pub origins: Arc<HashMap<u32, u16>>,
     /// The target's control connection.
     pub control: Arc<Control>,
+    /// What is replicated, and how.
+    pub tables: Arc<Tables>,
+    /// Shapes of the source's tables.
+    pub interner: Arc<Interner>,
     /// The source's control connection, while there is one.
     pub source_control: watch::Receiver<Option<Arc<Control>>>,
 }
@@ -203,7 +229,7 @@ impl Session {
     /// `setup` is the last statement before COMMIT. The clock is checked in WHERE, so that a failure leaves the
     /// session's origin values alone; `pg_current_xact_id` makes the commit move the origin even if no row changed.
     async fn prepare_fixed(&mut self) -> Result<(), ApplyError> {
-        let fixed: [(&str, &str, &[u32]); 6] = [
+        let fixed: [(&str, &str, &[u32]); 8] = [
             ("begin", "BEGIN", &[]),
             ("commit", "COMMIT", &[]),
             ("immediate", "SET CONSTRAINTS ALL IMMEDIATE", &[]),
@@ -222,6 +248,17 @@ impl Session {
                 "conflict",
                 CONFLICT,
                 &[0, 0, 0, 0, TIMESTAMPTZ, 0, 0, TIMESTAMPTZ, 0],
+            ),
+            (
+                "quarantine",
+                "INSERT INTO tandem.quarantine (source, lsn, committed, reason, behind, holds, payload) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
+                &[0, PG_LSN, TIMESTAMPTZ, 0, 0, 0, BYTEA],
+            ),
+            (
+                "release",
+                "WITH d AS (DELETE FROM tandem.quarantine WHERE id = $1 RETURNING 1) SELECT 1 / count(*) FROM d",
+                &[0],
             ),
         ];
         let mut batch = Batch::default();
@@ -261,7 +298,9 @@ impl Session {
 
     pub(super) async fn load_table(&mut self, relation: &Relation) -> Result<(), ApplyError> {
         if !self.tables.contains_key(&relation.id) {
-            let table = load_table(&self.place.control, relation).await?;
+            let mut table = load_table(&self.place.control, relation).await?;
+            let policy = self.place.tables.policy(&relation.schema, &relation.name);
+            table.counters = policy.counters.clone();
             self.tables.insert(relation.id, Arc::new(table));
         }
         Ok(())
@@ -433,6 +472,7 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         key: row.try_get(0).map_err(ControlError::from)?,
         columns: columns.into_iter().zip(types).collect(),
         key_equals: row.try_get(4).map_err(ControlError::from)?,
+        counters: Vec::new(),
         fixed: row.try_get(5).map_err(ControlError::from)?,
         deferrable: row.try_get(3).map_err(ControlError::from)?,
     })

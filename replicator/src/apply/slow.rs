@@ -6,9 +6,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use tandem_wire::ServerError;
+
 use super::batch::{Batch, Step, TextRow};
 use super::row::{Row, Value};
-use super::session::{ApplyError, Session};
+use super::session::{ApplyError, Session, is_poison};
 use super::sql::{Kind, StatementKey};
 use crate::conflict::Found;
 use crate::transaction::{Change, Operation, Transaction};
@@ -79,10 +81,10 @@ impl Locked {
 }
 
 /// A key of a table, within one transaction.
-pub(super) type Key = (u64, Vec<u8>);
+pub(super) type Key = (u64, Vec<Vec<u8>>);
 
 /// What came of a transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Slow {
     /// It is committed.
     Applied {
@@ -92,11 +94,13 @@ pub(super) enum Slow {
     /// Nothing was done: it writes a row that is missing, or a whole table, and what the target's own clients did at the
     /// same time is not all visible or known yet.
     Unsettled,
+    /// Nothing was done: the target refuses it, and will again.
+    Refused(ServerError),
 }
 
 impl Session {
     /// Applies one transaction. `settled`: what the target's own clients did before the last attempt is visible, and
-    /// what they deleted is remembered.
+    /// what they deleted is remembered. `quarantined`: its number in the quarantine, which it leaves.
     ///
     /// # Errors
     /// When it cannot be applied now: nothing of it is, and the session has to be given up.
@@ -104,6 +108,7 @@ impl Session {
         &mut self,
         transaction: &Transaction,
         settled: bool,
+        quarantined: Option<i64>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
         let mut rows = self.lock_rows(transaction).await?;
@@ -120,12 +125,21 @@ impl Session {
                 .add_decided(&mut batch, change, transaction, &mut rows)
                 .await?;
         }
+        if let Some(id) = quarantined {
+            let id = id.to_string();
+            let values = [Value::Text(id.as_bytes())];
+            batch.execute(self.connection.out(), "release", &values, Step::Work)?;
+        }
         self.finish(&mut batch, transaction, deferrable)?;
         let outcome = self.run(batch).await?;
         match outcome.failure {
             None => Ok(Slow::Applied { conflicts }),
             // A row that was missing is there now, or the other way round.
             Some(failure) if failure.error.code == "22012" => Err(ApplyError::Raced),
+            Some(failure) if is_poison(&failure.error.code) => {
+                self.roll_back(&failure).await?;
+                Ok(Slow::Refused(failure.error))
+            }
             Some(failure) => Err(ApplyError::Refused(failure.error)),
         }
     }

@@ -6,8 +6,9 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use super::counter::{contribution, rest, sum_of};
 use super::incomplete::incomplete;
-use super::row::TIMESTAMPTZ;
+use super::row::{NUMERIC, TIMESTAMPTZ};
 use super::tombstone::{record, remembered};
 use crate::transaction::{Operation, Relation};
 
@@ -22,8 +23,17 @@ pub(super) struct TargetTable {
     pub fixed: Vec<String>,
     /// Columns that can be written, and the OIDs of their types.
     pub columns: HashMap<String, u32>,
+    /// Columns whose value is a sum of contributions.
+    pub counters: Vec<String>,
     /// Whether a constraint is checked at commit only.
     pub deferrable: bool,
+}
+
+impl TargetTable {
+    /// Whether rows of it may keep a version that is not that of the transaction which wrote them.
+    pub(super) fn keeps_versions(&self) -> bool {
+        !self.counters.is_empty()
+    }
 }
 
 /// Where a parameter's value comes from.
@@ -35,6 +45,10 @@ pub(super) enum Source {
     Key(usize),
     /// The source's commit timestamp.
     Timestamp,
+    /// What the change gives a counter: the new row's value, or 0.
+    Gain(usize),
+    /// What it takes from a counter: the old row's value, or 0.
+    Base(usize),
 }
 
 /// A statement to prepare, and where its parameters come from.
@@ -63,6 +77,7 @@ impl Statement {
         };
         let types = params.iter().map(|source| match *source {
             Source::Timestamp => TIMESTAMPTZ,
+            Source::Gain(_) | Source::Base(_) => NUMERIC,
             Source::New(index) | Source::Key(index) => column(index).copied().unwrap_or(0),
         });
         Self {
@@ -150,18 +165,6 @@ impl Writer {
         Self { source, node_of }
     }
 
-    /// SQL that is true when row `r` is not newer than the change whose timestamp is parameter `$timestamp`.
-    ///
-    /// A row that this very transaction wrote has no timestamp yet, and one beyond the commit-timestamp horizon has
-    /// none any more: both are overwritten.
-    pub(super) fn not_newer(&self, timestamp: usize) -> String {
-        format!(
-            "(coalesce(pg_xact_commit_timestamp(r.xmin) < ${timestamp}, true) OR (SELECT v.timestamp = ${timestamp} AND {} <= {} \
-             FROM pg_xact_commit_timestamp_origin(r.xmin) v))",
-            self.node_of, self.source
-        )
-    }
-
     /// An INSERT of a row. Where the table has a key it writes nothing if the key is taken; `guarded`: nor if a
     /// delete is remembered for it.
     ///
@@ -175,14 +178,22 @@ impl Writer {
     ) -> Result<Statement, ShapeError> {
         let mut names = Vec::new();
         let mut values = Vec::new();
+        let mut params: Vec<_> = (0..relation.columns.len()).map(Source::New).collect();
         for column in &relation.columns {
             if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
             names.push(quote(column));
-            values.push(format!("${}", values.len() + 1));
+            let value = format!("${}", values.len() + 1);
+            values.push(if guarded || !table.counters.contains(column) {
+                value
+            } else {
+                let added = contribution(relation, column, &mut params);
+                let rest = sum_of("(SELECT s.counters FROM s)", column);
+                // The parameter itself is not used, but needs a type.
+                format!("{added} + {rest} + 0 * coalesce({value}::numeric, 0)")
+            });
         }
-        let params: Vec<_> = (0..relation.columns.len()).map(Source::New).collect();
         let target = qualified(relation);
         let (names, values) = (names.join(", "), values.join(", "));
         if table.key.is_empty() {
@@ -208,9 +219,23 @@ impl Writer {
         } else {
             String::new()
         };
+        let rest = if guarded || table.counters.is_empty() {
+            String::new()
+        } else {
+            let key: Vec<_> = places.iter().map(|index| format!("${}", index + 1)).collect();
+            let held = format!(
+                "d.relation = {} AND d.key = jsonb_build_array({}) AND d.counters IS NOT NULL",
+                literal(relation),
+                key.join(", ")
+            );
+            format!(
+                "s AS MATERIALIZED (SELECT d.counters FROM tandem.tombstone d WHERE {held}), \
+                 u AS (UPDATE tandem.tombstone d SET counters = NULL WHERE {held}), "
+            )
+        };
         let key: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
         let sql = format!(
-            "WITH w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{condition} \
+            "WITH {rest}w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{condition} \
              ON CONFLICT ({}) DO NOTHING RETURNING 1) SELECT 1 / count(*) FROM w",
             key.join(", ")
         );
@@ -242,8 +267,14 @@ impl Writer {
             if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
-            params.push(Source::New(index));
-            sets.push(format!("{} = ${}", quote(column), params.len()));
+            let name = quote(column);
+            if table.counters.contains(column) {
+                let added = contribution(relation, column, &mut params);
+                sets.push(format!("{name} = r.{name} + {added}"));
+            } else {
+                params.push(Source::New(index));
+                sets.push(format!("{name} = ${}", params.len()));
+            }
         }
         if sets.is_empty() {
             // Nothing but the key: the row still gets this version.
@@ -253,7 +284,8 @@ impl Writer {
         let mut condition = key_condition(relation, table, &mut params)?;
         if versioned {
             params.push(Source::Timestamp);
-            let _ = write!(condition, " AND {}", self.not_newer(params.len()));
+            let not_newer = self.not_newer(relation, table, params.len());
+            let _ = write!(condition, " AND {not_newer}");
             if (0..relation.columns.len()).any(&unchanged) {
                 let _ = write!(condition, " AND {}", self.keeps_values(relation, table));
             }
@@ -283,28 +315,27 @@ impl Writer {
         params.push(Source::Timestamp);
         let timestamp = params.len();
         if versioned {
-            let _ = write!(condition, " AND {}", self.not_newer(timestamp));
+            let not_newer = self.not_newer(relation, table, timestamp);
+            let _ = write!(condition, " AND {not_newer}");
         } else {
             let _ = write!(condition, " AND ${timestamp} IS NOT NULL");
         }
-        let key: Vec<_> = table
-            .key
-            .iter()
-            .map(|column| format!("r.{}", quote(column)))
-            .collect();
+        let rest = if table.counters.is_empty() {
+            "NULL::jsonb".to_owned()
+        } else {
+            rest(relation, table, &mut params)
+        };
         let bury = if forget {
             String::new()
         } else {
-            format!(
-                ", b AS ({})",
-                record(relation, "key", timestamp, self.source, "FROM w")
-            )
+            let bury = record(relation, table, "key", timestamp, self.source, "rest", "FROM w");
+            format!(", b AS ({bury})")
         };
         let sql = format!(
-            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {condition} RETURNING jsonb_build_array({}) AS key){bury} \
+            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {condition} RETURNING {} AS key, {rest} AS rest){bury} \
              SELECT 1 / count(*) FROM w",
             qualified(relation),
-            key.join(", ")
+            key_expressions(table)
         );
         Ok(Statement::new(sql, params, relation, table))
     }
@@ -327,16 +358,16 @@ impl Writer {
         params.push(Source::Timestamp);
         // Scalar expressions only: a function in FROM would keep its row from before the wait for the lock
         // (src/backend/executor/README, "EvalPlanQual": ROW_MARK_COPY).
+        let written = self.written(relation, table);
         let image = if by_new {
-            "true"
+            "true".to_owned()
         } else {
-            "coalesce(pg_xact_commit_timestamp(r.xmin) >= $T, false)"
+            format!("coalesce({written} >= $T, false)")
         };
         let sql = format!(
-            "SELECT (extract(epoch FROM pg_xact_commit_timestamp(r.xmin) - timestamptz '2000-01-01 00:00:00+00') \
-             * 1000000)::int8, (SELECT {} FROM pg_xact_commit_timestamp_origin(r.xmin) v), \
+            "SELECT (extract(epoch FROM {written} - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8, {}, \
              CASE WHEN {image} AND $T IS NOT NULL THEN row_to_json(r)::text END, ({})::int FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
-            self.node_of,
+            self.written_by(relation, table),
             incomplete(relation, table),
             qualified(relation)
         )
@@ -348,6 +379,16 @@ impl Writer {
             statement
         })
     }
+}
+
+/// The key of row `r` as Tandem's own tables have it.
+pub(super) fn key_expressions(table: &TargetTable) -> String {
+    let key: Vec<_> = table
+        .key
+        .iter()
+        .map(|column| format!("r.{}", quote(column)))
+        .collect();
+    format!("jsonb_build_array({})", key.join(", "))
 }
 
 /// Where the columns of the key stand in the stream's rows.
@@ -440,6 +481,18 @@ pub(super) enum Kind {
     Unmark,
     /// Deletes a row that is older than a delete of the node's own.
     Judge,
+    /// Of the fast path: adds a contribution, whether the row is newer or not.
+    Merging,
+    /// Adds a contribution to a row that is newer.
+    Contribute,
+    /// The same for the row under the new key.
+    ContributeNew,
+    /// Adds a contribution to a remembered delete.
+    BuryContribution,
+    /// The same under the new key.
+    BuryContributionNew,
+    /// Moves what a remembered delete holds into the row that came after it.
+    Reclaim,
 }
 
 #[cfg(test)]
@@ -481,6 +534,7 @@ mod tests {
             key: owned(key),
             key_equals: Vec::new(),
             fixed: Vec::new(),
+            counters: Vec::new(),
             columns: owned(columns)
                 .into_iter()
                 .map(|column| (column, 25))

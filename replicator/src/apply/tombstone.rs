@@ -5,9 +5,10 @@
 
 use std::fmt::Write as _;
 
+use super::counter::{add_up, whole_rest};
 use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_places, literal,
-    qualified,
+    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
+    literal, qualified,
 };
 use crate::conflict::ConflictType;
 use crate::transaction::Relation;
@@ -21,18 +22,27 @@ pub(super) fn remembered(relation: &Relation, key: &[String]) -> String {
     )
 }
 
-/// An INSERT that remembers a delete under the key expression `key`, unless a newer one is remembered.
+/// An INSERT that remembers a delete under the key expression `key`, unless a newer one is remembered; `rest` is what is
+/// left of the counters, where the table has any.
 pub(super) fn record(
     relation: &Relation,
+    table: &TargetTable,
     key: &str,
     timestamp: usize,
     node: u16,
+    rest: &str,
     from: &str,
 ) -> String {
+    let update = if table.counters.is_empty() {
+        "deleted = excluded.deleted, node = excluded.node, id = excluded.id \
+         WHERE (d.deleted, d.node) < (excluded.deleted, excluded.node)"
+            .to_owned()
+    } else {
+        add_up(table)
+    };
     format!(
-        "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node) SELECT {}, {key}, ${timestamp}, {node} {from} \
-         ON CONFLICT (relation, key) DO UPDATE SET deleted = excluded.deleted, node = excluded.node, id = DEFAULT \
-         WHERE (d.deleted, d.node) < (excluded.deleted, excluded.node)",
+        "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
+         SELECT {}, {key}, ${timestamp}, {node}, {rest} {from} ON CONFLICT (relation, key) DO UPDATE SET {update}",
         literal(relation)
     )
 }
@@ -56,7 +66,8 @@ impl Writer {
             .collect();
         params.push(Source::Timestamp);
         let key = format!("jsonb_build_array({})", key.join(", "));
-        let sql = record(relation, &key, params.len(), self.source, "");
+        let node = self.source;
+        let sql = record(relation, table, &key, params.len(), node, "NULL::jsonb", "");
         Ok(Statement::new(sql, params, relation, table))
     }
 
@@ -105,17 +116,33 @@ impl Writer {
             let sql = format!("TRUNCATE ONLY {}", qualified(relation));
             return Statement::new(sql, Vec::new(), relation, table);
         }
-        let bury = record(relation, "'[]'::jsonb", 1, self.source, "");
-        let sql = if strictly {
-            let rows = self.delete_returning(relation, &self.older(1));
-            let losers = self.log_losers(relation, 1);
-            format!("WITH w AS ({rows}), l AS ({losers}) {bury}")
+        let source = self.source;
+        let bury = record(relation, table, "'[]'::jsonb", 1, source, "NULL::jsonb", "");
+        let condition = if strictly {
+            self.older(relation, table, 1)
         } else {
-            let table = qualified(relation);
-            let condition = self.not_newer(1);
-            format!("WITH w AS (DELETE FROM ONLY {table} AS r WHERE {condition}) {bury}")
+            self.not_newer(relation, table, 1)
         };
+        let rows = self.delete_returning(relation, table, &condition);
+        let losers = if strictly {
+            format!(", l AS ({})", self.log_losers(relation, 1))
+        } else {
+            String::new()
+        };
+        let rests = self.keep_rests(relation, table, 1);
+        let sql = format!("WITH w AS ({rows}){losers}{rests} {bury}");
         Statement::new(sql, vec![Source::Timestamp], relation, table)
+    }
+
+    /// What deleted rows `w` had in their counters goes into the deletes that are remembered for their keys.
+    fn keep_rests(&self, relation: &Relation, table: &TargetTable, timestamp: usize) -> String {
+        if table.counters.is_empty() {
+            return String::new();
+        }
+        let from = "FROM w WHERE rest IS NOT NULL";
+        let source = self.source;
+        let rests = record(relation, table, "key", timestamp, source, "rest", from);
+        format!(", c AS ({rests})")
     }
 
     /// Deletes the row under the old key if it is older than the delete, and logs it: it was applied between the node's
@@ -131,21 +158,28 @@ impl Writer {
         let mut params = Vec::new();
         let mut condition = key_condition(relation, table, &mut params)?;
         params.push(Source::Timestamp);
-        let _ = write!(condition, " AND {}", self.older(params.len()));
-        let rows = self.delete_returning(relation, &condition);
-        let sql = format!(
-            "WITH w AS ({rows}) {}",
-            self.log_losers(relation, params.len())
-        );
+        let older = self.older(relation, table, params.len());
+        let _ = write!(condition, " AND {older}");
+        let rows = self.delete_returning(relation, table, &condition);
+        let rests = self.keep_rests(relation, table, params.len());
+        let losers = self.log_losers(relation, params.len());
+        let sql = format!("WITH w AS ({rows}){rests} {losers}");
         Ok(Statement::new(sql, params, relation, table))
     }
 
-    fn delete_returning(&self, relation: &Relation, condition: &str) -> String {
+    fn delete_returning(&self, relation: &Relation, table: &TargetTable, condition: &str) -> String {
+        let rest = if table.counters.is_empty() {
+            "NULL::jsonb".to_owned()
+        } else {
+            whole_rest(table)
+        };
         format!(
-            "DELETE FROM ONLY {} AS r WHERE {condition} RETURNING row_to_json(r) AS image, \
-             pg_xact_commit_timestamp(r.xmin) AS written, (SELECT {} FROM pg_xact_commit_timestamp_origin(r.xmin) v) AS node",
+            "DELETE FROM ONLY {} AS r WHERE {condition} RETURNING row_to_json(r) AS image, {} AS written, {} AS node, \
+             {} AS key, {rest} AS rest",
             qualified(relation),
-            self.node_of
+            self.written(relation, table),
+            self.written_by(relation, table),
+            key_expressions(table)
         )
     }
 
@@ -159,15 +193,6 @@ impl Writer {
             ConflictType::InsertDeleted.name(),
             self.source,
             self.source
-        )
-    }
-
-    /// SQL that is true when row `r` is older than the delete. What the delete's own transaction wrote is not.
-    fn older(&self, timestamp: usize) -> String {
-        format!(
-            "(coalesce(pg_xact_commit_timestamp(r.xmin) < ${timestamp}, true) OR (SELECT v.timestamp = ${timestamp} AND {} < {} \
-             FROM pg_xact_commit_timestamp_origin(r.xmin) v))",
-            self.node_of, self.source
         )
     }
 }

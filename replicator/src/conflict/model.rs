@@ -1,10 +1,12 @@
-//! A model of a cluster: nodes, streams in commit order, causal delivery, deletes that are remembered, and own deletes
-//! that are learnt late. Whatever the order of delivery, all nodes must end equal, and equal to the oracle.
+//! A model of a cluster: nodes, streams in commit order, causal delivery, deletes that are remembered, own deletes that
+//! are learnt late, and a counter in each row. Whatever the order of delivery, all nodes must end equal, and equal to the
+//! oracle; the counter is the sum of all contributions.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
 
+use super::counter::{Place, place};
 use super::{Action, Found, decide};
 use crate::transaction::Operation;
 use crate::version::Version;
@@ -17,55 +19,86 @@ struct Written {
     key: u8,
     operation: Operation,
     version: Version,
+    /// What the change adds to the counter: of an insert the value, of a delete less the value that it saw.
+    contribution: i64,
     seen: [usize; NODES],
 }
 
+/// A version, and the counter of the row that has it, or what the delete with it holds.
+type Valued = (Version, i64);
+
 #[derive(Debug, Default)]
 struct Node {
-    rows: BTreeMap<u8, Version>,
-    tombstones: BTreeMap<u8, Version>,
+    rows: BTreeMap<u8, Valued>,
+    tombstones: BTreeMap<u8, Valued>,
     stream: Vec<Written>,
-    /// Own deletes that are in the stream but not learnt yet.
-    unlearnt: VecDeque<(u8, Version)>,
+    /// Own inserts and deletes that are in the stream but not learnt yet.
+    unlearnt: VecDeque<(u8, Operation, Version)>,
     /// How much of every node's stream is applied.
     applied: [usize; NODES],
 }
 
 impl Node {
-    fn bury(&mut self, key: u8, version: Version) {
-        let newest = self.tombstones.entry(key).or_insert(version);
+    fn bury(&mut self, key: u8, version: Version, rest: i64) {
+        let (newest, sum) = self.tombstones.entry(key).or_insert((version, 0));
         *newest = version.max(*newest);
+        *sum += rest;
     }
 
     fn learn(&mut self) {
-        if let Some((key, version)) = self.unlearnt.pop_front() {
-            self.bury(key, version);
-            if self.rows.get(&key).is_some_and(|row| *row < version) {
-                self.rows.remove(&key);
+        match self.unlearnt.pop_front() {
+            Some((key, Operation::Delete, version)) => {
+                self.bury(key, version, 0);
+                if let Some((_, value)) = self.rows.get(&key).copied().filter(|row| row.0 < version) {
+                    self.rows.remove(&key);
+                    self.bury(key, version, value);
+                }
             }
+            Some((key, ..)) => {
+                if let (Some(row), Some(tombstone)) =
+                    (self.rows.get_mut(&key), self.tombstones.get_mut(&key))
+                {
+                    row.1 += std::mem::take(&mut tombstone.1);
+                }
+            }
+            None => {}
         }
     }
 
     fn apply(&mut self, change: &Written) {
-        if change.operation == Operation::Update && !self.rows.contains_key(&change.key) {
+        let waits = matches!(change.operation, Operation::Update | Operation::Delete);
+        if waits && !self.rows.contains_key(&change.key) {
             while !self.unlearnt.is_empty() {
                 self.learn();
             }
         }
         let found = match self.rows.get(&change.key) {
-            Some(row) => Found::Row(Some(*row)),
-            None => Found::Missing(self.tombstones.get(&change.key).copied()),
+            Some(row) => Found::Row(Some(row.0)),
+            None => Found::Missing(self.tombstones.get(&change.key).map(|deleted| deleted.0)),
         };
-        match decide(change.operation, change.version, found).action {
-            Action::Insert | Action::Overwrite => {
-                self.rows.insert(change.key, change.version);
+        let action = decide(change.operation, change.version, found).action;
+        let (key, version, added) = (change.key, change.version, change.contribution);
+        let row = self.rows.get(&key).map_or(0, |row| row.1);
+        match place(action, found) {
+            Place::NewRow => {
+                let deleted = self.tombstones.get_mut(&key);
+                let rest = deleted.map_or(0, |(_, rest)| std::mem::take(rest));
+                self.rows.insert(key, (version, rest + added));
             }
-            Action::Delete => {
-                self.rows.remove(&change.key);
-                self.bury(change.key, change.version);
+            Place::Row => drop(self.rows.insert(key, (version, row + added))),
+            Place::KeptRow => {
+                if let Some((_, value)) = self.rows.get_mut(&key) {
+                    *value += added;
+                }
             }
-            Action::Bury => self.bury(change.key, change.version),
-            Action::Skip => {}
+            Place::RowIntoDelete => {
+                self.rows.remove(&key);
+                self.bury(key, version, row + added);
+            }
+            Place::Delete => self.bury(key, version, added),
+        }
+        if action == Action::Bury && matches!(found, Found::Row(_)) {
+            self.bury(key, version, 0);
         }
     }
 }
@@ -77,6 +110,7 @@ enum Step {
         node: usize,
         key: u8,
         operation: Operation,
+        amount: i64,
     },
     /// The next change of one node's stream reaches another, if its causes have.
     Deliver { from: usize, to: usize },
@@ -96,7 +130,8 @@ impl Cluster {
                 node,
                 key,
                 operation,
-            } => self.write(node, key, operation),
+                amount,
+            } => self.write(node, key, operation, amount),
             Step::Deliver { from, to } if from != to => {
                 self.deliver(from, to);
             }
@@ -105,22 +140,31 @@ impl Cluster {
         }
     }
 
-    fn write(&mut self, index: usize, key: u8, operation: Operation) {
+    fn write(&mut self, index: usize, key: u8, operation: Operation, amount: i64) {
         self.clock += 1;
         let version = Version {
             timestamp: self.clock,
             node: u16::try_from(index + 1).expect("few nodes"),
         };
         let node = &mut self.nodes[index];
-        let there = node.rows.contains_key(&key);
-        match operation {
-            Operation::Insert if !there => drop(node.rows.insert(key, version)),
-            Operation::Update if there => drop(node.rows.insert(key, version)),
-            Operation::Delete if there => {
+        let row = node.rows.get(&key).map(|row| row.1);
+        let contribution = match (operation, row) {
+            (Operation::Insert, None) => {
+                node.rows.insert(key, (version, amount));
+                amount
+            }
+            (Operation::Update, Some(value)) => {
+                node.rows.insert(key, (version, value + amount));
+                amount
+            }
+            (Operation::Delete, Some(value)) => {
                 node.rows.remove(&key);
-                node.unlearnt.push_back((key, version));
+                -value
             }
             _ => return,
+        };
+        if operation != Operation::Update {
+            node.unlearnt.push_back((key, operation, version));
         }
         let mut seen = node.applied;
         seen[index] = node.stream.len();
@@ -128,6 +172,7 @@ impl Cluster {
             key,
             operation,
             version,
+            contribution,
             seen,
         });
     }
@@ -148,7 +193,7 @@ impl Cluster {
     }
 
     /// Delivers everything; answers the final rows of each node.
-    fn settle(mut self) -> Vec<BTreeMap<u8, Version>> {
+    fn settle(mut self) -> Vec<BTreeMap<u8, Valued>> {
         let mut moved = true;
         while moved {
             moved = false;
@@ -172,19 +217,21 @@ impl Cluster {
         self.nodes.into_iter().map(|node| node.rows).collect()
     }
 
-    /// The newest version of each key over all writes; nothing where that is a delete.
-    fn oracle(&self) -> BTreeMap<u8, Version> {
-        let mut newest: BTreeMap<u8, &Written> = BTreeMap::new();
+    /// The newest version of each key over all writes, nothing where that is a delete, and the sum of its contributions.
+    fn oracle(&self) -> BTreeMap<u8, Valued> {
+        let mut newest: BTreeMap<u8, (&Written, i64)> = BTreeMap::new();
         for change in self.nodes.iter().flat_map(|node| &node.stream) {
-            let known = newest.entry(change.key).or_insert(change);
+            let (known, sum) = newest.entry(change.key).or_insert((change, 0));
+            *sum += change.contribution;
             if change.version > known.version {
                 *known = change;
             }
         }
         let rows = newest
             .into_iter()
-            .filter(|(_, change)| change.operation != Operation::Delete);
-        rows.map(|(key, change)| (key, change.version)).collect()
+            .filter(|(_, (change, _))| change.operation != Operation::Delete);
+        rows.map(|(key, (change, sum))| (key, (change.version, sum)))
+            .collect()
     }
 }
 
@@ -195,7 +242,7 @@ fn step() -> impl Strategy<Value = Step> {
         Just(Operation::Delete)
     ];
     prop_oneof![
-        3 => (0..NODES, 0u8..2, operation).prop_map(|(node, key, operation)| Step::Write { node, key, operation }),
+        3 => (0..NODES, 0u8..2, operation, -9i64..10).prop_map(|(node, key, operation, amount)| Step::Write { node, key, operation, amount }),
         3 => (0..NODES, 0..NODES).prop_map(|(from, to)| Step::Deliver { from, to }),
         1 => (0..NODES).prop_map(|node| Step::Learn { node }),
     ]
@@ -205,7 +252,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn inserts_updates_and_deletes_converge_to_the_newest_version_in_every_order(
+    fn rows_converge_to_the_newest_version_and_counters_to_their_sum_in_every_order(
         steps in proptest::collection::vec(step(), 1..40),
     ) {
         let mut cluster = Cluster { nodes: Default::default(), clock: 0 };

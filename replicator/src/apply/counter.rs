@@ -1,0 +1,198 @@
+//! Statements for tables with counters: columns whose value is a sum of contributions (see `conflict/counter.rs`).
+//!
+//! What a deleted row leaves of its counters stands in `tandem.tombstone.counters`, an object of sums; NULL where all
+//! are zero. A row that a contribution was added to although it is newer keeps its version in `tandem.kept`.
+
+use super::kept::keep;
+use super::sql::{
+    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
+    literal, qualified, quote,
+};
+use crate::transaction::Relation;
+
+/// An object of sums, `values` giving the counters' in their order; NULL where all are zero.
+fn sums(table: &TargetTable, values: &[String]) -> String {
+    let object = |values: &mut dyn Iterator<Item = &str>| {
+        let pairs: Vec<_> = table
+            .counters
+            .iter()
+            .zip(values)
+            .map(|(name, value)| format!("'{}', {value}", name.replace('\'', "''")))
+            .collect();
+        format!("jsonb_build_object({})", pairs.join(", "))
+    };
+    let sums = object(&mut values.iter().map(String::as_str));
+    format!("nullif({sums}, {})", object(&mut std::iter::repeat("0")))
+}
+
+/// What `value` gives for each counter.
+fn each(table: &TargetTable, value: impl FnMut(&String) -> String) -> Vec<String> {
+    table.counters.iter().map(value).collect()
+}
+
+/// The sum that an object of sums, an SQL expression, has of a counter.
+pub(super) fn sum_of(object: &str, counter: &str) -> String {
+    let name = counter.replace('\'', "''");
+    format!("coalesce(({object}->>'{name}')::numeric, 0)")
+}
+
+/// Where a counter stands in the stream's rows.
+fn place_of(relation: &Relation, counter: &str) -> usize {
+    let place = relation.columns.iter().position(|name| name == counter);
+    // A counter that the stream does not have gets no contributions: past the end reads as zero.
+    place.unwrap_or(usize::MAX)
+}
+
+/// SQL of what a change adds to a counter.
+pub(super) fn contribution(relation: &Relation, counter: &str, params: &mut Vec<Source>) -> String {
+    let place = place_of(relation, counter);
+    params.extend([Source::Gain(place), Source::Base(place)]);
+    format!("${} - ${}", params.len() - 1, params.len())
+}
+
+/// What is left of row `r` once the change's contribution is in it.
+pub(super) fn rest(relation: &Relation, table: &TargetTable, params: &mut Vec<Source>) -> String {
+    let values = each(table, |name| {
+        let added = contribution(relation, name, params);
+        format!("r.{}::numeric + {added}", quote(name))
+    });
+    sums(table, &values)
+}
+
+/// The same of a row that goes with all that it has.
+pub(super) fn whole_rest(table: &TargetTable) -> String {
+    sums(table, &each(table, |name| format!("r.{}::numeric", quote(name))))
+}
+
+/// SET of an ON CONFLICT clause for a tombstone `d`: the newer version, and both sums.
+pub(super) fn add_up(table: &TargetTable) -> String {
+    let both = each(table, |name| {
+        let (kept, added) = (sum_of("d.counters", name), sum_of("excluded.counters", name));
+        format!("{kept} + {added}")
+    });
+    let newer = "(d.deleted, d.node) < (excluded.deleted, excluded.node)";
+    format!(
+        "deleted = CASE WHEN {newer} THEN excluded.deleted ELSE d.deleted END, \
+         node = CASE WHEN {newer} THEN excluded.node ELSE d.node END, \
+         id = CASE WHEN {newer} THEN excluded.id ELSE d.id END, counters = {}",
+        sums(table, &both)
+    )
+}
+
+impl Writer {
+    /// Adds an UPDATE's contribution to the row under the old key. `judged`: the row is known to be newer, and keeps all
+    /// else. Otherwise it gets the change's other values and its version if it is not newer.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the columns.
+    pub(super) fn merge(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        judged: bool,
+    ) -> Result<Statement, ShapeError> {
+        let mut params = Vec::new();
+        let condition = key_condition(relation, table, &mut params)?;
+        let yields = if judged {
+            "false".to_owned()
+        } else {
+            params.push(Source::Timestamp);
+            self.not_newer(relation, table, params.len())
+        };
+        let mut sets = Vec::new();
+        for (index, column) in relation.columns.iter().enumerate() {
+            let name = quote(column);
+            if table.counters.contains(column) {
+                let added = contribution(relation, column, &mut params);
+                sets.push(format!("{name} = r.{name} + {added}"));
+            } else if !judged && !table.fixed.contains(column) && !table.key.contains(column) {
+                params.push(Source::New(index));
+                sets.push(format!(
+                    "{name} = CASE WHEN o.yields THEN ${} ELSE r.{name} END",
+                    params.len()
+                ));
+            }
+        }
+        let target = qualified(relation);
+        // The row is found by its place: its version is known only from before the update.
+        let sql = format!(
+            "WITH o AS MATERIALIZED (SELECT r.ctid AS place, {} AS written, {} AS node, {yields} AS yields \
+             FROM ONLY {target} AS r WHERE {condition} FOR UPDATE), \
+             w AS (UPDATE ONLY {target} AS r SET {} FROM o WHERE r.ctid = o.place \
+             RETURNING {} AS key, o.written, o.node, o.yields), k AS ({}) SELECT 1 / count(*) FROM w",
+            self.written(relation, table),
+            self.written_by(relation, table),
+            sets.join(", "),
+            key_expressions(table),
+            keep(relation, "w WHERE NOT yields"),
+        );
+        Ok(Statement::new(sql, params, relation, table))
+    }
+
+    /// Adds a change's contribution to the delete that is remembered for its key, which is remembered with the change's
+    /// version if it was not.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the source's.
+    pub(super) fn bury_contribution(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+    ) -> Result<Statement, ShapeError> {
+        let mut params: Vec<_> = key_places(relation, table)?
+            .into_iter()
+            .map(Source::Key)
+            .collect();
+        let key: Vec<_> = (1..=params.len())
+            .map(|number| format!("${number}"))
+            .collect();
+        params.push(Source::Timestamp);
+        let timestamp = params.len();
+        let added = each(table, |name| contribution(relation, name, &mut params));
+        let added = sums(table, &added);
+        let sql = format!(
+            "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
+             SELECT {}, jsonb_build_array({}), ${timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
+            literal(relation),
+            key.join(", "),
+            self.source,
+            add_up(table)
+        );
+        Ok(Statement::new(sql, params, relation, table))
+    }
+
+    /// Moves what a remembered delete holds into the row that the node's own client has inserted under its key since.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the source's.
+    pub(super) fn reclaim(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+    ) -> Result<Statement, ShapeError> {
+        let mut params = Vec::new();
+        let condition = key_condition(relation, table, &mut params)?;
+        let places: Vec<_> = (1..=params.len()).map(|number| format!("${number}")).collect();
+        let sets = each(table, |counter| {
+            let name = quote(counter);
+            format!("{name} = r.{name} + {}", sum_of("o.counters", counter))
+        });
+        let target = qualified(relation);
+        let sql = format!(
+            "WITH o AS MATERIALIZED (SELECT r.ctid AS place, {} AS written, {} AS node, d.counters FROM ONLY {target} AS r, \
+             tandem.tombstone d WHERE {condition} AND d.relation = {} AND d.key = jsonb_build_array({}) \
+             AND d.counters IS NOT NULL FOR UPDATE), w AS (UPDATE ONLY {target} AS r SET {} FROM o WHERE r.ctid = o.place \
+             RETURNING {} AS key, o.written, o.node), k AS ({}) \
+             UPDATE tandem.tombstone d SET counters = NULL FROM w WHERE d.relation = {} AND d.key = w.key",
+            self.written(relation, table),
+            self.written_by(relation, table),
+            literal(relation),
+            places.join(", "),
+            sets.join(", "),
+            key_expressions(table),
+            keep(relation, "w WHERE written IS NOT NULL"),
+            literal(relation),
+        );
+        Ok(Statement::new(sql, params, relation, table).by_new_key())
+    }
+}

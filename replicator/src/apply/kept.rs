@@ -1,0 +1,90 @@
+//! The version of a row, as SQL over its alias `r`.
+//!
+//! It is that of the transaction that wrote the row, unless `tandem.kept` says which version the row kept when that
+//! transaction rewrote it for another reason. A line there counts only while the row is still that transaction's.
+
+use super::sql::{TargetTable, Writer, key_expressions, literal};
+use crate::transaction::Relation;
+
+/// Notes that rows rewritten by the current transaction keep their version: `rows` has `key`, `written` and `node`.
+pub(super) fn keep(relation: &Relation, rows: &str) -> String {
+    format!(
+        "INSERT INTO tandem.kept AS k (relation, key, writer, written, node) \
+         SELECT {}, key, pg_current_xact_id()::xid, written, node FROM {rows} ON CONFLICT (relation, key) \
+         DO UPDATE SET writer = excluded.writer, written = excluded.written, node = excluded.node",
+        literal(relation)
+    )
+}
+
+impl Writer {
+    fn kept(relation: &Relation, table: &TargetTable, column: &str) -> String {
+        format!(
+            "(SELECT k.{column} FROM tandem.kept k WHERE k.relation = {} AND k.key = {} AND k.writer = r.xmin)",
+            literal(relation),
+            key_expressions(table)
+        )
+    }
+
+    /// When the row was written; NULL if this very transaction did, or beyond the commit-timestamp horizon.
+    pub(super) fn written(&self, relation: &Relation, table: &TargetTable) -> String {
+        let plain = "pg_xact_commit_timestamp(r.xmin)";
+        if table.keeps_versions() {
+            let kept = Self::kept(relation, table, "written");
+            format!("coalesce({kept}, {plain})")
+        } else {
+            plain.to_owned()
+        }
+    }
+
+    /// The node that wrote it.
+    pub(super) fn written_by(&self, relation: &Relation, table: &TargetTable) -> String {
+        let plain = format!(
+            "(SELECT {} FROM pg_xact_commit_timestamp_origin(r.xmin) v)",
+            self.node_of
+        );
+        if table.keeps_versions() {
+            let kept = Self::kept(relation, table, "node");
+            format!("coalesce({kept}, {plain})")
+        } else {
+            plain
+        }
+    }
+
+    /// SQL that is true when the row is not newer than the change whose timestamp is parameter `$timestamp`.
+    ///
+    /// A row that this very transaction wrote has no timestamp yet, and one beyond the commit-timestamp horizon has
+    /// none any more: both are overwritten.
+    pub(super) fn not_newer(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        timestamp: usize,
+    ) -> String {
+        self.compare(relation, table, timestamp, "<=")
+    }
+
+    /// SQL that is true when the row is older than the change: what the change's own transaction wrote is not.
+    pub(super) fn older(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        timestamp: usize,
+    ) -> String {
+        self.compare(relation, table, timestamp, "<")
+    }
+
+    fn compare(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        timestamp: usize,
+        order: &str,
+    ) -> String {
+        let written = self.written(relation, table);
+        format!(
+            "(coalesce({written} < ${timestamp}, true) OR ({written} = ${timestamp} AND {} {order} {}))",
+            self.written_by(relation, table),
+            self.source
+        )
+    }
+}

@@ -1,0 +1,67 @@
+//! What a transaction does, as far as it decides how it may be applied.
+
+use super::row::Row;
+use super::session::{ApplyError, Session};
+use crate::transaction::{Operation, Transaction};
+
+/// See the module.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Traits {
+    /// It deletes a row.
+    pub deletes: bool,
+    /// It truncates a table.
+    pub truncates: bool,
+    /// It changes a primary key.
+    pub moves_key: bool,
+    /// It inserts into a table with counters.
+    pub inserts_counted: bool,
+    /// It changes a table with counters.
+    pub counts: bool,
+}
+
+impl Traits {
+    /// Whether it leaves deletes to be remembered.
+    pub(super) fn buries(self) -> bool {
+        self.deletes || self.truncates || self.moves_key
+    }
+
+    /// Whether it cannot take the fast path.
+    pub(super) fn needs_locks(self) -> bool {
+        self.truncates || self.moves_key
+    }
+}
+
+impl Session {
+    /// Looks at every change. Tables that the target does not have are passed over if `lenient`.
+    ///
+    /// # Errors
+    /// When a table is not there, or a change cannot be read.
+    pub(super) async fn traits(
+        &mut self,
+        transaction: &Transaction,
+        lenient: bool,
+    ) -> Result<Traits, ApplyError> {
+        let mut traits = Traits::default();
+        for change in &transaction.changes {
+            match self.load_table(&change.relation).await {
+                Ok(()) => {}
+                Err(ApplyError::NoTable(_)) if lenient => continue,
+                Err(error) => return Err(error),
+            }
+            let table = self.table(&change.relation)?;
+            let counts = !table.counters.is_empty();
+            traits.counts |= counts;
+            match change.operation {
+                Operation::Insert => traits.inserts_counted |= counts,
+                Operation::Update if change.has_old_key() => {
+                    let row = Row::read(change)?;
+                    traits.moves_key |= row.key_moves(&change.relation, &table);
+                }
+                Operation::Update => {}
+                Operation::Delete => traits.deletes = true,
+                Operation::Truncate => traits.truncates = true,
+            }
+        }
+        Ok(traits)
+    }
+}
