@@ -11,11 +11,13 @@ mod collect;
 mod conflict;
 pub mod control;
 mod feed;
+mod journal;
 mod node;
 mod origin;
 mod pgoutput;
 mod progress;
 mod quarantine;
+mod relation;
 mod setup;
 mod status;
 mod tables;
@@ -37,7 +39,7 @@ use feed::Feed;
 use node::{NodeState, Shared};
 use progress::Links;
 pub use status::{LinkStatus, NodeStatus, Status};
-pub use tables::TableFilter;
+pub use tables::{TableFilter, TablePolicy, Tables};
 pub use watermark::NotConverged;
 
 /// A member of the cluster.
@@ -58,8 +60,8 @@ pub struct Config {
     pub cluster: String,
     /// The members.
     pub nodes: Vec<Node>,
-    /// Which tables.
-    pub tables: TableFilter,
+    /// Which tables, and how.
+    pub tables: Arc<Tables>,
 }
 
 /// The running replicator.

@@ -11,9 +11,9 @@ use crate::apply::{self, ApplyError, Carried, LinkContext, Place, Severity};
 use crate::capture::{Capture, CaptureError};
 use crate::control::{Control, ControlError};
 use crate::feed::Feed;
-use crate::journal::codec::Interner;
 use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
+use crate::relation::Interner;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::{Config, Node};
 
@@ -52,10 +52,10 @@ pub(crate) struct Shared {
     pub links: Arc<Links>,
     /// The feeds, by source.
     pub feeds: Vec<Arc<Feed>>,
-    /// Shapes of tables, as the sources describe them.
-    pub interner: Arc<Interner>,
     /// Ask for a source's stream to be read again.
     pub rereads: Vec<Arc<Notify>>,
+    /// The shapes of all sources' tables.
+    pub(crate) interner: Arc<Interner>,
     /// Node ids by index.
     pub node_ids: Arc<[u16]>,
     /// State of each node.
@@ -190,6 +190,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
                 epoch: facts.epoch,
                 origins,
                 control: Arc::clone(&control),
+                tables: Arc::clone(&shared.config.tables),
                 interner: Arc::clone(&shared.interner),
                 source_control: source_control.subscribe(),
             },
@@ -227,12 +228,13 @@ async fn keep_capture(shared: Arc<Shared>, index: usize, node: Node, facts: Node
         connect: node.connect.clone(),
         epoch: facts.epoch,
         confirmed: facts.confirmed,
-        tables: shared.config.tables.clone(),
+        tables: shared.config.tables.filter.clone(),
         node: node.id,
         feed: Arc::clone(feed),
         links: Arc::clone(&shared.links),
         source: index,
         reread: Arc::clone(reread),
+        interner: Arc::clone(&shared.interner),
     };
     let mut problem = String::new();
     loop {

@@ -3,6 +3,33 @@
 /// The schema that holds Tandem's own tables; it is never replicated.
 pub(crate) const OWN_SCHEMA: &str = "tandem";
 
+/// How the changes of one table are brought together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TablePolicy {
+    /// Columns whose value is the sum of what all nodes have contributed. Invariant: NOT NULL, of an exact number type.
+    pub counters: Vec<String>,
+}
+
+/// Which tables are kept converged, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Tables {
+    /// Which.
+    pub filter: TableFilter,
+    /// How, by schema and table; the default for all others.
+    pub policies: std::collections::HashMap<(String, String), TablePolicy>,
+}
+
+impl Tables {
+    /// The policy of a table.
+    pub(crate) fn policy(&self, schema: &str, table: &str) -> &TablePolicy {
+        static DEFAULT: TablePolicy = TablePolicy {
+            counters: Vec::new(),
+        };
+        let key = (schema.to_owned(), table.to_owned());
+        self.policies.get(&key).unwrap_or(&DEFAULT)
+    }
+}
+
 /// Include and exclude patterns over `schema.table`; `*` stands for any run of characters.
 #[derive(Debug, Clone, Default)]
 pub struct TableFilter {

@@ -8,7 +8,7 @@ use super::sql::{
     ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
     literal, qualified, quote,
 };
-use crate::transaction::Relation;
+use crate::relation::Relation;
 
 /// An object of sums, `values` giving the counters' in their order; NULL where all are zero.
 fn sums(table: &TargetTable, values: &[String]) -> String {

@@ -9,7 +9,7 @@
 use super::sql::{
     ShapeError, Source, Statement, TargetTable, Writer, key_expressions, key_places, literal,
 };
-use crate::transaction::Relation;
+use crate::relation::Relation;
 
 /// SQL that is true when row `r` is noted as incomplete.
 pub(super) fn incomplete(relation: &Relation, table: &TargetTable) -> String {

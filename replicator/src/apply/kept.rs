@@ -4,7 +4,7 @@
 //! transaction rewrote it for another reason. A line there counts only while the row is still that transaction's.
 
 use super::sql::{TargetTable, Writer, key_expressions, literal};
-use crate::transaction::Relation;
+use crate::relation::Relation;
 
 /// Notes that rows rewritten by the current transaction keep their version: `rows` has `key`, `written` and `node`.
 pub(super) fn keep(relation: &Relation, rows: &str) -> String {

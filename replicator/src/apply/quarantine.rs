@@ -14,7 +14,8 @@ use crate::control::ControlError;
 use crate::journal::codec::decode_transaction;
 use crate::journal::codec::encode_transaction;
 use crate::quarantine::Hold;
-use crate::transaction::{Change, Operation, Relation, Transaction};
+use crate::relation::Relation;
+use crate::transaction::{Change, Operation, Transaction};
 
 /// How often what is in quarantine is tried again unasked.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);

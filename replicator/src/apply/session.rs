@@ -17,8 +17,10 @@ use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use crate::control::{Control, ControlError};
 use crate::origin::OriginName;
+use crate::relation::{Interner, Relation};
 use crate::setup::application_name;
-use crate::transaction::{Relation, Transaction};
+use crate::tables::Tables;
+use crate::transaction::Transaction;
 use crate::version::PgTimestamp;
 
 /// Prepared statements beyond which the session is opened anew, so that a stream of new shapes cannot fill the server.
