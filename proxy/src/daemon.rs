@@ -259,10 +259,13 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
                 ),
             })
             .collect(),
-        tables: tandem_replicator::TableFilter {
-            include: config.replication.include.clone(),
-            exclude: config.replication.exclude.clone(),
-        },
+        tables: Arc::new(tandem_replicator::Tables {
+            filter: tandem_replicator::TableFilter {
+                include: config.replication.include.clone(),
+                exclude: config.replication.exclude.clone(),
+            },
+            policies: config.replication.policies.clone(),
+        }),
     }
 }
 

@@ -10,6 +10,7 @@ pub mod check;
 mod collect;
 mod conflict;
 pub mod control;
+mod counters;
 mod feed;
 mod journal;
 mod node;

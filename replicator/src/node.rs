@@ -15,7 +15,8 @@ use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
-use crate::{Config, Node};
+use crate::tables::Tables;
+use crate::{Config, Node, counters};
 
 /// Pause before a node, a capture or a link that failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -25,6 +26,8 @@ const SHORT_PAUSE: Duration = Duration::from_millis(20);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often one transaction may lose a race in a row before its link is called blocked.
 const RACES_MAX: u32 = 20;
+/// How often new tables with counters are looked for.
+const COUNTERS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a target is flushed while something is applied to it.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 /// Changes of one source that are held in memory for its targets.
@@ -133,7 +136,8 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     let cluster = &shared.config.cluster;
     let control = Control::connect(&node.connect, &format!("tandem:{cluster}:control")).await?;
     let control = Arc::new(control);
-    let facts = take(&control, cluster, &shared.node_ids).await?;
+    let tables = &shared.config.tables;
+    let facts = take(&control, cluster, &shared.node_ids, tables).await?;
     // Before any link works: what one link has applied, and what is in quarantine, decides what another may apply.
     for link in shared.links.of_target(index) {
         let source = shared
@@ -212,11 +216,38 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         let progress = facts.progress.get(&source_id).copied().unwrap_or(none);
         tasks.spawn(keep_link(context, progress));
     }
+    tasks.spawn(keep_counters(
+        Arc::clone(&control),
+        Arc::clone(&shared.config.tables),
+        node.name.clone(),
+    ));
     shared.set_state(index, NodeState::Up);
     if let Some(slot) = shared.controls.get(index) {
         slot.send_replace(Some(Arc::clone(&control)));
     }
     flush(shared, index, &control).await
+}
+
+/// Prepares tables with counters that are made later.
+async fn keep_counters(control: Arc<Control>, tables: Arc<Tables>, node: String) {
+    loop {
+        tokio::time::sleep(COUNTERS_INTERVAL).await;
+        match counters::prepare(&control, &tables).await {
+            Ok(problems) => {
+                for problem in problems {
+                    tracing::error!(
+                        node,
+                        problem = problem.what,
+                        hint = problem.hint,
+                        "replication: counters"
+                    );
+                }
+            }
+            Err(error) => {
+                tracing::warn!(node, %error, "replication: a table with counters is not prepared")
+            }
+        }
+    }
 }
 
 async fn keep_capture(shared: Arc<Shared>, index: usize, node: Node, facts: NodeFacts) {

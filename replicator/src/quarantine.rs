@@ -102,6 +102,19 @@ impl Quarantine {
         entries.filter(|entry| entry.source == source).count()
     }
 
+    /// Waits until nothing of a source is held.
+    pub(crate) async fn none_of(&self, source: u16) {
+        loop {
+            let removed = self.retry.notified();
+            tokio::pin!(removed);
+            removed.as_mut().enable();
+            if self.of_source(source) == 0 {
+                return;
+            }
+            removed.await;
+        }
+    }
+
     /// Reads what the target keeps of a source; that source's link may not be adding to it meanwhile.
     ///
     /// # Errors
@@ -116,7 +129,11 @@ impl Quarantine {
             loaded.insert(row.try_get::<_, i64>(0)?, holds);
         }
         let mut inner = self.lock();
-        let known: Vec<_> = inner.entries.iter().map(|(&id, entry)| (id, entry.source)).collect();
+        let known: Vec<_> = inner
+            .entries
+            .iter()
+            .map(|(&id, entry)| (id, entry.source))
+            .collect();
         for (id, _) in known.into_iter().filter(|(_, of)| *of == source) {
             inner.remove(id);
         }

@@ -8,7 +8,9 @@ use thiserror::Error;
 
 use crate::check::{Problem, check};
 use crate::control::{Control, ControlError};
+use crate::counters;
 use crate::origin::OriginName;
+use crate::tables::Tables;
 
 /// Both halves of the advisory lock that a daemon holds on each node it owns: "tndm", and a hash of the cluster.
 const OWNER_LOCK: &str = "1953391725, hashtext($1)";
@@ -101,6 +103,7 @@ pub(crate) async fn take(
     control: &Control,
     cluster: &str,
     members: &[u16],
+    tables: &Tables,
 ) -> Result<NodeFacts, SetupError> {
     let fatal: Vec<_> = check(control, members.len())
         .await?
@@ -114,6 +117,10 @@ pub(crate) async fn take(
     control.execute(SCHEMA).await?;
     let epoch = next_epoch(control, cluster).await?;
     evict(control, cluster).await?;
+    let unfit = counters::prepare(control, tables).await?;
+    if !unfit.is_empty() {
+        return Err(SetupError::Requirements(unfit));
+    }
     control
         .execute(
             "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_publication WHERE pubname = 'tandem') THEN \

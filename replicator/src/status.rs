@@ -55,6 +55,8 @@ pub struct LinkStatus {
     pub transactions: u64,
     /// Conflicts that its changes met since the daemon started.
     pub conflicts: u64,
+    /// Transactions of the source that the target refused and keeps in `tandem.quarantine`.
+    pub quarantined: usize,
 }
 
 impl fmt::Display for LinkStatus {
@@ -64,6 +66,9 @@ impl fmt::Display for LinkStatus {
             "{} to {}: {}, {} bytes behind",
             self.source, self.target, self.state, self.lag_bytes
         )?;
+        if self.quarantined > 0 {
+            write!(f, ", {} transactions in quarantine", self.quarantined)?;
+        }
         match &self.problem {
             Some(problem) => write!(f, " ({problem})"),
             None => Ok(()),
@@ -97,6 +102,14 @@ pub(crate) fn status(shared: &Shared) -> Status {
         nodes: nodes.collect(),
         links: links.map(|link| link_status(shared, link)).collect(),
     }
+}
+
+/// How many transactions of the link's source its target holds in quarantine.
+pub(crate) fn quarantined(shared: &Shared, link: &Link) -> usize {
+    let held = shared.quarantines.get(link.target);
+    let source = shared.node_ids.get(link.source);
+    held.zip(source)
+        .map_or(0, |(held, &source)| held.of_source(source))
 }
 
 pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
@@ -143,5 +156,6 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
         lag_ms: if lag_bytes == 0 { Some(0) } else { age },
         transactions: link.transactions(),
         conflicts: link.conflicts(),
+        quarantined: quarantined(shared, link),
     }
 }

@@ -3,6 +3,11 @@
 /// The schema that holds Tandem's own tables; it is never replicated.
 pub(crate) const OWN_SCHEMA: &str = "tandem";
 
+/// Quotes an identifier.
+pub(crate) fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// How the changes of one table are brought together.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TablePolicy {

@@ -91,10 +91,17 @@ async fn applied(
     };
     let mut behind = Vec::new();
     for link in shared.links.of_source(source) {
-        if tokio::time::timeout_at(deadline, link.wait_applied(watermark))
-            .await
-            .is_err()
-        {
+        let applied = async {
+            link.wait_applied(watermark).await;
+            // What is in quarantine is not applied.
+            if let (Some(quarantine), Some(&source)) = (
+                shared.quarantines.get(link.target),
+                shared.node_ids.get(link.source),
+            ) {
+                quarantine.none_of(source).await;
+            }
+        };
+        if tokio::time::timeout_at(deadline, applied).await.is_err() {
             behind.push(status::link_status(shared, link));
         }
     }

@@ -1,7 +1,8 @@
 //! Owns the comparison of nodes: every row of every user table, with the version that wrote it.
 //!
 //! A version is (commit timestamp, node): the timestamp and origin that `pg_xact_commit_timestamp_origin` gives for the
-//! row's `xmin`, the origin `tandem_<node>_<worker>` standing for its node and none for the node itself.
+//! row's `xmin`, the origin `tandem_<node>_<worker>` standing for its node and none for the node itself; or what
+//! `tandem.kept` says while the row is still that transaction's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,7 +24,9 @@ type Rows = BTreeMap<String, String>;
 struct Table {
     /// Quoted, with schema.
     name: String,
-    /// Columns by name, quoted; those of the key, and all.
+    /// The same with every part quoted, as Tandem's own tables have it.
+    relation: String,
+    /// Columns of the key, in its order, and all, by name; quoted.
     key: Vec<String>,
     columns: Vec<String>,
 }
@@ -75,8 +78,9 @@ struct Side {
     node: String,
     client: Client,
     tables: Vec<Table>,
-    /// The SQL expression of a row's version, over the table alias `t`.
-    version: String,
+    since: String,
+    /// The SQL expression of the node of an origin `v.roident`.
+    node_of: String,
 }
 
 impl Side {
@@ -100,18 +104,36 @@ impl Side {
                 .map(|(node, _)| node);
             let _ = write!(origins, " WHEN {id} THEN '{}'", node.unwrap_or(name));
         }
-        let version = format!(
-            "(SELECT CASE WHEN v.timestamp IS NULL OR v.timestamp < '{since}' THEN 'initial' \
-             ELSE v.timestamp::text || ' node ' || CASE v.roident {origins} ELSE 'unknown' END END \
-             FROM pg_xact_commit_timestamp_origin(t.xmin) AS v)"
-        );
+        let node_of = format!("CASE v.roident {origins} ELSE 'unknown' END");
         let tables = tables(&client).await;
         Self {
             node: node.name.clone(),
             client,
             tables,
-            version,
+            since: since.to_owned(),
+            node_of,
         }
+    }
+
+    /// The SQL expression of a row's version, over the table alias `t`.
+    fn version(&self, table: &Table) -> String {
+        let key: Vec<_> = table
+            .key
+            .iter()
+            .map(|column| format!("t.{column}"))
+            .collect();
+        let kept = format!(
+            "(SELECT CASE WHEN k.written < '{since}' THEN 'initial' ELSE k.written::text || ' node ' || k.node END \
+             FROM tandem.kept k WHERE k.relation = '{relation}' AND k.key = jsonb_build_array({key}) AND k.writer = t.xmin)",
+            since = self.since,
+            relation = table.relation.replace('\'', "''"),
+            key = key.join(", "),
+        );
+        format!(
+            "coalesce({kept}, (SELECT CASE WHEN v.timestamp IS NULL OR v.timestamp < '{}' THEN 'initial' \
+             ELSE v.timestamp::text || ' node ' || {} END FROM pg_xact_commit_timestamp_origin(t.xmin) AS v))",
+            self.since, self.node_of
+        )
     }
 
     /// Equal on two nodes only when all rows and versions are, but for a collision of 64-bit hashes.
@@ -119,7 +141,7 @@ impl Side {
         let hashed = format!(
             "hashtextextended({} || {}, 0)::numeric",
             row_text(&table.columns),
-            self.version
+            self.version(table)
         );
         let sql = format!(
             "SELECT count(*) || '/' || coalesce(sum({hashed}), 0) FROM {} AS t",
@@ -129,7 +151,11 @@ impl Side {
     }
 
     async fn rows(&self, table: &Table) -> Rows {
-        let content = format!("{} || ' at ' || {}", row_text(&table.columns), self.version);
+        let content = format!(
+            "{} || ' at ' || {}",
+            row_text(&table.columns),
+            self.version(table)
+        );
         let sql = if table.key.is_empty() {
             format!(
                 "SELECT x, count(*)::text || ' times' FROM (SELECT {content} AS x FROM {} AS t) AS s GROUP BY x",
@@ -163,12 +189,13 @@ fn row_text(columns: &[String]) -> String {
 
 async fn tables(client: &Client) -> Vec<Table> {
     let sql = "SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname), \
-         (SELECT string_agg(quote_ident(a.attname), ',' ORDER BY a.attname) FROM pg_attribute a \
+         (SELECT string_agg(quote_ident(a.attname), ',' ORDER BY array_position(i.indkey::int2[], a.attnum)) FROM pg_attribute a \
            JOIN pg_index i ON i.indrelid = a.attrelid AND a.attnum = ANY (i.indkey) \
            WHERE a.attrelid = c.oid AND i.indisprimary), \
          (SELECT string_agg(quote_ident(a.attname), ',' ORDER BY a.attname) FROM pg_attribute a \
-           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+           WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), \
+         concat(q, replace(n.nspname, q, q || q), q, '.', q, replace(c.relname, q, q || q), q) \
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, chr(34) AS q \
          WHERE c.relkind = 'r' AND c.relpersistence = 'p' AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'tandem') \
          ORDER BY 1";
     let names = |text: Option<String>| -> Vec<String> {
@@ -183,6 +210,7 @@ async fn tables(client: &Client) -> Vec<Table> {
             name,
             key: names(row.next().flatten()),
             columns: names(row.next().flatten()),
+            relation: row.next().flatten().unwrap_or_default(),
         }
     })
     .collect()

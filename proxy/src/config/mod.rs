@@ -10,10 +10,12 @@ mod secrets;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tandem_replicator::TablePolicy;
 use tandem_routing_rules::Rules;
 use tandem_wire::Secret;
 use tandem_wire::tls::{ClientTlsMode, SslMode};
@@ -168,6 +170,8 @@ pub struct ReplicationConfig {
     pub include: Vec<String>,
     /// `schema.table` patterns taken out of `include`.
     pub exclude: Vec<String>,
+    /// `[replication.table."schema.table"]`, by schema and table.
+    pub policies: HashMap<(String, String), TablePolicy>,
 }
 
 /// `[[node]]`

@@ -1,10 +1,12 @@
 //! From the text of `tandem.toml` to a [`Config`], or to everything that is wrong with it.
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use tandem_replicator::TablePolicy;
 use tandem_routing_rules::document::{Section, Value};
 use tandem_routing_rules::{NodeInfo, Rules};
 use tandem_wire::tls::ClientTlsMode;
@@ -456,11 +458,16 @@ impl Reader<'_> {
         };
         let include = patterns("include");
         let exclude = patterns("exclude");
+        let mut policies = HashMap::new();
         if let Some(tables) = section.take_table("table", &mut self.problems) {
             for entry in tables.entries() {
                 self.table_pattern(entry.name, entry.value.key_span());
-                if let Some(section) = entry.value.table(&mut self.problems) {
-                    self.replication_table(section);
+                if let (Some(section), Some((schema, table))) = (
+                    entry.value.table(&mut self.problems),
+                    entry.name.split_once('.'),
+                ) {
+                    let policy = self.replication_table(section);
+                    policies.insert((schema.to_owned(), table.to_owned()), policy);
                 }
             }
         }
@@ -469,22 +476,21 @@ impl Reader<'_> {
             database: database?,
             include,
             exclude,
+            policies,
         })
     }
 
-    fn replication_table(&mut self, mut section: Section<'_>) {
-        if let Some(counters) = section.take("counters")
-            && counters
-                .strings(&mut self.problems)
-                .is_some_and(|columns| !columns.is_empty())
-        {
-            let hint = "remove it; concurrent changes are then settled by the later one";
-            self.problems.add_with_hint(
-                counters.key_span(),
-                "`counters` is not available yet",
-                hint,
-            );
-        }
+    fn replication_table(&mut self, mut section: Section<'_>) -> TablePolicy {
+        let counters = section.take("counters");
+        let counters = counters.and_then(|counters| {
+            let columns = counters.strings(&mut self.problems)?;
+            Some(
+                columns
+                    .into_iter()
+                    .map(|(name, _)| name.to_owned())
+                    .collect(),
+            )
+        });
         let resolvers = [
             ("last_update_wins", true),
             ("first_update_wins", false),
@@ -501,6 +507,9 @@ impl Reader<'_> {
             );
         }
         section.finish(&mut self.problems);
+        TablePolicy {
+            counters: counters.unwrap_or_default(),
+        }
     }
 
     fn table_patterns(&mut self, value: &Value<'_>) -> Vec<String> {

@@ -229,9 +229,12 @@ fn server_error(frame: &Frame) -> Result<ServerError, ConnectionError> {
 }
 
 fn bind(out: &mut BytesMut, statement: &str, values: &[Value<'_>]) -> io::Result<()> {
-    let formats = values
-        .iter()
-        .map(|value| i16::from(matches!(value, Value::Timestamp(_) | Value::Lsn(_) | Value::Bytes(_))));
+    let formats = values.iter().map(|value| {
+        i16::from(matches!(
+            value,
+            Value::Timestamp(_) | Value::Lsn(_) | Value::Bytes(_)
+        ))
+    });
     let write = |value: &Value<'_>, out: &mut BytesMut| {
         match value {
             Value::Null => return Ok(IsNull::Yes),

@@ -61,13 +61,19 @@ pub(super) fn rest(relation: &Relation, table: &TargetTable, params: &mut Vec<So
 
 /// The same of a row that goes with all that it has.
 pub(super) fn whole_rest(table: &TargetTable) -> String {
-    sums(table, &each(table, |name| format!("r.{}::numeric", quote(name))))
+    sums(
+        table,
+        &each(table, |name| format!("r.{}::numeric", quote(name))),
+    )
 }
 
 /// SET of an ON CONFLICT clause for a tombstone `d`: the newer version, and both sums.
 pub(super) fn add_up(table: &TargetTable) -> String {
     let both = each(table, |name| {
-        let (kept, added) = (sum_of("d.counters", name), sum_of("excluded.counters", name));
+        let (kept, added) = (
+            sum_of("d.counters", name),
+            sum_of("excluded.counters", name),
+        );
         format!("{kept} + {added}")
     });
     let newer = "(d.deleted, d.node) < (excluded.deleted, excluded.node)";
@@ -172,7 +178,9 @@ impl Writer {
     ) -> Result<Statement, ShapeError> {
         let mut params = Vec::new();
         let condition = key_condition(relation, table, &mut params)?;
-        let places: Vec<_> = (1..=params.len()).map(|number| format!("${number}")).collect();
+        let places: Vec<_> = (1..=params.len())
+            .map(|number| format!("${number}"))
+            .collect();
         let sets = each(table, |counter| {
             let name = quote(counter);
             format!("{name} = r.{name} + {}", sum_of("o.counters", counter))

@@ -333,9 +333,9 @@ impl Session {
                 Write::Contribute => writer.merge(&relation, &table, true)?,
                 Write::ContributeNew => writer.merge(&relation, &table, true)?.by_new_key(),
                 Write::BuryContribution => writer.bury_contribution(&relation, &table)?,
-                Write::BuryContributionNew => writer
-                    .bury_contribution(&relation, &table)?
-                    .by_new_key(),
+                Write::BuryContributionNew => {
+                    writer.bury_contribution(&relation, &table)?.by_new_key()
+                }
             })
         })?;
         let mut values = Vec::new();

@@ -147,6 +147,7 @@ pub(crate) async fn run(
         retried: Instant::now(),
         careful: 0,
         penalty: 0,
+        unmerged: false,
     };
     if worker.unproved.is_none() {
         worker.note().await?;
@@ -185,6 +186,8 @@ struct Worker<'a> {
     /// So many of the next transactions take the slow path, because one before them had to.
     careful: u32,
     penalty: u32,
+    /// The next transaction stopped a batch that merges.
+    unmerged: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -337,7 +340,7 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let traits = self.session.traits(first, false).await?;
-            let merging = self.careful > 0 && traits.counts;
+            let merging = self.careful > 0 && traits.counts && !std::mem::take(&mut self.unmerged);
             if traits.needs_locks() || (self.careful > 0 && !merging) {
                 self.careful = self.careful.saturating_sub(1);
                 self.apply_one(first).await?;
@@ -379,6 +382,8 @@ impl<'a> Worker<'a> {
         if merging {
             self.careful = self.careful.saturating_sub(done);
         }
+        // What cannot be merged needs a look of its own.
+        self.unmerged = stopped && merging;
         if stopped {
             let most = if merging { CAREFUL_MAX } else { MERGED_MAX };
             self.penalty = (self.penalty * 2 + 1).min(most);
@@ -428,7 +433,9 @@ impl<'a> Worker<'a> {
         loop {
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
             let session = &mut self.session;
-            let outcome = session.apply_slowly(transaction, settled, quarantined).await?;
+            let outcome = session
+                .apply_slowly(transaction, settled, quarantined)
+                .await?;
             self.carried.gate = None;
             match outcome {
                 Slow::Applied { conflicts } => return Ok(Ok(conflicts)),

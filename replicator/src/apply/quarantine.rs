@@ -104,7 +104,7 @@ impl Worker<'_> {
             let last = self.carried.retried;
             // In turn, so that one which costs the session does not keep the others from their attempt.
             let after = ready.iter().find(|&id| *id > last && !tried.contains(id));
-            let next = after.or_else(|| ready.iter().find(|id| !tried.contains(id)));
+            let next = after.or_else(|| ready.iter().find(|&id| !tried.contains(id)));
             let Some(&id) = next else { return Ok(()) };
             tried.insert(id);
             self.carried.retried = id;
@@ -115,7 +115,12 @@ impl Worker<'_> {
             };
             match self.apply_settled(&transaction, Some(id)).await {
                 Ok(Ok(conflicts)) => {
-                    tracing::info!(source = self.context.place.source, target = self.context.place.target, id, "replication: applied out of the quarantine");
+                    tracing::info!(
+                        source = self.context.place.source,
+                        target = self.context.place.target,
+                        id,
+                        "replication: applied out of the quarantine"
+                    );
                     self.link.count(1, transaction.timestamp);
                     self.link.count_conflicts(conflicts);
                     // Its timestamp must not be taken for another's when progress is proved.
@@ -170,7 +175,8 @@ impl Session {
             .map_err(|_| ApplyError::Unexpected("holds that are not JSON"))?;
         let behind = refusal.behind.map(|id| id.to_string());
         let mut payload = Vec::new();
-        encode_transaction(transaction, &mut payload);
+        encode_transaction(transaction, &mut payload)
+            .map_err(|_| ApplyError::Unexpected("a change too large to be kept"))?;
         let mut batch = Batch::default();
         let out = self.connection.out();
         batch.execute(out, "begin", &[], Step::Work)?;
@@ -249,6 +255,14 @@ fn change_keys(change: &Change, table: &TargetTable) -> Option<Vec<Vec<String>>>
     let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
     sides
         .iter()
-        .map(|&new| Some(row.key(relation, table, new).ok()?.into_iter().map(text).collect()))
+        .map(|&new| {
+            Some(
+                row.key(relation, table, new)
+                    .ok()?
+                    .into_iter()
+                    .map(text)
+                    .collect(),
+            )
+        })
         .collect()
 }

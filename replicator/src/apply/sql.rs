@@ -128,10 +128,7 @@ pub(crate) enum ShapeError {
     },
 }
 
-/// Quotes an identifier.
-pub(super) fn quote(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
-}
+pub(super) use crate::tables::quote;
 
 /// Schema and table, quoted.
 pub(super) fn qualified(relation: &Relation) -> String {
@@ -223,7 +220,10 @@ impl Writer {
         let rest = if guarded || table.counters.is_empty() {
             String::new()
         } else {
-            let key: Vec<_> = places.iter().map(|index| format!("${}", index + 1)).collect();
+            let key: Vec<_> = places
+                .iter()
+                .map(|index| format!("${}", index + 1))
+                .collect();
             let held = format!(
                 "d.relation = {} AND d.key = jsonb_build_array({}) AND d.counters IS NOT NULL",
                 literal(relation),
@@ -329,7 +329,15 @@ impl Writer {
         let bury = if forget {
             String::new()
         } else {
-            let bury = record(relation, table, "key", timestamp, self.source, "rest", "FROM w");
+            let bury = record(
+                relation,
+                table,
+                "key",
+                timestamp,
+                self.source,
+                "rest",
+                "FROM w",
+            );
             format!(", b AS ({bury})")
         };
         let sql = format!(
@@ -568,7 +576,7 @@ mod tests {
         assert!(
             statement
                 .sql
-                .contains("CASE v.roident WHEN 7 THEN 2 WHEN 9 THEN 3 ELSE 1 END <= 2"),
+                .contains("CASE v.roident WHEN 7 THEN 2 WHEN 9 THEN 3 ELSE 1 END FROM pg_xact_commit_timestamp_origin(r.xmin) v) <= 2"),
             "{}",
             statement.sql
         );

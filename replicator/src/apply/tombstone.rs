@@ -167,7 +167,12 @@ impl Writer {
         Ok(Statement::new(sql, params, relation, table))
     }
 
-    fn delete_returning(&self, relation: &Relation, table: &TargetTable, condition: &str) -> String {
+    fn delete_returning(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        condition: &str,
+    ) -> String {
         let rest = if table.counters.is_empty() {
             "NULL::jsonb".to_owned()
         } else {

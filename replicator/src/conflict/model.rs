@@ -49,7 +49,8 @@ impl Node {
         match self.unlearnt.pop_front() {
             Some((key, Operation::Delete, version)) => {
                 self.bury(key, version, 0);
-                if let Some((_, value)) = self.rows.get(&key).copied().filter(|row| row.0 < version) {
+                if let Some((_, value)) = self.rows.get(&key).copied().filter(|row| row.0 < version)
+                {
                     self.rows.remove(&key);
                     self.bury(key, version, value);
                 }

@@ -17,7 +17,9 @@ use tandem_tests::{Cluster, Node, client};
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Error, Row};
 
-const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, value text NOT NULL, padding text);";
+const SCHEMA: &str =
+    "CREATE TABLE item (id int PRIMARY KEY, value text NOT NULL, padding text, hits int NOT NULL);";
+const COUNTED: &str = "[replication.table.\"public.item\"]\ncounters = [\"hits\"]";
 /// Few, so that they are fought over.
 const KEYS: i32 = 12;
 const TRANSACTIONS: usize = 250;
@@ -30,46 +32,57 @@ type Version = (i64, u16);
 struct Written {
     version: Version,
     rows: BTreeMap<i32, Option<String>>,
+    /// What it added to the counters of the keys.
+    added: Vec<(i32, i64)>,
 }
 
-/// One random statement; answers the row that it left under each key it touched.
-async fn change(
-    client: &Client,
-    random: &mut Rng,
-    value: &str,
-) -> Result<Vec<(i32, Option<String>)>, Error> {
+/// The row that a statement left under a key, and what it added to the key's counter.
+type Touched = (i32, Option<String>, i64);
+
+/// One random statement; answers what it did under each key that it touched.
+async fn change(client: &Client, random: &mut Rng, value: &str) -> Result<Vec<Touched>, Error> {
     let key = random.i32(1..=KEYS);
-    let rows = async |sql: &str| client.query(sql, &[&key, &value]).await;
-    let image = |row: &Row| (row.get::<_, i32>(0), Some(row.get::<_, String>(1)));
+    let amount = random.i32(-9..=9);
+    let rows = async |sql: &str| client.query(sql, &[&key, &value, &amount]).await;
+    let left = |row: &Row| {
+        let added = row.get::<_, i32>(2).into();
+        (row.get(0), Some(row.get::<_, String>(1)), added)
+    };
     match random.u32(..10) {
         0..=2 => {
-            let sql = "INSERT INTO item VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET value = $2 RETURNING id, value";
-            Ok(rows(sql).await?.iter().map(image).collect())
+            let sql = "INSERT INTO item VALUES ($1, $2, NULL, $3) ON CONFLICT (id) DO UPDATE SET value = $2, hits = item.hits + $3 \
+                 RETURNING id, value, $3";
+            Ok(rows(sql).await?.iter().map(left).collect())
         }
         3 => {
-            let sql =
-                "INSERT INTO item VALUES ($1, $2) ON CONFLICT (id) DO NOTHING RETURNING id, value";
-            Ok(rows(sql).await?.iter().map(image).collect())
+            let sql = "INSERT INTO item VALUES ($1, $2, NULL, $3) ON CONFLICT (id) DO NOTHING RETURNING id, value, $3";
+            Ok(rows(sql).await?.iter().map(left).collect())
         }
-        4..=6 => {
-            let sql = "UPDATE item SET value = $2 WHERE id = $1 RETURNING id, value";
-            Ok(rows(sql).await?.iter().map(image).collect())
+        4..=5 => {
+            let sql = "UPDATE item SET value = $2, hits = hits + $3 WHERE id = $1 RETURNING id, value, $3";
+            Ok(rows(sql).await?.iter().map(left).collect())
+        }
+        6 => {
+            let sql = "UPDATE item SET hits = hits + $3 WHERE id = $1 AND $2 <> '' RETURNING id, value, $3";
+            Ok(rows(sql).await?.iter().map(left).collect())
         }
         7..=8 => {
-            let sql = "DELETE FROM item WHERE id = $1 AND $2 <> '' RETURNING id";
+            let sql = "DELETE FROM item WHERE id = $1 AND $2 <> '' AND $3 < 10 RETURNING id, -hits";
             Ok(rows(sql)
                 .await?
                 .iter()
-                .map(|row| (row.get(0), None))
+                .map(|row| (row.get(0), None, row.get::<_, i32>(1).into()))
                 .collect())
         }
         _ => {
             let to = random.i32(1..=KEYS);
-            let sql = "UPDATE item SET id = $2 WHERE id = $1 AND $2 <> $1 AND NOT EXISTS (SELECT FROM item WHERE id = $2) RETURNING id, value";
+            let sql = "UPDATE item SET id = $2 WHERE id = $1 AND $2 <> $1 AND NOT EXISTS (SELECT FROM item WHERE id = $2) \
+                 RETURNING id, value, hits";
             let moved = client.query(sql, &[&key, &to]).await?;
             Ok(moved
                 .iter()
-                .flat_map(|row| [(key, None), image(row)])
+                .map(left)
+                .flat_map(|row| [(key, None, -row.2), row])
                 .collect())
         }
     }
@@ -84,6 +97,7 @@ async fn write(node: Node, seed: u64) -> Vec<Written> {
         let statements = random.usize(1..=4);
         client::execute(&client, "BEGIN").await;
         let mut rows = BTreeMap::new();
+        let mut added = Vec::new();
         let mut failed = false;
         for statement in 0..statements {
             match change(
@@ -93,7 +107,12 @@ async fn write(node: Node, seed: u64) -> Vec<Written> {
             )
             .await
             {
-                Ok(touched) => rows.extend(touched),
+                Ok(touched) => {
+                    for (key, row, amount) in touched {
+                        rows.insert(key, row);
+                        added.push((key, amount));
+                    }
+                }
                 // A deadlock or a duplicate with what is being applied: the transaction is as if it had never been.
                 Err(error) if error.as_db_error().is_some() => {
                     failed = true;
@@ -123,6 +142,7 @@ async fn write(node: Node, seed: u64) -> Vec<Written> {
             history.push(Written {
                 version: (timestamp, node.id),
                 rows,
+                added,
             });
         }
         if random.bool() {
@@ -148,54 +168,71 @@ async fn disturb(cluster: &Cluster, random: &mut Rng, stop: &AtomicBool) {
     cluster.relays.iter().for_each(|relay| relay.heal());
 }
 
-/// Everything that was written under each key, oldest version first.
-type History = BTreeMap<i32, BTreeMap<Version, Option<String>>>;
+/// Everything that was written under each key, oldest version first, and the sum of what was added to its counter.
+#[derive(Default)]
+struct History {
+    versions: BTreeMap<i32, BTreeMap<Version, Option<String>>>,
+    sums: BTreeMap<i32, i64>,
+}
 
 fn by_key(histories: Vec<Vec<Written>>) -> History {
-    let mut history = History::new();
+    let mut history = History::default();
     for written in histories.into_iter().flatten() {
         for (key, value) in written.rows {
-            history
-                .entry(key)
-                .or_default()
-                .insert(written.version, value);
+            let versions = history.versions.entry(key).or_default();
+            versions.insert(written.version, value);
+        }
+        for (key, amount) in written.added {
+            *history.sums.entry(key).or_default() += amount;
         }
     }
     history
 }
 
+/// A row's value, and its counter where that is one.
+type Content = (String, Option<i64>);
+
 /// The rows that the newest versions leave.
-fn model(history: &History) -> BTreeMap<i32, String> {
-    let newest = history
-        .iter()
-        .filter_map(|(key, versions)| Some((*key, versions.last_key_value()?.1.clone()?)));
+fn model(history: &History, counted: bool) -> BTreeMap<i32, Content> {
+    let newest = history.versions.iter().filter_map(|(key, versions)| {
+        let value = versions.last_key_value()?.1.clone()?;
+        let sum = history.sums.get(key).copied().filter(|_| counted);
+        Some((*key, (value, sum)))
+    });
     newest.collect()
 }
 
-async fn rows(node: &Node) -> BTreeMap<i32, String> {
-    let rows = client::rows(&node.connect().await, "SELECT id, value FROM item")
-        .await
-        .into_iter();
+async fn rows(node: &Node, counted: bool) -> BTreeMap<i32, Content> {
+    let sql = "SELECT id, value, hits FROM item";
+    let rows = client::rows(&node.connect().await, sql).await.into_iter();
     rows.map(|row| {
         let mut row = row.into_iter().flatten();
-        (
-            row.next().expect("a key").parse().expect("a number"),
-            row.next().expect("a value"),
-        )
+        let mut next = || row.next().expect("a value");
+        let key = next().parse().expect("a number");
+        let value = next();
+        let hits = next().parse().ok().filter(|_| counted);
+        (key, (value, hits))
     })
     .collect()
 }
 
 /// What a node has and should not, or has not and should, with the last versions of each such key, and what the node
 /// remembers of it.
-async fn deviations(node: &Node, found: &BTreeMap<i32, String>, history: &History) -> String {
-    let wanted = model(history);
+async fn deviations(node: &Node, history: &History, counted: bool) -> String {
+    let (found, wanted) = (rows(node, counted).await, model(history, counted));
     let mut text = String::new();
     for key in 1..=KEYS {
         if found.get(&key) != wanted.get(&key) {
             let (name, found, wanted) = (&node.name, found.get(&key), wanted.get(&key));
             text.push_str(&format!("{name} has {found:?} under key {key}, the model {wanted:?}; newest versions first:\n"));
-            for ((timestamp, by), value) in history.get(&key).into_iter().flatten().rev().take(6) {
+            for ((timestamp, by), value) in history
+                .versions
+                .get(&key)
+                .into_iter()
+                .flatten()
+                .rev()
+                .take(6)
+            {
                 let left = value.as_deref().unwrap_or("deleted");
                 text.push_str(&format!("  {timestamp} on n{by}: {left}\n"));
             }
@@ -232,14 +269,20 @@ async fn remembered(node: &Node, key: i32) -> String {
     text
 }
 
-async fn ends_as_the_model_says(majors: &[u32], kills: u32) {
+async fn ends_as_the_model_says(majors: &[u32], kills: u32, counted: bool) {
     let seed = std::env::var("TANDEM_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| fastrand::u64(..));
     eprintln!("TANDEM_TEST_SEED={seed}");
     let mut random = Rng::with_seed(seed);
-    let mut cluster = Cluster::of(majors).relays().schema(SCHEMA).start().await;
+    let builder = Cluster::of(majors).relays().schema(SCHEMA);
+    let builder = if counted {
+        builder.sections(COUNTED)
+    } else {
+        builder
+    };
+    let mut cluster = builder.start().await;
     let mut writers = JoinSet::new();
     for node in &cluster.nodes {
         writers.spawn(write(node.clone(), random.u64(..)));
@@ -269,7 +312,7 @@ async fn ends_as_the_model_says(majors: &[u32], kills: u32) {
         .await;
     let mut text = String::new();
     for node in &cluster.nodes {
-        text.push_str(&deviations(node, &rows(node).await, &history).await);
+        text.push_str(&deviations(node, &history, counted).await);
     }
     assert!(text.is_empty(), "TANDEM_TEST_SEED={seed}\n{text}");
     cluster.assert_equal().await;
@@ -277,15 +320,25 @@ async fn ends_as_the_model_says(majors: &[u32], kills: u32) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_history_on_bad_links_ends_as_the_model_says() {
-    ends_as_the_model_says(&[15, 15, 15], 0).await;
+    ends_as_the_model_says(&[15, 15, 15], 0, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_history_on_bad_links_over_three_majors_ends_as_the_model_says() {
-    ends_as_the_model_says(&[15, 17, 18], 0).await;
+    ends_as_the_model_says(&[15, 17, 18], 0, false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_random_history_with_killed_daemons_ends_as_the_model_says() {
-    ends_as_the_model_says(&[15, 18, 15], 3).await;
+    ends_as_the_model_says(&[15, 18, 15], 3, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_in_a_random_history_end_as_the_sum_of_all_contributions() {
+    ends_as_the_model_says(&[15, 17, 18], 0, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_in_a_random_history_with_killed_daemons_end_as_the_sum_of_all_contributions() {
+    ends_as_the_model_says(&[18, 15, 15], 3, true).await;
 }

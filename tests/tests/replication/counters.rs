@@ -1,0 +1,221 @@
+//! Counters: every contribution of every node counts once, whatever the order of arrival and whatever is killed.
+
+use std::time::Duration;
+
+use tandem_tests::{Cluster, ClusterBuilder, Program, client};
+use tokio::task::JoinSet;
+
+const PGBENCH: &str = "[replication.table.\"public.pgbench_accounts\"]\ncounters = [\"abalance\"]\n\
+    [replication.table.\"public.pgbench_tellers\"]\ncounters = [\"tbalance\"]\n\
+    [replication.table.\"public.pgbench_branches\"]\ncounters = [\"bbalance\"]\n";
+
+fn seconds() -> u64 {
+    std::env::var("TANDEM_TEST_PGBENCH_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(4)
+}
+
+async fn assert_sums(cluster: &Cluster) {
+    let sql = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) || ' ' || (SELECT sum(tbalance) FROM pgbench_tellers) || ' ' || \
+         (SELECT sum(bbalance) FROM pgbench_branches) || ' ' || (SELECT sum(delta) FROM pgbench_history)";
+    for node in &cluster.nodes {
+        let sums = node.value(sql).await;
+        let mut parts = sums.split(' ');
+        let first = parts.next().expect("a sum");
+        assert!(parts.all(|sum| sum == first), "{}: {sums}", node.name);
+    }
+}
+
+async fn sums_are_exact(builder: ClusterBuilder) {
+    let mut cluster = builder.pgbench(2).sections(PGBENCH).start().await;
+    let mut running = JoinSet::new();
+    for node in &cluster.nodes {
+        let time = seconds().to_string();
+        let pgbench = Program::pgbench(node.install()).port(node.port());
+        let pgbench = pgbench.args(["-n", "-c", "4", "-j", "2", "-T", &time, "-M", "prepared"]);
+        running.spawn(pgbench.run(Duration::from_secs(60 + seconds())));
+    }
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_secs(seconds()) / 4).await;
+        cluster.daemon.kill9().await;
+        cluster.daemon.start().await;
+    }
+    for ran in running.join_all().await {
+        ran.expect_success();
+    }
+    cluster.converge(Duration::from_secs(120)).await;
+    assert_sums(&cluster).await;
+    cluster.assert_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgbenchs_balances_add_up_on_every_node_although_the_daemon_is_killed() {
+    sums_are_exact(Cluster::of(&[15, 15, 15])).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgbenchs_balances_add_up_over_three_majors_although_the_daemon_is_killed() {
+    sums_are_exact(Cluster::of(&[15, 17, 18])).await;
+}
+
+const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text, hits int NOT NULL, worth numeric NOT NULL);\
+     INSERT INTO item VALUES (1, 'one', 10, 0.5);";
+const COUNTED: &str = "[replication.table.\"public.item\"]\ncounters = [\"hits\", \"worth\"]";
+
+/// Holds everything back while `statements` run, one on each node in turn, then lets it go.
+async fn apart(statements: &[(usize, &str)]) -> Cluster {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .sections(COUNTED)
+        .start()
+        .await;
+    for relay in &cluster.relays {
+        relay.silence_only("apply");
+    }
+    for &(node, sql) in statements {
+        cluster.nodes[node].execute(sql).await;
+    }
+    for relay in &cluster.relays {
+        relay.heal();
+    }
+    cluster.assert_converged().await;
+    cluster
+}
+
+async fn assert_row(cluster: &Cluster, id: i32, row: &str) {
+    for node in &cluster.nodes {
+        let sql = format!(
+            "SELECT coalesce((SELECT name || ' ' || hits || ' ' || worth FROM item WHERE id = {id}), 'none')"
+        );
+        assert_eq!(node.value(&sql).await, row, "{}", node.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn concurrent_additions_all_count_and_other_columns_follow_the_newest() {
+    let cluster = apart(&[
+        (
+            0,
+            "UPDATE item SET hits = hits + 5, worth = worth + 0.25 WHERE id = 1",
+        ),
+        (
+            1,
+            "UPDATE item SET hits = hits + 7, name = 'two' WHERE id = 1",
+        ),
+        (
+            2,
+            "UPDATE item SET hits = hits - 2, name = 'three' WHERE id = 1",
+        ),
+        (0, "UPDATE item SET hits = hits + 100 WHERE id = 1"),
+    ])
+    .await;
+    assert_row(&cluster, 1, "one 120 0.75").await;
+    let sql = "SELECT count(*) FROM tandem.conflict WHERE type = 'update_origin_differs'";
+    let mut lines = 0;
+    for node in &cluster.nodes {
+        lines += node.value(sql).await.parse::<u32>().expect("a count");
+    }
+    assert!(lines > 0, "names that lost are logged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_comes_back_has_what_was_added_while_it_was_gone() {
+    let cluster = apart(&[
+        (0, "DELETE FROM item WHERE id = 1"),
+        (1, "UPDATE item SET hits = hits + 7 WHERE id = 1"),
+        (
+            2,
+            "UPDATE item SET hits = hits + 1, name = 'back' WHERE id = 1",
+        ),
+    ])
+    .await;
+    // 10 was taken by the delete.
+    assert_row(&cluster, 1, "back 8 0.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_inserted_anew_gets_what_others_added_to_the_deleted_one() {
+    let cluster = apart(&[
+        (1, "UPDATE item SET hits = hits + 7 WHERE id = 1"),
+        (0, "DELETE FROM item WHERE id = 1"),
+        (0, "INSERT INTO item VALUES (1, 'new', 1, 1)"),
+    ])
+    .await;
+    assert_row(&cluster, 1, "new 8 1.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn additions_to_a_row_that_stays_deleted_are_not_lost_for_its_successor() {
+    let cluster = apart(&[
+        (1, "UPDATE item SET hits = hits + 7 WHERE id = 1"),
+        (0, "DELETE FROM item WHERE id = 1"),
+    ])
+    .await;
+    assert_row(&cluster, 1, "none").await;
+    cluster.nodes[2]
+        .execute("INSERT INTO item VALUES (1, 'later', 3, 0)")
+        .await;
+    cluster.assert_converged().await;
+    assert_row(&cluster, 1, "later 10 0.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_inserts_of_one_key_add_up() {
+    let cluster = apart(&[
+        (0, "INSERT INTO item VALUES (2, 'a', 3, 1)"),
+        (1, "INSERT INTO item VALUES (2, 'b', 4, 1.5)"),
+    ])
+    .await;
+    assert_row(&cluster, 2, "b 7 2.5").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_key_takes_its_counters_along() {
+    let cluster = apart(&[
+        (1, "UPDATE item SET hits = hits + 7 WHERE id = 1"),
+        (0, "UPDATE item SET id = 9 WHERE id = 1"),
+    ])
+    .await;
+    // Ten moved; the seven were added to what was left behind, which is gone.
+    assert_row(&cluster, 9, "one 10 0.5").await;
+    assert_row(&cluster, 1, "none").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_truncate_takes_what_its_node_saw() {
+    let cluster = apart(&[
+        (1, "UPDATE item SET hits = hits + 7 WHERE id = 1"),
+        (0, "TRUNCATE item"),
+        (
+            2,
+            "UPDATE item SET hits = hits + 1, name = 'newer' WHERE id = 1",
+        ),
+    ])
+    .await;
+    assert_row(&cluster, 1, "newer 8 0.0").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_cannot_be_a_counter_is_named() {
+    let cluster = Cluster::of(&[15, 15])
+        .schema("CREATE TABLE item (id int PRIMARY KEY, hits float8 NOT NULL);")
+        .sections("[replication.table.\"public.item\"]\ncounters = [\"hits\"]")
+        .without_daemon()
+        .start()
+        .await;
+    let mut cluster = cluster;
+    cluster.daemon.spawn();
+    cluster
+        .daemon
+        .status_when("the node is refused", Duration::from_secs(20), |status| {
+            status["replication"]["nodes"][0]["problem"]
+                .as_str()
+                .is_some_and(|problem| problem.contains("hits of public.item cannot be a counter"))
+        })
+        .await;
+    let sql = "SELECT relreplident FROM pg_class WHERE relname = 'item'";
+    let identity = client::value(&cluster.nodes[0].connect().await, sql).await;
+    assert_eq!(identity, "d", "nothing is changed");
+}
