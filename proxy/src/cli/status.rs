@@ -115,6 +115,8 @@ fn links(links: &[Value]) -> String {
         "lag bytes",
         "lag ms",
         "transactions",
+        "conflicts",
+        "quarantine",
         "problem",
     ]);
     for link in links {
@@ -125,6 +127,8 @@ fn links(links: &[Value]) -> String {
             "lag_bytes",
             "lag_ms",
             "transactions",
+            "conflicts",
+            "quarantined",
             "problem",
         ];
         table.row(&keys.map(|key| link.get(key)));
@@ -173,7 +177,7 @@ mod tests {
                     { "name": "paris", "id": 1, "state": "up", "problem": null },
                 ],
                 "links": [{ "source": "paris", "target": "oslo", "state": "waiting", "lag_bytes": 4096,
-                            "lag_ms": null, "transactions": 7, "problem": null }],
+                            "lag_ms": null, "transactions": 7, "conflicts": 2, "quarantined": 1, "problem": null }],
             },
         });
         let wanted = "\
@@ -183,8 +187,8 @@ node   id  zone  health   rtt ms  sessions  replication  problem
 paris   1  eu    healthy   0.210         2  up           -
 oslo    2  -     down     -              0  down         refused
 
-source  target  state    lag bytes  lag ms  transactions  problem
-paris   oslo    waiting       4096  -                  7  -";
+source  target  state    lag bytes  lag ms  transactions  conflicts  quarantine  problem
+paris   oslo    waiting       4096  -                  7          2           1  -";
         assert_eq!(rendered(&status), wanted);
     }
 
