@@ -20,6 +20,7 @@ mod progress;
 mod quarantine;
 mod relation;
 mod setup;
+mod shadow;
 mod status;
 mod tables;
 mod transaction;
@@ -87,6 +88,7 @@ impl Replicator {
                 .collect(),
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
             interner: Arc::default(),
+            shadows: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             config,

@@ -15,6 +15,7 @@ use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
+use crate::shadow::Shadows;
 use crate::tables::Tables;
 use crate::{Config, Node, counters};
 
@@ -66,6 +67,8 @@ pub(crate) struct Shared {
     /// By target: what deletes holds the gate alone, everything else shares it. A change that reads which deletes are
     /// remembered must not run beside one that adds to them.
     pub(crate) gates: Vec<Arc<RwLock<()>>>,
+    /// Which tables have shadowed rows, by target.
+    pub(crate) shadows: Vec<Arc<Shadows>>,
     /// What each node refused, by target.
     pub(crate) quarantines: Vec<Arc<Quarantine>>,
     /// Control connections of the nodes that are up.
@@ -138,6 +141,9 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     let control = Arc::new(control);
     let tables = &shared.config.tables;
     let facts = take(&control, cluster, &shared.node_ids, tables).await?;
+    if let Some(shadows) = shared.shadows.get(index) {
+        shadows.load(&control).await?;
+    }
     // Before any link works: what one link has applied, and what is in quarantine, decides what another may apply.
     for link in shared.links.of_target(index) {
         let source = shared
@@ -172,6 +178,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Some(reread),
             Some(gate),
             Some(quarantine),
+            Some(shadows),
             Some(source_control),
         ) = (
             shared.feeds.get(source),
@@ -179,6 +186,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             shared.rereads.get(source),
             shared.gates.get(index),
             shared.quarantines.get(index),
+            shared.shadows.get(index),
             shared.controls.get(source),
         )
         else {
@@ -194,6 +202,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
                 epoch: facts.epoch,
                 origins,
                 control: Arc::clone(&control),
+                shadows: Arc::clone(shadows),
                 tables: Arc::clone(&shared.config.tables),
                 interner: Arc::clone(&shared.interner),
                 source_control: source_control.subscribe(),

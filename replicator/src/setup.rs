@@ -174,6 +174,9 @@ const SCHEMA: &str = "
         relation text, key jsonb, writer xid NOT NULL, written timestamptz NOT NULL, node int NOT NULL,
         PRIMARY KEY (relation, key));
     CREATE TABLE IF NOT EXISTS tandem.incomplete (relation text, key jsonb, PRIMARY KEY (relation, key));
+    CREATE TABLE IF NOT EXISTS tandem.shadow (
+        relation text, key jsonb, image jsonb NOT NULL, written timestamptz NOT NULL, node int NOT NULL,
+        PRIMARY KEY (relation, key));
     CREATE TABLE IF NOT EXISTS tandem.quarantine (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, source int NOT NULL, lsn pg_lsn NOT NULL,
         committed timestamptz NOT NULL, quarantined timestamptz NOT NULL DEFAULT clock_timestamp(), reason text NOT NULL,

@@ -151,11 +151,29 @@ fn sweep(dir: &Path) {
         {
             eprintln!("harness: {error}");
         }
+        remove_shared_memory(&data_dir);
     }
     if let Err(error) = fs::remove_dir_all(dir)
         && error.kind() != io::ErrorKind::NotFound
     {
         eprintln!("harness: cannot remove {}: {error}", dir.display());
+    }
+}
+
+/// A killed server leaves the small System V segment by which the next one would notice it; there are only so many.
+fn remove_shared_memory(data_dir: &Path) {
+    let lock = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
+    // Key and id (src/include/utils/pidfile.h, LOCK_FILE_LINE_SHMEM_KEY).
+    let segment = lock
+        .lines()
+        .nth(6)
+        .and_then(|line| line.split_whitespace().nth(1));
+    if let Some(id) = segment {
+        // It may be gone already.
+        let _ = Command::new("ipcrm")
+            .args(["-m", id])
+            .stderr(Stdio::null())
+            .status();
     }
 }
 

@@ -13,10 +13,12 @@ mod own;
 mod quarantine;
 mod row;
 mod session;
+mod shadow;
 mod slow;
 mod sql;
 mod tombstone;
 mod traits;
+mod unique;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -429,17 +431,21 @@ impl<'a> Worker<'a> {
     ) -> Result<Result<u64, ServerError>, ApplyError> {
         let mut settled = false;
         let traits = self.session.traits(transaction, false).await?;
-        let alone = traits.buries() || traits.counts;
+        let mut shadowing = traits.shadowed;
         loop {
+            let alone = traits.buries() || traits.counts || shadowing;
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
             let session = &mut self.session;
-            let outcome = session
-                .apply_slowly(transaction, settled, quarantined)
-                .await?;
+            let outcome = if shadowing {
+                Box::pin(session.apply_with_shadows(transaction, settled, quarantined)).await?
+            } else {
+                Box::pin(session.apply_slowly(transaction, settled, quarantined)).await?
+            };
             self.carried.gate = None;
             match outcome {
                 Slow::Applied { conflicts } => return Ok(Ok(conflicts)),
                 Slow::Refused(error) => return Ok(Err(error)),
+                Slow::Collides => shadowing = true,
                 Slow::Unsettled => {
                     self.settle(transaction).await?;
                     settled = true;
@@ -470,15 +476,24 @@ impl<'a> Worker<'a> {
 
     async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
         let mut telling = Vec::new();
+        let mut shadowed = Vec::new();
         for &transaction in transactions {
             let traits = self.session.traits(transaction, true).await?;
             if traits.buries() || traits.inserts_counted {
                 telling.push(transaction);
             }
+            if traits.shadowed {
+                shadowed.push(transaction);
+            }
         }
         if !telling.is_empty() {
             self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
             self.session.learn(&telling).await?;
+            self.carried.gate = None;
+        }
+        for transaction in shadowed {
+            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
+            self.session.learn_shadows(transaction).await?;
             self.carried.gate = None;
         }
         Ok(())

@@ -238,6 +238,19 @@ impl<'a> Row<'a> {
         Ok(())
     }
 
+    /// The new row as a JSON object of its columns' text forms, without those that the stream leaves out.
+    pub(super) fn text_image(&self, relation: &Relation) -> String {
+        let values = relation.columns.iter().enumerate();
+        let image: serde_json::Map<_, _> = values
+            .filter(|(index, _)| !self.is_unchanged(*index))
+            .map(|(index, name)| {
+                let value = self.new_text(index).map(String::from_utf8_lossy);
+                (name.clone(), value.map(String::from).into())
+            })
+            .collect();
+        serde_json::Value::Object(image).to_string()
+    }
+
     /// Which half of a change counts: a changed key gives all to the one row what it takes from the other.
     pub(super) fn count(&mut self, half: Half) {
         self.half = half;

@@ -15,10 +15,12 @@ use tokio::sync::watch;
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
 use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
+use super::unique::Uniques;
 use crate::control::{Control, ControlError};
 use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
 use crate::setup::application_name;
+use crate::shadow::Shadows;
 use crate::tables::Tables;
 use crate::transaction::Transaction;
 use crate::version::PgTimestamp;
@@ -112,7 +114,9 @@ impl ApplyError {
     /// Whether the same transaction will fail again until somebody mends the cause.
     pub(crate) fn is_poison(&self) -> bool {
         match self {
-            Self::Refused(error) => is_poison(&error.code),
+            Self::Refused(error) | Self::Connection(ConnectionError::Server(error)) => {
+                is_poison(&error.code)
+            }
             Self::Shape(_) | Self::Row(_) | Self::NoTable(_) => true,
             _ => false,
         }
@@ -155,6 +159,8 @@ pub(crate) struct Place {
     pub origins: Arc<HashMap<u32, u16>>,
     /// The target's control connection.
     pub control: Arc<Control>,
+    /// Which of the target's tables have shadowed rows.
+    pub shadows: Arc<Shadows>,
     /// What is replicated, and how.
     pub tables: Arc<Tables>,
     /// Shapes of the source's tables.
@@ -177,7 +183,7 @@ pub(super) struct Session {
 const SETTINGS: &str = "SET session_replication_role = replica; SET synchronous_commit = off; SET lock_timeout = '10s'; \
     SET statement_timeout = 0; SET idle_in_transaction_session_timeout = '60s'; SET idle_session_timeout = 0; \
     SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET bytea_output = hex; \
-    SET timezone = 'UTC'; SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET row_security = off; \
+    SET timezone = 'UTC'; SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET standard_conforming_strings = on; SET row_security = off; \
     SET default_transaction_read_only = off; SET default_transaction_isolation = 'read committed'; \
     SET default_transaction_deferrable = off; SET check_function_bodies = off; \
     SELECT set_config('log_min_messages', 'fatal', false) WHERE has_parameter_privilege('log_min_messages', 'SET')";
@@ -303,6 +309,7 @@ impl Session {
             let mut table = load_table(&self.place.control, relation).await?;
             let policy = self.place.tables.policy(&relation.schema, &relation.name);
             table.counters = policy.counters.clone();
+            table.uniques = Uniques::load(&self.place.control, relation).await?;
             self.tables.insert(relation.id, Arc::new(table));
         }
         Ok(())
@@ -475,6 +482,7 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         columns: columns.into_iter().zip(types).collect(),
         key_equals: row.try_get(4).map_err(ControlError::from)?,
         counters: Vec::new(),
+        uniques: Uniques::default(),
         fixed: row.try_get(5).map_err(ControlError::from)?,
         deferrable: row.try_get(3).map_err(ControlError::from)?,
     })

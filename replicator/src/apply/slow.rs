@@ -1,8 +1,8 @@
 //! The slow path: one transaction, with its rows locked, compared and decided on one by one.
 //!
-//! Two round trips (one more where rows are missing, to read which deletes are remembered): the first locks every row
-//! that the transaction's keys name and reads its version, the second
-//! carries out what [`decide`](crate::conflict::decide) says, logs the conflicts, and commits.
+//! Three round trips (one more where rows are missing, to read which deletes are remembered): the first opens the
+//! transaction, the second locks every row that its keys name and reads its version, the third carries out what
+//! [`decide`](crate::conflict::decide) says, logs the conflicts, and commits.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,6 +11,7 @@ use tandem_wire::ServerError;
 use super::batch::{Batch, Step, TextRow};
 use super::row::{Row, Value};
 use super::session::{ApplyError, Session, is_poison};
+use super::shadow::is_collision;
 use super::sql::{Kind, StatementKey};
 use crate::conflict::Found;
 use crate::transaction::{Change, Operation, Transaction};
@@ -70,6 +71,16 @@ impl Locked {
         written_by_source && !self.incomplete
     }
 
+    /// Whether this transaction has written it.
+    pub(super) fn is_ours(&self) -> bool {
+        self.ours
+    }
+
+    /// A row of no version was written by this very transaction, if that has changed the key before.
+    pub(super) fn written_before(&mut self) {
+        self.ours |= self.found == Found::Row(None);
+    }
+
     pub(super) fn missing(tombstone: Option<Version>) -> Self {
         Self {
             found: Found::Missing(tombstone),
@@ -94,6 +105,8 @@ pub(super) enum Slow {
     /// Nothing was done: it writes a row that is missing, or a whole table, and what the target's own clients did at the
     /// same time is not all visible or known yet.
     Unsettled,
+    /// Nothing was done: a row collides with another one on a unique constraint.
+    Collides,
     /// Nothing was done: the target refuses it, and will again.
     Refused(ServerError),
 }
@@ -111,8 +124,11 @@ impl Session {
         quarantined: Option<i64>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
-        let mut rows = self.lock_rows(transaction).await?;
-        if !settled && self.is_unsettled(transaction, &rows)? {
+        self.begin(transaction).await?;
+        let changes = &transaction.changes;
+        let mut rows = self.lock_rows(changes, transaction).await?;
+        let mut seen = HashSet::new();
+        if !settled && self.is_unsettled(changes, transaction, &rows, &mut seen)? {
             self.connection.simple_query("ROLLBACK").await?;
             return Ok(Slow::Unsettled);
         }
@@ -136,6 +152,10 @@ impl Session {
             None => Ok(Slow::Applied { conflicts }),
             // A row that was missing is there now, or the other way round.
             Some(failure) if failure.error.code == "22012" => Err(ApplyError::Raced),
+            Some(failure) if is_collision(&failure.error.code) && self.has_uniques(transaction) => {
+                self.roll_back(&failure).await?;
+                Ok(Slow::Collides)
+            }
             Some(failure) if is_poison(&failure.error.code) => {
                 self.roll_back(&failure).await?;
                 Ok(Slow::Refused(failure.error))
@@ -144,18 +164,20 @@ impl Session {
         }
     }
 
-    /// Whether the transaction truncates, or its first change of some row updates or deletes it and it is missing.
-    fn is_unsettled(
+    /// Whether one of the changes truncates, or is the first of some row, updates or deletes it, and it is missing. `seen`
+    /// holds the rows that the transaction has changed before.
+    pub(super) fn is_unsettled(
         &self,
+        changes: &[Change],
         transaction: &Transaction,
         rows: &HashMap<Key, Locked>,
+        seen: &mut HashSet<Key>,
     ) -> Result<bool, ApplyError> {
         let version = Version {
             timestamp: transaction.timestamp,
             node: self.place.source,
         };
-        let mut seen = HashSet::new();
-        for change in &transaction.changes {
+        for change in changes {
             if change.operation == Operation::Truncate {
                 return Ok(true);
             }
@@ -181,18 +203,33 @@ impl Session {
         Ok(false)
     }
 
-    async fn lock_rows(
+    /// Opens a transaction on the target, whose clock must be past the change's timestamp.
+    pub(super) async fn begin(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
+        let mut batch = Batch::default();
+        let out = self.connection.out();
+        batch.execute(out, "begin", &[], Step::Work)?;
+        let timestamp = [Value::Timestamp(transaction.timestamp)];
+        batch.execute(out, "clock", &timestamp, Step::Read)?;
+        let rows = self.reads(batch).await?;
+        let clock = rows.first().and_then(Option::as_ref);
+        match clock.and_then(|row| number(row, 0)) {
+            Some(behind_us) if behind_us < 0 => Ok(()),
+            Some(behind_us) => Err(ApplyError::ClockBehind { behind_us }),
+            None => Err(ApplyError::Unexpected("clock")),
+        }
+    }
+
+    /// Locks the rows under the keys of some of a transaction's changes, and reads which deletes are remembered for those
+    /// that are missing.
+    pub(super) async fn lock_rows(
         &mut self,
+        changes: &[Change],
         transaction: &Transaction,
     ) -> Result<HashMap<Key, Locked>, ApplyError> {
         let mut batch = Batch::default();
         let mut wanted = Vec::new();
         let mut seen = HashSet::new();
-        let out = self.connection.out();
-        batch.execute(out, "begin", &[], Step::Work)?;
-        let timestamp = [Value::Timestamp(transaction.timestamp)];
-        batch.execute(out, "clock", &timestamp, Step::Read)?;
-        for change in &transaction.changes {
+        for change in changes {
             let table = self.table(&change.relation)?;
             if table.key.is_empty() || change.operation == Operation::Truncate {
                 continue;
@@ -214,15 +251,7 @@ impl Session {
                 }
             }
         }
-        let mut rows = self.reads(batch).await?.into_iter();
-        let behind_us = rows
-            .next()
-            .flatten()
-            .and_then(|row| number(&row, 0))
-            .ok_or(ApplyError::Unexpected("clock"))?;
-        if behind_us >= 0 {
-            return Err(ApplyError::ClockBehind { behind_us });
-        }
+        let rows = self.reads(batch).await?;
         let mut locked = HashMap::new();
         let mut missing = Vec::new();
         let mut batch = Batch::default();
@@ -295,7 +324,7 @@ fn version(row: &TextRow) -> Option<Version> {
     })
 }
 
-fn number(row: &TextRow, column: usize) -> Option<i64> {
+pub(super) fn number(row: &TextRow, column: usize) -> Option<i64> {
     std::str::from_utf8(row.get(column)?.as_deref()?)
         .ok()?
         .parse()

@@ -10,6 +10,7 @@ use super::counter::{contribution, rest, sum_of};
 use super::incomplete::incomplete;
 use super::row::{NUMERIC, TIMESTAMPTZ};
 use super::tombstone::{record, remembered};
+use super::unique::Uniques;
 use crate::relation::Relation;
 use crate::transaction::Operation;
 
@@ -26,6 +27,8 @@ pub(super) struct TargetTable {
     pub columns: HashMap<String, u32>,
     /// Columns whose value is a sum of contributions.
     pub counters: Vec<String>,
+    /// Constraints besides the primary key on which rows may collide.
+    pub uniques: Uniques,
     /// Whether a constraint is checked at commit only.
     pub deferrable: bool,
 }
@@ -33,7 +36,12 @@ pub(super) struct TargetTable {
 impl TargetTable {
     /// Whether rows of it may keep a version that is not that of the transaction which wrote them.
     pub(super) fn keeps_versions(&self) -> bool {
-        !self.counters.is_empty()
+        !self.counters.is_empty() || self.collides()
+    }
+
+    /// Whether rows of different keys may collide.
+    pub(super) fn collides(&self) -> bool {
+        !self.uniques.constraints.is_empty() && !self.key.is_empty()
     }
 }
 
@@ -527,6 +535,7 @@ mod tests {
             key_equals: Vec::new(),
             fixed: Vec::new(),
             counters: Vec::new(),
+            uniques: Uniques::default(),
             columns: owned(columns)
                 .into_iter()
                 .map(|column| (column, 25))

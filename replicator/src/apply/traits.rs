@@ -2,6 +2,7 @@
 
 use super::row::Row;
 use super::session::{ApplyError, Session};
+use super::sql::qualified;
 use crate::transaction::{Operation, Transaction};
 
 /// See the module.
@@ -17,6 +18,8 @@ pub(super) struct Traits {
     pub inserts_counted: bool,
     /// It changes a table with counters.
     pub counts: bool,
+    /// It changes a table with shadowed rows.
+    pub shadowed: bool,
 }
 
 impl Traits {
@@ -27,7 +30,7 @@ impl Traits {
 
     /// Whether it cannot take the fast path.
     pub(super) fn needs_locks(self) -> bool {
-        self.truncates || self.moves_key
+        self.truncates || self.moves_key || self.shadowed
     }
 }
 
@@ -51,6 +54,9 @@ impl Session {
             let table = self.table(&change.relation)?;
             let counts = !table.counters.is_empty();
             traits.counts |= counts;
+            traits.shadowed |= table.collides()
+                && !self.place.shadows.is_empty()
+                && self.place.shadows.may_have(&qualified(&change.relation));
             match change.operation {
                 Operation::Insert => traits.inserts_counted |= counts,
                 Operation::Update if change.has_old_key() => {

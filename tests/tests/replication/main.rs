@@ -12,4 +12,5 @@ mod pgbench;
 mod quarantine;
 mod slot;
 mod tables;
+mod uniques;
 mod workload;

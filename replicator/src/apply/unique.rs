@@ -1,0 +1,329 @@
+//! Secondary unique and exclusion constraints of a target's table, and the SQL that finds rows which collide on them.
+//!
+//! An *image* is a row as a JSON object of its columns' text forms.
+
+use super::kept::keep;
+use super::sql::{TargetTable, Writer, key_expressions, literal, qualified, quote};
+use crate::control::{Control, ControlError};
+use crate::relation::Relation;
+
+/// A unique or exclusion constraint, or a unique index, besides the primary key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unique {
+    /// Expressions over the table's columns, and the operator under which two rows collide if it holds for all of them.
+    parts: Vec<(String, String)>,
+    /// NULLS NOT DISTINCT.
+    nulls_collide: bool,
+    /// Of a partial index.
+    predicate: Option<String>,
+}
+
+/// What it takes to compare rows of a table that are not in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Uniques {
+    /// The constraints; empty where the primary key is the only one.
+    pub(super) constraints: Vec<Unique>,
+    /// Columns that are stored, and their types.
+    columns: Vec<(String, String)>,
+    /// Generated columns, and their expressions.
+    generated: Vec<(String, String)>,
+}
+
+impl Uniques {
+    /// Reads them from the catalog of the table's node.
+    ///
+    /// # Errors
+    /// When the node cannot be asked.
+    pub(super) async fn load(control: &Control, relation: &Relation) -> Result<Self, ControlError> {
+        let name = qualified(relation);
+        let rows = control
+            .query(
+                "SELECT ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
+                 ARRAY(SELECT (SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname) FROM pg_operator p \
+                     JOIN pg_namespace s ON s.oid = p.oprnamespace WHERE p.oid = coalesce(x.conexclop[n], \
+                       (SELECT a.amopopr FROM pg_opclass o JOIN pg_amop a ON a.amopfamily = o.opcfamily \
+                          AND a.amoplefttype = o.opcintype AND a.amoprighttype = o.opcintype AND a.amopstrategy = 3 \
+                        WHERE o.oid = i.indclass[n - 1]))) \
+                   FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
+                 i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid, true) \
+                 FROM pg_index i LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' \
+                 WHERE i.indrelid = to_regclass($1) AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisvalid",
+                &[&name],
+            )
+            .await?;
+        let mut constraints = Vec::new();
+        for row in rows {
+            let expressions: Vec<String> = row.try_get(0)?;
+            let operators: Vec<String> = row.try_get(1)?;
+            constraints.push(Unique {
+                parts: expressions.into_iter().zip(operators).collect(),
+                nulls_collide: row.try_get(2)?,
+                predicate: row.try_get(3)?,
+            });
+        }
+        let mut uniques = Self {
+            constraints,
+            ..Self::default()
+        };
+        if uniques.constraints.is_empty() {
+            return Ok(uniques);
+        }
+        let rows = control
+            .query(
+                "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
+                 CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid, true) END \
+                 FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+                 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
+                &[&name],
+            )
+            .await?;
+        for row in rows {
+            let column = row.try_get(0)?;
+            match row.try_get(2)? {
+                Some(expression) => uniques.generated.push((column, expression)),
+                None => uniques.columns.push((column, row.try_get(1)?)),
+            }
+        }
+        Ok(uniques)
+    }
+
+    /// The type of a column, as SQL.
+    pub(super) fn type_of(&self, column: &str) -> &str {
+        let found = self.columns.iter().find(|(name, _)| name == column);
+        found.map_or("text", |(_, kind)| kind)
+    }
+
+    /// A subquery of one row: the row of an image.
+    fn row_of(&self, image: &str) -> String {
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .map(|(name, kind)| format!("({image}->>{})::{kind} AS {}", text(name), quote(name)))
+            .collect();
+        let columns = columns.join(", ");
+        if self.generated.is_empty() {
+            return format!("(SELECT {columns})");
+        }
+        let generated: Vec<_> = self
+            .generated
+            .iter()
+            .map(|(name, expression)| format!("({expression}) AS {}", quote(name)))
+            .collect();
+        let generated = generated.join(", ");
+        format!("(SELECT q.*, {generated} FROM (SELECT {columns}) q)")
+    }
+
+    /// The image of row `r`.
+    fn image(&self) -> String {
+        let columns: Vec<_> = self
+            .columns
+            .iter()
+            .map(|(name, _)| format!("({}, r.{}::text)", text(name), quote(name)))
+            .collect();
+        let values = columns.join(", ");
+        format!("(SELECT jsonb_object_agg(x.name, x.value) FROM (VALUES {values}) x(name, value))")
+    }
+}
+
+/// A string as SQL.
+pub(super) fn text(value: &str) -> String {
+    format!("'{}'", value.replace('\'', "''"))
+}
+
+/// The version that rows have which the transaction being applied has written: SQL of a timestamp, and the node.
+#[derive(Debug, Clone)]
+pub(super) struct Stamp {
+    pub(super) timestamp: String,
+    pub(super) node: u16,
+}
+
+impl Writer {
+    /// A FROM clause that gives, for an image, the rows `c` of the table which collide with it: place, key, image, written,
+    /// node. A row under the image's own key does not.
+    fn collisions(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        image: &str,
+        stamp: &Stamp,
+        lock: &str,
+    ) -> String {
+        let uniques = &table.uniques;
+        let mut values = Vec::new();
+        let mut conditions = Vec::new();
+        for unique in &uniques.constraints {
+            let mut parts = Vec::new();
+            for (expression, operator) in &unique.parts {
+                let value = format!("v{}", values.len());
+                let nulls = if unique.nulls_collide {
+                    format!(" OR (({expression}) IS NULL AND nv.{value} IS NULL)")
+                } else {
+                    String::new()
+                };
+                parts.push(format!("(({expression}) {operator} nv.{value}{nulls})"));
+                values.push(format!("({expression}) AS {value}"));
+            }
+            if let Some(predicate) = &unique.predicate {
+                let value = format!("v{}", values.len());
+                parts.push(format!("({predicate}) AND nv.{value}"));
+                values.push(format!("({predicate}) AS {value}"));
+            }
+            conditions.push(format!("({})", parts.join(" AND ")));
+        }
+        let key = key_expressions(table);
+        let (written, node) = (
+            self.written(relation, table),
+            self.written_by(relation, table),
+        );
+        let ours = "r.xmin = pg_current_xact_id()::xid";
+        format!(
+            "{} n CROSS JOIN LATERAL (SELECT {} FROM (SELECT n.*) q) nv CROSS JOIN LATERAL (SELECT r.ctid AS place, {key} AS key, \
+             {} AS image, coalesce({written}, CASE WHEN {ours} THEN {} ELSE '1970-01-01 00:00:00+00' END) AS written, \
+             CASE WHEN {ours} AND {written} IS NULL THEN {} ELSE {node} END AS node FROM ONLY {} AS r \
+             WHERE ({}) AND {key} <> {}{lock}) c",
+            uniques.row_of(image),
+            values.join(", "),
+            uniques.image(),
+            stamp.timestamp,
+            stamp.node,
+            qualified(relation),
+            conditions.join(" OR "),
+            key.replace("r.", "n."),
+        )
+    }
+
+    /// Moves the rows that collide with an image into the shadow. Columns: key, image, timestamp in microseconds since
+    /// 2000-01-01, node.
+    pub(super) fn evict(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        image: &str,
+        stamp: &Stamp,
+    ) -> String {
+        let image = format!("{}::jsonb", text(image));
+        let collisions = self.collisions(relation, table, &image, stamp, " FOR UPDATE");
+        format!(
+            "WITH c AS MATERIALIZED (SELECT c.* FROM {collisions}), \
+             d AS (DELETE FROM ONLY {} AS r USING c WHERE r.ctid = c.place RETURNING c.key, c.image, c.written, c.node), \
+             s AS (INSERT INTO tandem.shadow (relation, key, image, written, node) SELECT {}, key, image, written, node FROM d) \
+             SELECT key::text, image::text, {}, node FROM d",
+            qualified(relation),
+            literal(relation),
+            micros("written"),
+        )
+    }
+
+    /// Every shadowed row of the table, from the newest to the oldest, once for each row that it collides with, or once.
+    /// Columns: key, its version (timestamp, node), the other's version.
+    pub(super) fn shadowed(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        stamp: &Stamp,
+    ) -> String {
+        let collisions = self.collisions(relation, table, "h.image", stamp, "");
+        format!(
+            "SELECT h.key::text, {}, h.node, {}, c.node FROM tandem.shadow h LEFT JOIN LATERAL (SELECT c.* FROM {collisions}) c ON true \
+             WHERE h.relation = {} ORDER BY h.written DESC, h.node DESC, h.key",
+            micros("h.written"),
+            micros("c.written"),
+            literal(relation),
+        )
+    }
+
+    /// The image of the shadowed row under a key, if there is one.
+    pub(super) fn shadow_image(relation: &Relation, key: &str) -> String {
+        format!(
+            "SELECT image::text FROM tandem.shadow WHERE relation = {} AND key = {}::jsonb",
+            literal(relation),
+            text(key)
+        )
+    }
+
+    /// Where a key has a row in the table and one in the shadow: statements that end the shadowed one if it is not newer,
+    /// and otherwise the one in the table.
+    pub(super) fn judge_shadowed(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+        key: &str,
+    ) -> [String; 2] {
+        let conditions: Vec<_> = table
+            .key
+            .iter()
+            .enumerate()
+            .map(|(place, column)| {
+                let equals = table.key_equals.get(place).map_or("=", String::as_str);
+                let kind = table.uniques.type_of(column);
+                format!(
+                    "r.{} {equals} ({}::jsonb->>{place})::{kind}",
+                    quote(column),
+                    text(key)
+                )
+            })
+            .collect();
+        let (own, conditions) = (qualified(relation), conditions.join(" AND "));
+        let shadowed = format!(
+            "h.relation = {} AND h.key = {}::jsonb",
+            literal(relation),
+            text(key)
+        );
+        let (written, node) = (
+            self.written(relation, table),
+            self.written_by(relation, table),
+        );
+        let name = text(&format!("{}.{}", relation.schema, relation.name));
+        let line = |local: &str, remote: &str, outcome: &str| {
+            format!(
+                "INSERT INTO tandem.conflict (relation, type, resolver, outcome, {local}_image, {local}_timestamp, {local}_node, \
+                 {remote}_image, {remote}_timestamp, {remote}_node) SELECT {name}, 'insert_exists', 'last_update_wins', '{outcome}', \
+                 image, written, node, other_image, other_written, other_node FROM d"
+            )
+        };
+        [
+            format!(
+                "WITH d AS (DELETE FROM tandem.shadow h USING ONLY {own} AS r WHERE {shadowed} AND {conditions} \
+                 AND (h.written, h.node) <= ({written}, {node}) RETURNING h.image, h.written, h.node, {} AS other_image, \
+                 {written} AS other_written, {node} AS other_node) {}",
+                table.uniques.image(),
+                line("remote", "local", "local"),
+            ),
+            format!(
+                "WITH d AS (DELETE FROM ONLY {own} AS r USING tandem.shadow h WHERE {shadowed} AND {conditions} \
+                 RETURNING {} AS image, {written} AS written, {node} AS node, h.image AS other_image, h.written AS other_written, \
+                 h.node AS other_node) {}",
+                table.uniques.image(),
+                line("local", "remote", "remote"),
+            ),
+        ]
+    }
+
+    /// Puts the shadowed row under a key into the table; it keeps its version.
+    pub(super) fn restore(&self, relation: &Relation, table: &TargetTable, key: &str) -> String {
+        let columns: Vec<_> = table
+            .uniques
+            .columns
+            .iter()
+            .map(|(name, _)| quote(name))
+            .collect();
+        let columns = columns.join(", ");
+        format!(
+            "WITH s AS (DELETE FROM tandem.shadow h WHERE h.relation = {} AND h.key = {}::jsonb RETURNING h.*), \
+             i AS (INSERT INTO {} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM (SELECT n.* FROM s, LATERAL {} n) n), \
+             k AS ({}) SELECT count(*) FROM s",
+            literal(relation),
+            text(key),
+            qualified(relation),
+            table.uniques.row_of("s.image"),
+            keep(relation, "s"),
+        )
+    }
+}
+
+/// SQL of a timestamp in microseconds since 2000-01-01.
+pub(super) fn micros(timestamp: &str) -> String {
+    format!(
+        "(extract(epoch FROM {timestamp} - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8"
+    )
+}
