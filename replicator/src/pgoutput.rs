@@ -43,7 +43,10 @@ pub(crate) enum DecodeError {
 #[derive(Debug)]
 pub(crate) enum Message<'a> {
     /// The start of a transaction.
-    Begin,
+    Begin {
+        /// Its id on the source.
+        xid: u32,
+    },
     /// The end of a transaction.
     Commit {
         /// Just behind the commit record: where the stream resumes.
@@ -209,8 +212,9 @@ fn decode_body<'a>(tag: char, reader: &mut Reader<'a>) -> Result<Message<'a>, De
         'B' => {
             let _final_lsn = reader.u64().map_err(read)?;
             let _timestamp = reader.i64().map_err(read)?;
-            let _xid = reader.u32().map_err(read)?;
-            Message::Begin
+            Message::Begin {
+                xid: reader.u32().map_err(read)?,
+            }
         }
         'C' => {
             let _flags = reader.u8().map_err(read)?;

@@ -61,6 +61,8 @@ pub(crate) struct Transaction {
     pub end_lsn: Lsn,
     /// When it committed.
     pub timestamp: PgTimestamp,
+    /// Its id on the source, where it was streamed just now: it may not be visible there yet.
+    pub xid: Option<u32>,
     /// Its changes, in the order of execution.
     pub changes: Vec<Change>,
     /// Bytes of its changes.
@@ -134,6 +136,7 @@ enum State {
     Between,
     /// Inside a transaction of the source's own.
     Local {
+        xid: u32,
         changes: Vec<Change>,
         size: usize,
         has_message: bool,
@@ -179,7 +182,7 @@ impl Assembler {
     pub(crate) fn handle(&mut self, bytes: &Bytes) -> Result<Option<Entry>, AssembleError> {
         let message = decode(bytes)?;
         match message {
-            Message::Begin => {
+            Message::Begin { xid } => {
                 let State::Between = self.state else {
                     return Err(AssembleError::OutOfPlace {
                         message: "BEGIN",
@@ -187,6 +190,7 @@ impl Assembler {
                     });
                 };
                 self.state = State::Local {
+                    xid,
                     changes: Vec::new(),
                     size: 0,
                     has_message: false,
@@ -211,9 +215,12 @@ impl Assembler {
                             has_message: false,
                             ..
                         } if changes.is_empty() => Entry::Empty { end_lsn },
-                        State::Local { changes, size, .. } => Entry::Transaction(Transaction {
+                        State::Local {
+                            xid, changes, size, ..
+                        } => Entry::Transaction(Transaction {
                             end_lsn,
                             timestamp,
+                            xid: Some(xid),
                             changes,
                             size,
                         }),

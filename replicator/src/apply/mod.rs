@@ -479,6 +479,10 @@ impl<'a> Worker<'a> {
         let mut shadowed = Vec::new();
         for &transaction in transactions {
             let traits = self.session.traits(transaction, true).await?;
+            let arrives = traits.inserts_counted || (traits.counts && traits.moves_key);
+            if arrives || traits.shadowed {
+                self.session.wait_visible(transaction).await?;
+            }
             if traits.buries() || traits.inserts_counted {
                 telling.push(transaction);
             }

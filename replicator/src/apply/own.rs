@@ -2,14 +2,42 @@
 //! change that arrives later would bring the row back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::batch::{Batch, Step};
 use super::row::Row;
 use super::session::{ApplyError, Session};
 use super::sql::{Kind, StatementKey};
+use crate::control::ControlError;
 use crate::transaction::{Change, Operation, Transaction};
 
+/// Pause before a transaction that is not visible yet is looked for again; it takes microseconds.
+const VISIBLE_PAUSE: Duration = Duration::from_millis(1);
+
 impl Session {
+    /// Waits until a transaction of the node's own, which the stream has shown, is visible: a commit is in the WAL before it
+    /// is (src/backend/access/transam/xact.c, `CommitTransaction`).
+    ///
+    /// # Errors
+    /// When the node cannot be asked.
+    pub(super) async fn wait_visible(&self, transaction: &Transaction) -> Result<(), ApplyError> {
+        let Some(xid) = transaction.xid else {
+            return Ok(());
+        };
+        // The stream has 32 bits of it; the epoch is that of the newest id, or the one before.
+        let sql = "SELECT pg_visible_in_snapshot((x.epoch + $1::int8 - CASE WHEN $1::int8 > x.low THEN 4294967296 ELSE 0 END)::text::xid8, s) \
+             FROM pg_current_snapshot() s, LATERAL (SELECT pg_snapshot_xmax(s)::text::int8 AS xmax) m, \
+             LATERAL (SELECT m.xmax % 4294967296 AS low, m.xmax - m.xmax % 4294967296 AS epoch) x";
+        loop {
+            let rows = self.place.control.query(sql, &[&i64::from(xid)]).await?;
+            let row = rows.first().ok_or(ApplyError::Unexpected("snapshot"))?;
+            if row.try_get(0).map_err(ControlError::from)? {
+                return Ok(());
+            }
+            tokio::time::sleep(VISIBLE_PAUSE).await;
+        }
+    }
+
     /// Remembers what the node's own transactions deleted, and deletes what was applied in the meantime although it is
     /// older. What they inserted gets what was added to its counters while it was deleted.
     ///

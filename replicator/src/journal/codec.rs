@@ -110,6 +110,7 @@ pub(crate) fn decode_transaction(
     let (changes, size) = changes(&bytes, &mut reader, &shapes)?;
     reader.finish()?;
     Ok(Transaction {
+        xid: None,
         end_lsn,
         timestamp,
         changes,

@@ -27,6 +27,7 @@ fn transaction(interner: &Interner) -> Transaction {
     })
     .collect();
     Transaction {
+        xid: None,
         end_lsn: Lsn(0x1_0000_0002),
         timestamp: -5,
         size: changes.iter().map(Change::size).sum(),
@@ -61,6 +62,7 @@ fn a_transaction_reads_back_as_written() {
     let read = decode_transaction(&encoded(&written), &interner).expect("as written");
     assert_same(&written, &read);
     let empty = Transaction {
+        xid: None,
         changes: Vec::new(),
         size: 0,
         ..written
