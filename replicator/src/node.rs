@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -59,6 +59,10 @@ pub(crate) struct Shared {
     /// By target: what deletes holds the gate alone, everything else shares it. A change that reads which deletes are
     /// remembered must not run beside one that adds to them.
     pub(crate) gates: Vec<Arc<RwLock<()>>>,
+    /// Held while deletes are forgotten, and while a repair reads them and writes what they say.
+    pub(crate) collecting: AsyncMutex<()>,
+    /// Held by the comparison or repair that is running.
+    pub(crate) verifying: Arc<AsyncMutex<()>>,
     /// Control connections of the nodes that are up.
     pub controls: Vec<watch::Sender<Option<Arc<Control>>>>,
 }

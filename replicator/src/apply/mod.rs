@@ -22,6 +22,8 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
 use slow::Slow;
+pub(crate) use sql::quote;
+pub(crate) use tombstone::remember;
 
 use crate::feed::{Cursor, Feed, Run};
 use crate::progress::{Link, LinkState, Links};

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use super::incomplete::incomplete;
 use super::row::TIMESTAMPTZ;
 use super::tombstone::{record, remembered};
+use crate::origin::node_of;
 use crate::transaction::{Operation, Relation};
 
 /// A table as the target has it.
@@ -113,7 +114,7 @@ pub(crate) enum ShapeError {
 }
 
 /// Quotes an identifier.
-pub(super) fn quote(name: &str) -> String {
+pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
@@ -139,14 +140,7 @@ pub(super) struct Writer {
 impl Writer {
     /// `own` is the target's node id, `origins` its origin ids and the node ids they stand for.
     pub(super) fn new(source: u16, own: u16, origins: &HashMap<u32, u16>) -> Self {
-        let mut ids: Vec<_> = origins.iter().collect();
-        ids.sort();
-        let mut node_of = "CASE v.roident".to_owned();
-        for (id, node) in ids {
-            let _ = write!(node_of, " WHEN {id} THEN {node}");
-        }
-        // Origin 0 is the target's own client; an origin that is not ours counts as the target's too.
-        let _ = write!(node_of, " ELSE {own} END");
+        let node_of = node_of("v.roident", own, origins);
         Self { source, node_of }
     }
 

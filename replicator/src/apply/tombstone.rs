@@ -29,11 +29,27 @@ pub(super) fn record(
     node: u16,
     from: &str,
 ) -> String {
+    remember(
+        &literal(relation),
+        key,
+        &format!("${timestamp}"),
+        node,
+        from,
+    )
+}
+
+/// The same in SQL expressions: `relation` is the table's name as a literal, `timestamp` when it was deleted.
+pub(crate) fn remember(
+    relation: &str,
+    key: &str,
+    timestamp: &str,
+    node: u16,
+    from: &str,
+) -> String {
     format!(
-        "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node) SELECT {}, {key}, ${timestamp}, {node} {from} \
+        "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node) SELECT {relation}, {key}, {timestamp}, {node} {from} \
          ON CONFLICT (relation, key) DO UPDATE SET deleted = excluded.deleted, node = excluded.node, id = DEFAULT \
-         WHERE (d.deleted, d.node) < (excluded.deleted, excluded.node)",
-        literal(relation)
+         WHERE (d.deleted, d.node) < (excluded.deleted, excluded.node)"
     )
 }
 
