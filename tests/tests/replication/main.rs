@@ -10,4 +10,5 @@ mod histories;
 mod pgbench;
 mod slot;
 mod tables;
+mod verify;
 mod workload;
