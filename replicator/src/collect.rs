@@ -26,6 +26,7 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
 /// One collection. A delete goes only after every node has applied it (the first round), and after every node has
 /// applied whatever any node wrote before it had (the second): never by age.
 async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
+    let _alone = shared.collecting.lock().await;
     let controls: Option<Vec<_>> = shared
         .controls
         .iter()

@@ -24,6 +24,7 @@ mod shadow;
 mod status;
 mod tables;
 mod transaction;
+mod verify;
 mod version;
 mod watermark;
 
@@ -31,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tandem_wire::connect::ConnectOptions;
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -42,6 +43,10 @@ use node::{NodeState, Shared};
 use progress::Links;
 pub use status::{LinkStatus, NodeStatus, Status};
 pub use tables::{TableFilter, TablePolicy, Tables};
+pub use verify::{
+    Difference, Event, NodeRow, Progress, RepairRequest, Summary, Verification, VerifyBusy,
+    VerifyRequest, VersionText,
+};
 pub use watermark::NotConverged;
 
 /// A member of the cluster.
@@ -91,6 +96,8 @@ impl Replicator {
             shadows: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
+            collecting: AsyncMutex::new(()),
+            verifying: Arc::new(AsyncMutex::new(())),
             config,
         });
         let mut tasks = JoinSet::new();
@@ -117,6 +124,23 @@ impl Replicator {
     /// [`NotConverged`] after `timeout`, with what is behind.
     pub async fn wait_converged(&self, timeout: Duration) -> Result<(), NotConverged> {
         watermark::everywhere(&self.shared, Instant::now() + timeout).await
+    }
+
+    /// Compares all nodes, row by row with versions, while they are in use. Everything that it finds comes out of the
+    /// answer.
+    ///
+    /// # Errors
+    /// [`VerifyBusy`] while another one, or a repair, is running.
+    pub fn diff(&self, request: VerifyRequest) -> Result<Verification, VerifyBusy> {
+        Verification::start(&self.shared, request, None)
+    }
+
+    /// The same, and mends what differs: every node gets the newest version of a row, or what `request` says.
+    ///
+    /// # Errors
+    /// [`VerifyBusy`] while another one, or a comparison, is running.
+    pub fn repair(&self, request: RepairRequest) -> Result<Verification, VerifyBusy> {
+        Verification::start(&self.shared, request.compare.clone(), Some(request))
     }
 
     /// Ends all work. What is in flight is committed or not; either way the next start goes on exactly there.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, RwLock, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -71,6 +71,10 @@ pub(crate) struct Shared {
     pub(crate) shadows: Vec<Arc<Shadows>>,
     /// What each node refused, by target.
     pub(crate) quarantines: Vec<Arc<Quarantine>>,
+    /// Held while deletes are forgotten, and while a repair reads them and writes what they say.
+    pub(crate) collecting: AsyncMutex<()>,
+    /// Held by the comparison or repair that is running.
+    pub(crate) verifying: Arc<AsyncMutex<()>>,
     /// Control connections of the nodes that are up.
     pub controls: Vec<watch::Sender<Option<Arc<Control>>>>,
 }

@@ -1,6 +1,11 @@
-//! Names of the replication origins under which the apply sessions write.
+//! Names of the replication origins under which Tandem writes, and what they say of a row.
 
-use std::fmt;
+use std::collections::HashMap;
+use std::fmt::{self, Write as _};
+
+/// The worker whose origins `tandem repair` writes under: an origin belongs to one session, and the apply sessions hold
+/// worker 0's. They say nothing about progress.
+pub(crate) const REPAIR: u16 = 1000;
 
 /// `tandem_<node>_<worker>`: transactions of `node`, applied by `worker`.
 ///
@@ -29,6 +34,20 @@ impl fmt::Display for OriginName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "tandem_{}_{}", self.node, self.worker)
     }
+}
+
+/// SQL that turns the origin id that `roident` gives into a node id. `own` is the id of the node where it runs,
+/// `origins` are its origin ids and the node ids they stand for.
+pub(crate) fn node_of(roident: &str, own: u16, origins: &HashMap<u32, u16>) -> String {
+    let mut ids: Vec<_> = origins.iter().collect();
+    ids.sort();
+    let mut sql = format!("CASE {roident}");
+    for (id, node) in ids {
+        let _ = write!(sql, " WHEN {id} THEN {node}");
+    }
+    // Origin 0 is the node's own client; an origin that is not ours counts as the node's too.
+    let _ = write!(sql, " ELSE {own} END");
+    sql
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use thiserror::Error;
 use crate::check::{Problem, check};
 use crate::control::{Control, ControlError};
 use crate::counters;
-use crate::origin::OriginName;
+use crate::origin::{OriginName, REPAIR};
 use crate::tables::Tables;
 
 /// Both halves of the advisory lock that a daemon holds on each node it owns: "tndm", and a hash of the cluster.
@@ -128,12 +128,8 @@ pub(crate) async fn take(
         )
         .await?;
     let confirmed = slot(control, &slot_name(cluster)).await?;
-    for &member in members {
-        let name = OriginName {
-            node: member,
-            worker: 0,
-        }
-        .to_string();
+    let workers = |&node| [0, REPAIR].map(|worker| OriginName { node, worker }.to_string());
+    for name in members.iter().flat_map(workers) {
         control
             .query(
                 "SELECT pg_replication_origin_create($1) WHERE NOT EXISTS \
@@ -343,7 +339,9 @@ async fn origins(control: &Control, version: i32) -> Result<Origins, SetupError>
             .map(parse)
             .transpose()?;
         ids.insert(row.try_get(0).map_err(ControlError::from)?, origin.node);
-        progress.insert(origin.node, judge_progress(version, said, proved));
+        if origin.worker == 0 {
+            progress.insert(origin.node, judge_progress(version, said, proved));
+        }
     }
     Ok((ids, progress))
 }

@@ -35,6 +35,25 @@ impl Tables {
     }
 }
 
+/// SQL over `pg_class c`: the columns of the primary key, in the key's order; empty where there is none. (INCLUDE columns
+/// stand in `indkey` behind them.)
+pub(crate) const KEY_COLUMNS: &str = "ARRAY(SELECT a.attname::text FROM pg_index i, \
+    unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place) JOIN pg_attribute a ON a.attnum = k.attnum \
+    WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid AND k.place <= i.indnkeyatts ORDER BY k.place)";
+
+/// SQL over `pg_class c`: the operators that the primary key's index compares its columns with. An extension's type has
+/// its own, outside the search path.
+pub(crate) const KEY_EQUALS: &str = "ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, p.oprname) FROM pg_index i, \
+    unnest(i.indclass::oid[]) WITH ORDINALITY k(opclass, place) JOIN pg_opclass o ON o.oid = k.opclass \
+    JOIN pg_amop a ON a.amopfamily = o.opcfamily AND a.amoplefttype = o.opcintype \
+      AND a.amoprighttype = o.opcintype AND a.amopstrategy = 3 \
+    JOIN pg_operator p ON p.oid = a.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace \
+    WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place)";
+
+/// SQL over `pg_class c`: the identity columns that an UPDATE may not write (GENERATED ALWAYS).
+pub(crate) const FIXED_COLUMNS: &str = "ARRAY(SELECT a.attname::text FROM pg_attribute a \
+    WHERE a.attrelid = c.oid AND a.attidentity = 'a')";
+
 /// Include and exclude patterns over `schema.table`; `*` stands for any run of characters.
 #[derive(Debug, Clone, Default)]
 pub struct TableFilter {
@@ -45,6 +64,14 @@ pub struct TableFilter {
 }
 
 impl TableFilter {
+    /// Only tables that match one of `include`; empty means every table.
+    pub(crate) fn only(include: Vec<String>) -> Self {
+        Self {
+            include,
+            exclude: Vec::new(),
+        }
+    }
+
     /// Whether the table is kept converged.
     pub fn allows(&self, schema: &str, table: &str) -> bool {
         if schema == OWN_SCHEMA {

@@ -26,6 +26,47 @@ impl fmt::Display for Version {
     }
 }
 
+impl Version {
+    /// Its timestamp as a person and PostgreSQL read it, in UTC.
+    pub(crate) fn timestamp_text(self) -> String {
+        const DAY_US: i64 = 86_400_000_000;
+        let (days, rest_us) = (
+            self.timestamp.div_euclid(DAY_US),
+            self.timestamp.rem_euclid(DAY_US),
+        );
+        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days: days since 0000-03-01.
+        let days = days + 730_425;
+        let era = days.div_euclid(146_097);
+        let day_of_era = days.rem_euclid(146_097);
+        let year_of_era =
+            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 {
+            month_from_march + 3
+        } else {
+            month_from_march - 9
+        };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let seconds = rest_us / 1_000_000;
+        format!(
+            "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{:06}+00",
+            seconds / 3600,
+            seconds / 60 % 60,
+            seconds % 60,
+            rest_us % 1_000_000
+        )
+    }
+}
+
+/// SQL of a `timestamptz` as microseconds since 2000-01-01, exactly; NULL stays NULL.
+pub(crate) fn microseconds_sql(timestamp: &str) -> String {
+    format!(
+        "(extract(epoch FROM {timestamp} - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8"
+    )
+}
+
 /// The wall clock in PostgreSQL's unit and epoch.
 pub(crate) fn pg_now() -> PgTimestamp {
     let unix_us = std::time::SystemTime::now()
@@ -46,5 +87,15 @@ mod tests {
         assert!(at(2, 1) > at(1, 3));
         assert!(at(2, 2) > at(2, 1));
         assert_eq!(at(2, 2), at(2, 2));
+    }
+
+    #[test]
+    fn timestamps_read_as_postgresql_prints_them() {
+        let text = |timestamp| Version { timestamp, node: 1 }.timestamp_text();
+        assert_eq!(text(1), "2000-01-01 00:00:00.000001+00");
+        assert_eq!(text(-1), "1999-12-31 23:59:59.999999+00");
+        // SELECT extract(epoch FROM timestamptz '…' - timestamptz '2000-01-01 00:00:00+00')
+        assert_eq!(text(762_523_199_500_000), "2024-02-29 11:59:59.500000+00");
+        assert_eq!(text(825_593_696_789_012), "2026-02-28 11:34:56.789012+00");
     }
 }

@@ -1,6 +1,7 @@
 //! Owns the admin port: HTTP behind a token. What is not listed here is refused.
 
 mod token;
+mod verify;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -116,6 +117,8 @@ fn router(context: Arc<Context>) -> Router {
     let protected = Router::new()
         .route("/api/status", get(status))
         .route("/api/wait-converged", post(wait_converged))
+        .route("/api/diff", post(verify::diff))
+        .route("/api/repair", post(verify::repair))
         // Also for paths that do not exist: without a token nobody learns which do.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(middleware::from_fn_with_state(

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -116,19 +116,43 @@ impl AdminPort {
         path: &str,
         within: Duration,
     ) -> Result<Answer, AdminError> {
-        let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(source)) => {
-                return Err(AdminError::Connect {
-                    address: self.address.clone(),
-                    source,
-                });
-            }
-            Err(_) => return Err(self.late(CONNECT_TIMEOUT)),
-        };
-        match timeout(within, self.exchange(stream, method, path)).await {
+        let stream = self.connect().await?;
+        let request = self.request(method, path, None)?;
+        match timeout(within, self.exchange(stream, request, read_whole)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.late(within)),
+        }
+    }
+
+    /// Posts a JSON document and hands each line of the answer to `line`, as it comes; no pause is longer than `pause`.
+    /// The answer that comes back has no body where the status is 200.
+    ///
+    /// # Errors
+    /// Also when the token is refused. What `line` fails with is the inner error.
+    pub(super) async fn ask_lines<E>(
+        &self,
+        path: &str,
+        body: String,
+        pause: Duration,
+        line: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<Answer, E>, AdminError> {
+        let stream = self.connect().await?;
+        let request = self.request(Method::POST, path, Some(body))?;
+        let read = async |response| read_lines(response, pause, line).await;
+        match self.exchange(stream, request, read).await? {
+            Some(answer) => Ok(answer),
+            None => Err(self.late(pause)),
+        }
+    }
+
+    async fn connect(&self) -> Result<TcpStream, AdminError> {
+        match timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(source)) => Err(AdminError::Connect {
+                address: self.address.clone(),
+                source,
+            }),
+            Err(_) => Err(self.late(CONNECT_TIMEOUT)),
         }
     }
 
@@ -146,36 +170,56 @@ impl AdminPort {
         }
     }
 
-    async fn exchange(
+    fn request(
         &self,
-        stream: TcpStream,
         method: Method,
         path: &str,
-    ) -> Result<Answer, AdminError> {
-        let broken = |reason: String| AdminError::Broken {
-            address: self.address.clone(),
-            reason,
-        };
-        let request = Request::builder()
+        json: Option<String>,
+    ) -> Result<Request<Full<Bytes>>, AdminError> {
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, &self.address)
-            .header(AUTHORIZATION, &self.authorization)
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| broken(error.to_string()))?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .header(AUTHORIZATION, &self.authorization);
+        if json.is_some() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let body = Full::new(Bytes::from(json.unwrap_or_default()));
+        request.body(body).map_err(|error| self.broken(&error))
+    }
+
+    /// Sends the only request of a connection, and gives up the connection with the answer read.
+    async fn exchange<T>(
+        &self,
+        stream: TcpStream,
+        request: Request<Full<Bytes>>,
+        read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, ReadError>,
+    ) -> Result<T, AdminError> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| broken(error.to_string()))?;
+            .map_err(|error| self.broken(&error))?;
+        let talk = async move {
+            let response = sender.send_request(request).await?;
+            if response.status() == StatusCode::UNAUTHORIZED {
+                return Ok(None);
+            }
+            Ok::<_, ReadError>(Some(read(response).await?))
+        };
         // The connection ends when the sender is gone; its own error, if any, is the sender's as well.
-        let (answer, _) = tokio::join!(send(sender, request), connection);
+        let (answer, _) = tokio::join!(talk, connection);
         match answer {
-            Ok(Answer {
-                status: StatusCode::UNAUTHORIZED,
-                ..
-            }) => Err(AdminError::Refused {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(AdminError::Refused {
                 address: self.address.clone(),
             }),
-            answer => answer.map_err(|error| broken(error.to_string())),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn broken(&self, reason: &impl ToString) -> AdminError {
+        AdminError::Broken {
+            address: self.address.clone(),
+            reason: reason.to_string(),
         }
     }
 
@@ -187,18 +231,49 @@ impl AdminPort {
     }
 }
 
-/// Sends the only request of a connection, and gives up the connection with the answer read.
-async fn send(
-    mut sender: http1::SendRequest<Empty<Bytes>>,
-    request: Request<Empty<Bytes>>,
-) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    let response = sender.send_request(request).await?;
+/// What can go wrong while an answer is read.
+type ReadError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn read_whole(response: Response<Incoming>) -> Result<Answer, ReadError> {
     let status = response.status();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
         .collect()
         .await?
         .to_bytes();
     Ok(Answer { status, body })
+}
+
+/// `None` after a pause that was too long.
+async fn read_lines<E>(
+    response: Response<Incoming>,
+    pause: Duration,
+    mut line: impl FnMut(&[u8]) -> Result<(), E>,
+) -> Result<Option<Result<Answer, E>>, ReadError> {
+    let status = response.status();
+    if status != StatusCode::OK {
+        return Ok(Some(Ok(read_whole(response).await?)));
+    }
+    let mut body = response.into_body();
+    let mut rest = Vec::new();
+    loop {
+        let frame = match timeout(pause, body.frame()).await {
+            Ok(frame) => frame,
+            Err(_) => return Ok(None),
+        };
+        let Some(frame) = frame else { break };
+        let Ok(data) = frame?.into_data() else {
+            continue;
+        };
+        rest.extend_from_slice(&data);
+        while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+            let whole: Vec<u8> = rest.drain(..=end).collect();
+            if let Err(error) = line(whole.strip_suffix(b"\n").unwrap_or(&whole)) {
+                return Ok(Some(Err(error)));
+            }
+        }
+    }
+    let body = Bytes::new();
+    Ok(Some(Ok(Answer { status, body })))
 }
 
 /// Where to connect to reach a listening address: one that means every interface is reached over loopback.
@@ -291,6 +366,35 @@ mod tests {
             .ask(Method::GET, "/", Duration::from_millis(20))
             .await;
         assert!(matches!(late, Err(AdminError::Timeout { .. })));
+    }
+
+    #[tokio::test]
+    async fn lines_come_one_by_one_however_they_are_cut() {
+        let (address, server) = serve(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n4\r\n{\"a\r\n4\r\n\":1}\r\n1\r\n\n\r\n0\r\n\r\n",
+        );
+        let mut lines = Vec::new();
+        let line = |line: &[u8]| {
+            lines.push(String::from_utf8_lossy(line).into_owned());
+            Ok::<(), ()>(())
+        };
+        let answer = port(address)
+            .ask_lines("/api/diff", String::new(), Duration::from_secs(5), line)
+            .await;
+        assert!(matches!(
+            answer,
+            Ok(Ok(Answer {
+                status: StatusCode::OK,
+                ..
+            }))
+        ));
+        assert_eq!(lines, ["{}", r#"{"a":1}"#]);
+        assert!(
+            server
+                .join()
+                .unwrap()
+                .contains("content-type: application/json\r\n")
+        );
     }
 
     #[test]

@@ -76,6 +76,18 @@ pub(super) enum Command {
     /// Exits with 0 then, and with 1 and the lags when the time is over.
     #[command(after_help = "Example:\n  tandem wait-converged --timeout 2min")]
     WaitConverged(WaitArguments),
+    /// Compare all nodes: every row of every table, with its version
+    ///
+    /// The nodes stay in use: what differs is looked at again after everything committed before has been applied
+    /// everywhere, so that lag is no difference. Exits with 0 when all nodes are equal, and with 1 otherwise.
+    #[command(after_help = DIFF_EXAMPLES)]
+    Diff(DiffArguments),
+    /// Compare all nodes and mend what differs
+    ///
+    /// Every node gets the newest version of a row, under that version; a remembered delete counts as one. Exits with 0 when
+    /// nothing differs any more.
+    #[command(after_help = REPAIR_EXAMPLES)]
+    Repair(RepairArguments),
     /// Print where a pinned PostgreSQL has its programs, and fetch it first where it is not there
     ///
     /// There is one of major 17 and one of 18, for Linux on x86_64. Their hash is checked; they stay in a cache directory.
@@ -96,6 +108,18 @@ const EXPLAIN_EXAMPLES: &str = "\
 Examples:
   tandem explain --user batch --application-name nightly-load
   tandem explain --user app --session tandem.key=station:42 --down paris";
+
+const DIFF_EXAMPLES: &str = "\
+Examples:
+  tandem diff
+  tandem diff --table public.bikes --table audit.*
+  tandem diff --json | jq .key";
+
+const REPAIR_EXAMPLES: &str = "\
+Examples:
+  tandem repair --dry-run
+  tandem repair
+  tandem repair --table public.bikes --source paris";
 
 /// Where the configuration is.
 #[derive(Debug, Args)]
@@ -244,6 +268,37 @@ pub(super) struct WaitArguments {
     /// How long to wait, such as 500ms, 30s or 2min
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = parse_duration)]
     pub(super) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DiffArguments {
+    #[command(flatten)]
+    pub(super) daemon: DaemonArguments,
+    /// Compare this table only, `schema.table` or `table`, `*` for any run of characters; may be repeated
+    #[arg(long = "table", value_name = "TABLE")]
+    pub(super) tables: Vec<String>,
+    /// List so many differences; the rest is counted
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    pub(super) limit: u64,
+    /// Print one JSON object per difference, and one for the outcome
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Show progress on standard error even if that is no terminal
+    #[arg(long)]
+    pub(super) progress: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RepairArguments {
+    #[command(flatten)]
+    pub(super) compare: DiffArguments,
+    /// Take this node's rows for right, whatever the versions say: they are written there once more as new changes, and
+    /// rows that it does not have are deleted on the others
+    #[arg(long, value_name = "NODE")]
+    pub(super) source: Option<String>,
+    /// Only tell what would be done; exits with 1 if there is anything to do
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 /// `tandem.key=PLACEMENT:KEY` to what stands behind the `=`.
@@ -401,6 +456,8 @@ mod tests {
             "tandem explain --config F --user u --session tandem.key=station:42",
             "tandem status --json",
             "tandem wait-converged --timeout 30s",
+            "tandem diff --table T --json",
+            "tandem repair",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }

@@ -9,6 +9,7 @@ pub mod out;
 mod run;
 mod status;
 mod table;
+mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -89,6 +90,8 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Status(arguments) => status::status(arguments).await,
         Command::WaitConverged(arguments) => status::wait_converged(arguments).await,
+        Command::Diff(arguments) => Box::pin(verify::diff(arguments)).await,
+        Command::Repair(arguments) => Box::pin(verify::repair(arguments)).await,
     }
 }
 

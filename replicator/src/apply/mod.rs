@@ -32,6 +32,8 @@ use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
 use slow::Slow;
+pub(crate) use sql::quote;
+pub(crate) use tombstone::remember;
 
 use crate::feed::{Cursor, Feed, Run};
 use crate::progress::{Link, LinkState, Links};

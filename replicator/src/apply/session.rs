@@ -21,7 +21,7 @@ use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
 use crate::setup::application_name;
 use crate::shadow::Shadows;
-use crate::tables::Tables;
+use crate::tables::{FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, Tables};
 use crate::transaction::Transaction;
 use crate::version::PgTimestamp;
 
@@ -450,22 +450,15 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
     let name = format!("{}.{}", quote(&relation.schema), quote(&relation.name));
     let rows = control
         .query(
-            "SELECT ARRAY(SELECT a.attname::text FROM pg_index i, unnest(i.indkey::int2[]) WITH ORDINALITY k(attnum, place) \
-               JOIN pg_attribute a ON a.attnum = k.attnum WHERE i.indrelid = c.oid AND i.indisprimary AND a.attrelid = c.oid \
-               ORDER BY k.place), \
-             ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
-               AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
-             ARRAY(SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
-               AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
-             EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), \
-             ARRAY(SELECT format('OPERATOR(%I.%s)', n.nspname, p.oprname) FROM pg_index i, \
-               unnest(i.indclass::oid[]) WITH ORDINALITY k(opclass, place) JOIN pg_opclass o ON o.oid = k.opclass \
-               JOIN pg_amop a ON a.amopfamily = o.opcfamily AND a.amoplefttype = o.opcintype \
-                 AND a.amoprighttype = o.opcintype AND a.amopstrategy = 3 \
-               JOIN pg_operator p ON p.oid = a.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace \
-               WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place), \
-             ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attidentity = 'a') \
-             FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
+            &format!(
+                "SELECT {KEY_COLUMNS}, \
+                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+                   AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
+                 ARRAY(SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
+                   AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
+                 EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS} \
+                 FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')"
+            ),
             &[&name],
         )
         .await?;

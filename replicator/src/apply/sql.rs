@@ -11,6 +11,7 @@ use super::incomplete::incomplete;
 use super::row::{NUMERIC, TIMESTAMPTZ};
 use super::tombstone::{record, remembered};
 use super::unique::Uniques;
+use crate::origin::node_of;
 use crate::relation::Relation;
 use crate::transaction::Operation;
 
@@ -136,7 +137,7 @@ pub(crate) enum ShapeError {
     },
 }
 
-pub(super) use crate::tables::quote;
+pub(crate) use crate::tables::quote;
 
 /// Schema and table, quoted.
 pub(super) fn qualified(relation: &Relation) -> String {
@@ -160,14 +161,7 @@ pub(super) struct Writer {
 impl Writer {
     /// `own` is the target's node id, `origins` its origin ids and the node ids they stand for.
     pub(super) fn new(source: u16, own: u16, origins: &HashMap<u32, u16>) -> Self {
-        let mut ids: Vec<_> = origins.iter().collect();
-        ids.sort();
-        let mut node_of = "CASE v.roident".to_owned();
-        for (id, node) in ids {
-            let _ = write!(node_of, " WHEN {id} THEN {node}");
-        }
-        // Origin 0 is the target's own client; an origin that is not ours counts as the target's too.
-        let _ = write!(node_of, " ELSE {own} END");
+        let node_of = node_of("v.roident", own, origins);
         Self { source, node_of }
     }
 

@@ -33,17 +33,30 @@ pub(super) fn record(
     rest: &str,
     from: &str,
 ) -> String {
-    let update = if table.counters.is_empty() {
-        "deleted = excluded.deleted, node = excluded.node, id = excluded.id \
-         WHERE (d.deleted, d.node) < (excluded.deleted, excluded.node)"
-            .to_owned()
-    } else {
-        add_up(table)
-    };
+    if table.counters.is_empty() {
+        let timestamp = format!("${timestamp}");
+        return remember(&literal(relation), key, &timestamp, node, from);
+    }
     format!(
         "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
-         SELECT {}, {key}, ${timestamp}, {node}, {rest} {from} ON CONFLICT (relation, key) DO UPDATE SET {update}",
-        literal(relation)
+         SELECT {}, {key}, ${timestamp}, {node}, {rest} {from} ON CONFLICT (relation, key) DO UPDATE SET {}",
+        literal(relation),
+        add_up(table)
+    )
+}
+
+/// The same in SQL expressions: `relation` is the table's name as a literal, `timestamp` when it was deleted.
+pub(crate) fn remember(
+    relation: &str,
+    key: &str,
+    timestamp: &str,
+    node: u16,
+    from: &str,
+) -> String {
+    format!(
+        "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node) SELECT {relation}, {key}, {timestamp}, {node} {from} \
+         ON CONFLICT (relation, key) DO UPDATE SET deleted = excluded.deleted, node = excluded.node, id = DEFAULT \
+         WHERE (d.deleted, d.node) < (excluded.deleted, excluded.node)"
     )
 }
 

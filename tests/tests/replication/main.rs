@@ -13,4 +13,5 @@ mod quarantine;
 mod slot;
 mod tables;
 mod uniques;
+mod verify;
 mod workload;
