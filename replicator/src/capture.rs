@@ -11,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::feed::Feed;
 use crate::progress::{LinkState, Links};
+use crate::relation::Interner;
 use crate::setup::{application_name, slot_name};
 use crate::tables::TableFilter;
 use crate::transaction::{AssembleError, Assembler};
@@ -57,6 +58,8 @@ pub(crate) struct Capture {
     pub source: usize,
     /// A target asks for the stream to be read again.
     pub reread: Arc<tokio::sync::Notify>,
+    /// The shapes of all sources' tables.
+    pub(crate) interner: Arc<Interner>,
 }
 
 impl Capture {
@@ -88,7 +91,8 @@ impl Capture {
         let mut stream =
             ReplicationStream::start(connection, &slot_name(&self.cluster), Lsn(0), &plugin)
                 .await?;
-        let mut assembler = Assembler::new(self.node, self.tables.clone());
+        let mut assembler =
+            Assembler::new(self.node, self.tables.clone(), Arc::clone(&self.interner));
         let mut ticks = tokio::time::interval(CONFIRM_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -11,10 +11,12 @@ mod collect;
 mod conflict;
 pub mod control;
 mod feed;
+mod journal;
 mod node;
 mod origin;
 mod pgoutput;
 mod progress;
+mod relation;
 mod setup;
 mod status;
 mod tables;
@@ -82,6 +84,7 @@ impl Replicator {
                 .map(|_| Mutex::new(NodeState::Connecting))
                 .collect(),
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
+            interner: Arc::default(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             config,
         });

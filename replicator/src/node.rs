@@ -12,6 +12,7 @@ use crate::capture::{Capture, CaptureError};
 use crate::control::{Control, ControlError};
 use crate::feed::Feed;
 use crate::progress::{LinkState, Links};
+use crate::relation::Interner;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::{Config, Node};
 
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub feeds: Vec<Arc<Feed>>,
     /// Ask for a source's stream to be read again.
     pub rereads: Vec<Arc<Notify>>,
+    /// The shapes of all sources' tables.
+    pub(crate) interner: Arc<Interner>,
     /// Node ids by index.
     pub node_ids: Arc<[u16]>,
     /// State of each node.
@@ -213,6 +216,7 @@ async fn keep_capture(shared: Arc<Shared>, index: usize, node: Node, facts: Node
         links: Arc::clone(&shared.links),
         source: index,
         reread: Arc::clone(reread),
+        interner: Arc::clone(&shared.interner),
     };
     let mut problem = String::new();
     loop {

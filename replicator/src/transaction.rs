@@ -2,31 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tandem_wire::lsn::Lsn;
 use thiserror::Error;
 
+use crate::journal::codec::CodecError;
 use crate::origin::OriginName;
 use crate::pgoutput::{DecodeError, Message, decode};
+use crate::relation::{Interner, Relation};
 use crate::tables::TableFilter;
 use crate::version::PgTimestamp;
-
-/// The shape of a source table at one time. A changed shape is a new value with a new `id`.
-#[derive(Debug)]
-pub(crate) struct Relation {
-    /// Unique in this process: what prepared statements are kept under.
-    pub id: u64,
-    /// Schema.
-    pub schema: String,
-    /// Table.
-    pub name: String,
-    /// Column names, in the order in which tuples carry them.
-    pub columns: Vec<String>,
-    /// Whether [`TableFilter`] lets it through.
-    replicated: bool,
-}
 
 /// What a change does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,6 +39,11 @@ pub(crate) struct Change {
 }
 
 impl Change {
+    /// Bytes it holds in memory.
+    pub(crate) fn size(&self) -> usize {
+        self.message.len() + size_of::<Self>()
+    }
+
     /// Whether it is an UPDATE whose stream carries the old key: it changed, or the replica identity is FULL.
     pub(crate) fn has_old_key(&self) -> bool {
         // pgoutput: 'U', the table's OID, then 'K' or 'O' before an old tuple.
@@ -122,6 +113,9 @@ pub(crate) enum AssembleError {
     /// A message that cannot be decoded.
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// A table's shape that cannot be understood.
+    #[error(transparent)]
+    Shape(#[from] CodecError),
     /// A message at a place where the protocol does not allow it.
     #[error("pgoutput sent {message} {place}")]
     OutOfPlace {
@@ -155,16 +149,19 @@ enum State {
 pub(crate) struct Assembler {
     node: u16,
     filter: TableFilter,
-    relations: HashMap<u32, Arc<Relation>>,
+    interner: Arc<Interner>,
+    /// By the table's OID on the source; `None`: the table is not replicated.
+    relations: HashMap<u32, Option<Arc<Relation>>>,
     state: State,
 }
 
 impl Assembler {
     /// For the replication stream of `node`, from its start.
-    pub(crate) fn new(node: u16, filter: TableFilter) -> Self {
+    pub(crate) fn new(node: u16, filter: TableFilter, interner: Arc<Interner>) -> Self {
         Self {
             node,
             filter,
+            interner,
             relations: HashMap::new(),
             state: State::Between,
         }
@@ -234,20 +231,10 @@ impl Assembler {
                 }
             }
             Message::Relation(view) => {
-                static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-                let schema = if view.schema.is_empty() {
-                    "pg_catalog"
-                } else {
-                    view.schema
-                };
-                let relation = Relation {
-                    id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                    replicated: self.filter.allows(schema, view.name),
-                    schema: schema.to_owned(),
-                    name: view.name.to_owned(),
-                    columns: view.columns.iter().map(ToString::to_string).collect(),
-                };
-                self.relations.insert(view.oid, Arc::new(relation));
+                let relation = self.interner.intern(bytes)?;
+                let replicated = self.filter.allows(&relation.schema, &relation.name);
+                self.relations
+                    .insert(view.oid, replicated.then_some(relation));
             }
             Message::Insert { relation, .. } => {
                 self.change(&[relation], Operation::Insert, bytes)?
@@ -288,13 +275,14 @@ impl Assembler {
                         .relations
                         .get(oid)
                         .ok_or(AssembleError::UnknownRelation(*oid))?;
-                    if relation.replicated {
-                        *size += message.len() + size_of::<Change>();
-                        changes.push(Change {
+                    if let Some(relation) = relation {
+                        let change = Change {
                             relation: Arc::clone(relation),
                             operation,
                             message: message.clone(),
-                        });
+                        };
+                        *size += change.size();
+                        changes.push(change);
                     }
                 }
                 Ok(())

@@ -40,7 +40,7 @@ fn insert(oid: u32) -> Bytes {
 }
 
 fn run(messages: &[Bytes]) -> Vec<Entry> {
-    let mut assembler = Assembler::new(1, TableFilter::default());
+    let mut assembler = Assembler::new(1, TableFilter::default(), Arc::default());
     messages
         .iter()
         .filter_map(|message| assembler.handle(message).expect("in order"))
@@ -144,7 +144,7 @@ fn a_watermark_is_delivered_although_it_writes_no_row() {
 
 #[test]
 fn a_change_outside_a_transaction_is_an_error() {
-    let mut assembler = Assembler::new(1, TableFilter::default());
+    let mut assembler = Assembler::new(1, TableFilter::default(), Arc::default());
     assembler
         .handle(&relation(1, "public", "t"))
         .expect("a shape may come at any time");
@@ -156,7 +156,7 @@ fn a_change_outside_a_transaction_is_an_error() {
 
 #[test]
 fn a_change_of_an_unknown_table_is_an_error() {
-    let mut assembler = Assembler::new(1, TableFilter::default());
+    let mut assembler = Assembler::new(1, TableFilter::default(), Arc::default());
     assembler.handle(&begin()).expect("begin");
     assert!(matches!(
         assembler.handle(&insert(9)),

@@ -7,7 +7,7 @@
 //! fetched too.
 
 use super::sql::{ShapeError, Source, Statement, TargetTable, Writer, key_places, literal, quote};
-use crate::transaction::Relation;
+use crate::relation::Relation;
 
 /// SQL that is true when row `r` is noted as incomplete.
 pub(super) fn incomplete(relation: &Relation, table: &TargetTable) -> String {

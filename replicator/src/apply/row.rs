@@ -6,7 +6,8 @@ use tandem_wire::lsn::Lsn;
 
 use super::sql::{Source, Statement, TargetTable};
 use crate::pgoutput::{Column, DecodeError, Message, OldTuple, decode};
-use crate::transaction::{Change, Operation, Relation};
+use crate::relation::Relation;
+use crate::transaction::{Change, Operation};
 use crate::version::PgTimestamp;
 
 /// A parameter. Positions and timestamps travel in binary form, which has one meaning only.

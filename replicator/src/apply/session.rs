@@ -17,8 +17,9 @@ use super::row::{PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use crate::control::{Control, ControlError};
 use crate::origin::OriginName;
+use crate::relation::Relation;
 use crate::setup::application_name;
-use crate::transaction::{Relation, Transaction};
+use crate::transaction::Transaction;
 use crate::version::PgTimestamp;
 
 /// Prepared statements beyond which the session is opened anew, so that a stream of new shapes cannot fill the server.

@@ -9,7 +9,8 @@ use std::fmt::Write as _;
 use super::incomplete::incomplete;
 use super::row::TIMESTAMPTZ;
 use super::tombstone::{record, remembered};
-use crate::transaction::{Operation, Relation};
+use crate::relation::Relation;
+use crate::transaction::Operation;
 
 /// A table as the target has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -445,11 +446,6 @@ pub(super) enum Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
-
-    use crate::tables::TableFilter;
-    use crate::transaction::Assembler;
-
     fn relation(columns: &[&str]) -> std::sync::Arc<Relation> {
         let mut bytes = b"R\0\0\0\x01public\0we\"ird\0d".to_vec();
         bytes.extend(u16::try_from(columns.len()).expect("few").to_be_bytes());
@@ -458,21 +454,9 @@ mod tests {
             bytes.extend(column.as_bytes());
             bytes.extend([0; 9]);
         }
-        let mut assembler = Assembler::new(1, TableFilter::default());
-        let mut begin = b"B".to_vec();
-        begin.extend([0; 20]);
-        let mut commit = b"C\0".to_vec();
-        commit.extend([0; 24]);
-        let mut truncate = b"T\0\0\0\x01\0".to_vec();
-        truncate.extend(1u32.to_be_bytes());
-        let messages: [Bytes; 4] = [begin.into(), bytes.into(), truncate.into(), commit.into()];
-        let entry = messages
-            .into_iter()
-            .find_map(|message| assembler.handle(&message).expect("sound"));
-        let Some(crate::transaction::Entry::Transaction(transaction)) = entry else {
-            panic!("no transaction")
-        };
-        std::sync::Arc::clone(&transaction.changes[0].relation)
+        crate::relation::Interner::default()
+            .intern(&bytes)
+            .expect("a shape")
     }
 
     fn table(key: &[&str], columns: &[&str]) -> TargetTable {

@@ -10,7 +10,7 @@ use super::sql::{
     qualified,
 };
 use crate::conflict::ConflictType;
-use crate::transaction::Relation;
+use crate::relation::Relation;
 
 /// A FROM clause that finds the deletes remembered for a key; `key` are SQL expressions of its values.
 pub(super) fn remembered(relation: &Relation, key: &[String]) -> String {
