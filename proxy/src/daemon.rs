@@ -263,6 +263,12 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
             include: config.replication.include.clone(),
             exclude: config.replication.exclude.clone(),
         },
+        journal: tandem_replicator::JournalConfig {
+            dir: config.replication.journal_dir.clone(),
+            bytes_max: config.replication.journal_max,
+            carry_bytes: config.replication.journal_carry_bytes,
+            carry_after: config.replication.journal_carry_after,
+        },
     }
 }
 

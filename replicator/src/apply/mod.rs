@@ -23,7 +23,8 @@ use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
 use slow::Slow;
 
-use crate::feed::{Cursor, Feed, Run};
+use crate::journal::{Cursor, Journal, Run};
+use crate::origin::OriginName;
 use crate::progress::{Link, LinkState, Links};
 use crate::setup::OriginProgress;
 use crate::transaction::{Change, Entry, Operation, Transaction};
@@ -46,9 +47,11 @@ pub(crate) struct LinkContext {
     /// The target's `server_version_num`.
     pub version: i32,
     /// Where the source's stream is.
-    pub feed: Arc<Feed>,
+    pub journal: Arc<Journal>,
     /// Where the target's own stream is.
-    pub target_feed: Arc<Feed>,
+    pub target_journal: Arc<Journal>,
+    /// Names of source and target.
+    pub names: [String; 2],
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the source in the configuration.
@@ -59,8 +62,6 @@ pub(crate) struct LinkContext {
     pub node_ids: Arc<[u16]>,
     /// The target's gate, see [`Shared`](crate::node::Shared).
     pub gate: Arc<RwLock<()>>,
-    /// Wakes the capture of the source, to read its stream again from the slot's position.
-    pub reread: Arc<tokio::sync::Notify>,
 }
 
 /// Runs the link until it fails. Everything that was committed is remembered by the target. `held` goes from one run to
@@ -94,6 +95,7 @@ pub(crate) async fn run(
         held,
         context,
         link,
+        cursor: Cursor::new(context.place.target, said, !context.is_own()),
         session,
         unproved,
         noted: Instant::now(),
@@ -128,6 +130,7 @@ struct Proof {
 struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
+    cursor: Cursor,
     session: Session,
     held: &'a mut Option<Gate>,
     unproved: Option<Proof>,
@@ -139,24 +142,30 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     async fn run(&mut self) -> Result<(), ApplyError> {
-        let mut cursor = Cursor::default();
         self.link.set_state(LinkState::Streaming);
         loop {
-            let feed = &self.context.feed;
+            let journal = &self.context.journal;
             let applied = self.link.applied();
-            match feed
-                .read(&mut cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES)
-                .await
-            {
+            let run = journal.read(&mut self.cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES);
+            match run.await? {
                 Run::UpTo(lsn) => self.link.advance(lsn),
                 Run::Entries(entries) => self.entries(&entries).await?,
-                Run::Missed => {
-                    self.context.reread.notify_one();
-                    return Err(ApplyError::Behind);
+                Run::Hole(hole) => {
+                    let [of, target] = self.context.names.clone();
+                    let origin = OriginName {
+                        node: self.context.place.source,
+                        worker: 0,
+                    };
+                    return Err(ApplyError::Hole {
+                        target,
+                        of,
+                        origin,
+                        hole,
+                    });
                 }
             }
             if self.session.is_worn() {
-                return Err(ApplyError::Behind);
+                return Err(ApplyError::Worn);
             }
         }
     }
@@ -341,7 +350,7 @@ impl<'a> Worker<'a> {
         let lsn = watermark::write(&context.place.control).await?;
         // The watermark lies behind everything that the target has written: its stream has to be read up to there
         // even if its own targets are slow, or two nodes could wait for each other.
-        let _unbounded = context.target_feed.lift_bound();
+        let _unbounded = context.target_journal.lift_bound();
         own.wait_applied(lsn).await;
         self.link.set_state(LinkState::Streaming);
         Ok(())
