@@ -7,6 +7,7 @@ mod conflicts;
 mod deletes;
 mod faults;
 mod histories;
+mod journal;
 mod pgbench;
 mod slot;
 mod tables;
