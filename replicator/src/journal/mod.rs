@@ -237,11 +237,8 @@ impl Journal {
             inner.problem = None;
             inner.lost = lost.or_else(|| inner.lost.take());
             inner.carried = carried;
-            // What was not synced may be lost yet.
-            inner.synced = store
-                .segments()
-                .last()
-                .map_or(Lsn(0), |segment| segment.begin);
+            // What is behind may be lost yet.
+            inner.synced = known.confirmed;
             inner.take_over(&store);
             drop(inner);
             journal.written.notify_waiters();
@@ -278,13 +275,13 @@ impl Journal {
     ) -> Result<(), JournalError> {
         let entries: Vec<_> = entries.into_iter().map(Arc::new).collect();
         let size: usize = entries.iter().map(|entry| entry.size()).sum();
-        if size > INLINE_BYTES {
-            return self
-                .on_files(move |journal, store| journal.append_now(store, entries, tail))
-                .await;
-        }
         let mut store = self.files().await;
-        self.append_now(&mut store, entries, tail)
+        if size <= INLINE_BYTES && !store.as_ref().is_some_and(Store::is_file_full) {
+            return self.append_now(&mut store, entries, tail);
+        }
+        drop(store);
+        self.on_files(move |journal, store| journal.append_now(store, entries, tail))
+            .await
     }
 
     fn append_now(
@@ -367,19 +364,21 @@ impl Journal {
     ///
     /// # Errors
     /// It is not open.
-    pub(crate) async fn note(&self, lsn: Lsn) -> Result<(), JournalError> {
+    pub(crate) async fn note(self: &Arc<Self>, lsn: Lsn) -> Result<(), JournalError> {
         if lsn <= self.lock().written {
             return Ok(());
         }
-        let mut store = self.files().await;
-        let store = store.as_mut().ok_or(JournalError::Closed)?;
-        if self.problem().is_none() {
-            let noted = store.note(lsn);
-            let mut inner = self.lock();
-            inner.note_problem(noted);
-            inner.take_over(store);
-        }
-        Ok(())
+        self.on_files(move |journal, store| {
+            let store = store.as_mut().ok_or(JournalError::Closed)?;
+            if journal.problem().is_none() {
+                let noted = store.note(lsn);
+                let mut inner = journal.lock();
+                inner.note_problem(noted);
+                inner.take_over(store);
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Makes everything safe that is in the files.
@@ -388,30 +387,20 @@ impl Journal {
     /// The file system refuses, or somebody has removed the file. What is safe is then unknown, so this position does not
     /// move any more.
     pub(crate) async fn sync(self: &Arc<Self>) -> Result<(), JournalError> {
-        let (path, file, end) = {
-            let store = self.files().await;
-            let store = store.as_ref().ok_or(JournalError::Closed)?;
-            let (path, file) = store.current();
-            (path, file, store.end)
-        };
-        if end <= self.lock().synced {
+        let store = self.files().await;
+        let sync = store.as_ref().ok_or(JournalError::Closed)?.sync();
+        drop(store);
+        if sync.end <= self.lock().synced {
             return Ok(());
         }
-        // Not on_files: the capture writes on meanwhile.
-        let synced = tokio::task::spawn_blocking(move || {
-            use std::os::unix::fs::MetadataExt;
-            let there = std::fs::metadata(&path).and_then(|there| Ok((there, file.metadata()?)));
-            let synced = there.and_then(|(there, ours)| {
-                if there.ino() != ours.ino() {
-                    return Err(std::io::ErrorKind::NotFound.into());
-                }
-                file.sync_data()
-            });
-            synced.map_err(|source| StoreError::Dir { path, source })
-        });
-        synced.await.map_err(|_| JournalError::Interrupted)??;
+        // Without the lock: the capture writes on meanwhile.
+        let synced = tokio::task::spawn_blocking(move || sync.run().map(|()| sync));
+        let sync = synced.await.map_err(|_| JournalError::Interrupted)??;
+        let mut store = self.files().await;
+        store.as_mut().ok_or(JournalError::Closed)?.synced(&sync);
+        drop(store);
         let mut inner = self.lock();
-        inner.synced = inner.synced.max(end);
+        inner.synced = inner.synced.max(sync.end);
         Ok(())
     }
 

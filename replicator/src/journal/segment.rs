@@ -192,7 +192,7 @@ pub(super) struct SegmentWriter {
 }
 
 impl SegmentWriter {
-    /// Begins a file. What is in it counts only once its header is safe.
+    /// Begins a file.
     ///
     /// # Errors
     /// The file system refuses.
@@ -208,8 +208,6 @@ impl SegmentWriter {
                 .mode(0o600)
                 .open(&path)?;
             file.write_all_at(&bytes, 0)?;
-            file.sync_data()?;
-            File::open(dir)?.sync_all()?;
             Ok(file)
         };
         let file = create().map_err(|source| {

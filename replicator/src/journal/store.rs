@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -56,6 +56,43 @@ pub(crate) struct Known {
     pub floor: Lsn,
 }
 
+/// A file to be made safe.
+#[derive(Debug, Clone)]
+struct Written {
+    segment: Arc<Segment>,
+    file: Arc<File>,
+}
+
+/// Makes everything safe that a store has written so far. Blocks, and needs no lock on the store.
+#[derive(Debug)]
+pub(super) struct Sync {
+    /// Everything up to here is safe afterwards.
+    pub end: Lsn,
+    files: Vec<Written>,
+    dir: PathBuf,
+}
+
+impl Sync {
+    /// Does it.
+    ///
+    /// # Errors
+    /// The file system refuses, or somebody has removed a file.
+    pub(super) fn run(&self) -> Result<(), StoreError> {
+        for written in &self.files {
+            let path = &written.segment.path;
+            let sync = || {
+                if fs::metadata(path)?.ino() != written.file.metadata()?.ino() {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                written.file.sync_data()
+            };
+            sync().map_err(dir_error(path))?;
+        }
+        let dir = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        dir.map_err(dir_error(&self.dir))
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Store {
@@ -67,6 +104,8 @@ pub(super) struct Store {
     pub last_transaction: Lsn,
     /// Closed files, oldest first.
     closed: VecDeque<Arc<Segment>>,
+    /// Closed files that may not be safe yet, oldest first.
+    unsynced: Vec<Written>,
     current: SegmentWriter,
     dir: PathBuf,
     bytes_max: u64,
@@ -88,7 +127,7 @@ impl Store {
     ) -> Result<(Self, Option<String>), StoreError> {
         let lock = lock(dir)?;
         make_dir(dir)?;
-        let found = find(dir, interner)?;
+        let found = find(dir, known.confirmed, interner)?;
         let problem = match &found {
             Some(found) => found.judge(source, known),
             None => known.id.map(|_| "its files are gone".to_owned()),
@@ -103,6 +142,7 @@ impl Store {
                 end: found.scan.end,
                 last_transaction: found.scan.last_transaction,
                 closed: found.closed,
+                unsynced: found.unsynced,
                 current,
                 dir: dir.to_owned(),
                 bytes_max,
@@ -122,6 +162,7 @@ impl Store {
             end: known.confirmed,
             last_transaction: known.floor,
             closed: VecDeque::new(),
+            unsynced: Vec::new(),
             current: SegmentWriter::create(dir, &header)?,
             dir: dir.to_owned(),
             bytes_max,
@@ -142,9 +183,37 @@ impl Store {
         closed + self.current.segment.len()
     }
 
-    /// The file that is being written: when it is safe, everything is. Those before it are.
-    pub(super) fn current(&self) -> (PathBuf, Arc<File>) {
-        (self.current.segment.path.clone(), self.current.file())
+    /// What has to be done to make everything safe that is written.
+    pub(super) fn sync(&self) -> Sync {
+        let mut files = self.unsynced.clone();
+        files.push(self.current_file());
+        Sync {
+            end: self.end,
+            files,
+            dir: self.dir.clone(),
+        }
+    }
+
+    /// Takes note of what is safe now.
+    pub(super) fn synced(&mut self, sync: &Sync) {
+        let done = |file: &Written| {
+            sync.files
+                .iter()
+                .any(|done| Arc::ptr_eq(&done.file, &file.file))
+        };
+        self.unsynced.retain(|file| !done(file));
+    }
+
+    fn current_file(&self) -> Written {
+        Written {
+            segment: Arc::clone(&self.current.segment),
+            file: self.current.file(),
+        }
+    }
+
+    /// Whether the next write begins a new file, which takes longer.
+    pub(super) fn is_file_full(&self) -> bool {
+        self.current.segment.len() >= self.segment_bytes()
     }
 
     fn segment_bytes(&self) -> u64 {
@@ -169,8 +238,8 @@ impl Store {
             if entry.end_lsn() <= end || matches!(entry, Entry::Empty { .. }) {
                 continue;
             }
-            if self.current.segment.len() >= self.segment_bytes() && self.current.staged() == 0 {
-                self.next_file(end, transaction)?;
+            if self.current.staged() == 0 && self.is_file_full() {
+                self.begin(end, transaction)?;
             }
             if let Err(error) = self.current.stage(entry) {
                 self.current.discard();
@@ -193,6 +262,9 @@ impl Store {
     /// As [`append`](Self::append).
     pub(super) fn note(&mut self, lsn: Lsn) -> Result<(), StoreError> {
         if lsn > self.end {
+            if self.is_file_full() {
+                self.begin(self.end, self.last_transaction)?;
+            }
             self.current.stage_position(lsn)?;
             self.write(lsn, self.last_transaction)?;
         }
@@ -218,14 +290,6 @@ impl Store {
         self.closed.is_empty() && self.end == self.current.segment.begin
     }
 
-    /// Closes the file, safely, and begins the next.
-    fn next_file(&mut self, begin: Lsn, floor: Lsn) -> Result<(), StoreError> {
-        let (path, file) = self.current();
-        file.sync_data()
-            .map_err(|source| SegmentError::Io { path, source })?;
-        self.begin(begin, floor)
-    }
-
     fn begin(&mut self, begin: Lsn, floor: Lsn) -> Result<(), StoreError> {
         let header = Header {
             begin,
@@ -233,8 +297,10 @@ impl Store {
             identity: self.identity.clone(),
         };
         let next = SegmentWriter::create(&self.dir, &header)?;
-        let closed = std::mem::replace(&mut self.current, next);
-        self.closed.push_back(closed.segment);
+        let closed = self.current_file();
+        self.current = next;
+        self.closed.push_back(Arc::clone(&closed.segment));
+        self.unsynced.push(closed);
         (self.end, self.last_transaction) = (begin, floor);
         Ok(())
     }
@@ -256,6 +322,8 @@ impl Store {
                 }
                 _ => {}
             }
+            self.unsynced
+                .retain(|file| !Arc::ptr_eq(&file.segment, oldest));
             self.closed.pop_front();
             trimmed = true;
         }
@@ -288,6 +356,7 @@ impl Store {
 struct Found {
     identity: Identity,
     closed: VecDeque<Arc<Segment>>,
+    unsynced: Vec<Written>,
     last: Arc<Segment>,
     scan: segment::Scan,
     /// Files behind the last that can be used.
@@ -319,7 +388,9 @@ impl Found {
     }
 }
 
-fn find(dir: &Path, interner: &Interner) -> Result<Option<Found>, StoreError> {
+/// What the slot was confirmed to was safe on disk, or nobody needs it any more. What is behind that may be damaged or
+/// missing anywhere if the machine lost its power, so it is looked at whole, and ends where the first damage is.
+fn find(dir: &Path, confirmed: Lsn, interner: &Interner) -> Result<Option<Found>, StoreError> {
     let mut paths = Vec::new();
     for entry in fs::read_dir(dir).map_err(dir_error(dir))? {
         let path = entry.map_err(dir_error(dir))?.path();
@@ -332,35 +403,55 @@ fn find(dir: &Path, interner: &Interner) -> Result<Option<Found>, StoreError> {
     }
     paths.sort();
     let mut identity: Option<Identity> = None;
-    let mut segments = VecDeque::new();
-    let mut unreadable = Vec::new();
-    for path in paths {
-        let header = match Header::read(&path) {
-            Ok((header, _)) => Some(header),
-            Err(SegmentError::Header(_)) => None,
+    let mut segments = Vec::new();
+    let mut readable = 0;
+    for path in &paths {
+        let header = match Header::read(path) {
+            Ok((header, _)) => header,
+            Err(SegmentError::Header(_)) => break,
             Err(error) => return Err(error.into()),
         };
-        let header = header.filter(|header| {
-            unreadable.is_empty() && identity.as_ref().is_none_or(|id| *id == header.identity)
-        });
-        match header {
-            Some(header) => {
-                segments.push_back(Arc::new(segment::found(&path, &header)?));
-                identity = Some(header.identity);
-            }
-            None => unreadable.push(path),
+        if identity
+            .as_ref()
+            .is_some_and(|first| *first != header.identity)
+        {
+            break;
         }
+        segments.push(Arc::new(segment::found(path, &header)?));
+        identity = Some(header.identity);
+        readable += 1;
     }
-    let (Some(identity), Some(last)) = (identity, segments.pop_back()) else {
+    let Some(identity) = identity else {
         return Ok(None);
     };
-    Ok(Some(Found {
-        identity,
-        closed: segments,
-        scan: segment::scan(&last, interner)?,
-        last,
-        unreadable,
-    }))
+    let mut closed = VecDeque::new();
+    let mut unsynced = Vec::new();
+    let mut rest = segments.into_iter().peekable();
+    while let Some(last) = rest.next() {
+        let next = rest.peek().map(|next| next.begin);
+        if next.is_none_or(|next| next > confirmed) {
+            let scan = segment::scan(&last, interner)?;
+            if scan.torn.is_some() || next != Some(scan.end) {
+                let sound = readable - rest.len();
+                return Ok(Some(Found {
+                    identity,
+                    closed,
+                    unsynced,
+                    last,
+                    scan,
+                    unreadable: paths.split_off(sound),
+                }));
+            }
+            let file = File::open(&last.path).map_err(dir_error(&last.path))?;
+            unsynced.push(Written {
+                segment: Arc::clone(&last),
+                file: Arc::new(file),
+            });
+        }
+        closed.push_back(last);
+    }
+    // The last one is always looked at, and nothing follows it.
+    Ok(None)
 }
 
 fn dir_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError {

@@ -99,7 +99,7 @@ fn what_was_written_is_there_after_a_restart_and_private() {
     assert_eq!(ends(&store), [110, 120, 130, 140]);
     let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
     assert_eq!(mode(&dir.path().join("node-1")), 0o700);
-    assert_eq!(mode(&store.current().0), 0o600);
+    assert_eq!(mode(&store.current.segment.path), 0o600);
 }
 
 #[test]
@@ -129,7 +129,7 @@ fn a_crash_at_any_byte_leaves_every_entry_that_was_written_before() {
             .expect("room");
         lengths.push((end + 5, store.bytes()));
     }
-    let (path, id) = (store.current().0, store.identity.id);
+    let (path, id) = (store.current.segment.path.clone(), store.identity.id);
     drop(store);
     let whole = fs::read(&path).expect("the file");
     let header = usize::try_from(lengths[0].1).expect("small");
@@ -175,7 +175,7 @@ fn a_flipped_byte_ends_the_journal_there_and_is_never_read_as_something_else() {
         .map(|end| transaction(&interner, end, 3))
         .into();
     store.append(entries.iter()).expect("room");
-    let (path, id) = (store.current().0, store.identity.id);
+    let (path, id) = (store.current.segment.path.clone(), store.identity.id);
     drop(store);
     let whole = fs::read(&path).expect("the file");
     for at in header..whole.len() {
@@ -303,6 +303,74 @@ fn random_histories_leave_exactly_what_was_not_trimmed() {
             );
         }
     }
+}
+
+/// Without a sync the machine may lose any part of what the slot was not confirmed to.
+#[test]
+fn damage_in_the_middle_ends_the_journal_there_if_the_slot_still_has_the_rest() {
+    let interner = Interner::default();
+    for removed in [false, true] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("node-1");
+        // Segments of the smallest size.
+        let max = SEGMENT_BYTES_MIN * 8;
+        let open = |known| Store::open(&path, &source(), known, max, &Interner::default());
+        let (mut store, _) = open(known(None, 100)).expect("a store");
+        let id = store.identity.id;
+        for end in 101..120 {
+            let entry = transaction(&interner, end, 12_000);
+            store.append(std::iter::once(&entry)).expect("room");
+        }
+        let segments = store.segments();
+        assert_eq!(segments.len(), 4);
+        let (second, third) = (&segments[1], &segments[2]);
+        drop(store);
+        if removed {
+            fs::remove_file(&second.path).expect("removed");
+        } else {
+            let mut bytes = fs::read(&second.path).expect("the file");
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+            fs::write(&second.path, bytes).expect("written");
+        }
+        let (store, problem) = open(known(Some(id), 101)).expect("a store");
+        assert_eq!(problem, None);
+        let there = ends(&store);
+        let until = if removed {
+            second.begin.0
+        } else {
+            third.begin.0 - 1
+        };
+        assert_eq!(there, (101..=until).collect::<Vec<_>>());
+        drop(store);
+        let (_, problem) = open(known(Some(id), 119)).expect("a store");
+        assert!(problem.is_some_and(|problem| problem.contains("ends at")));
+    }
+}
+
+#[test]
+fn what_is_synced_is_not_synced_again() {
+    let interner = Interner::default();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("node-1");
+    let max = SEGMENT_BYTES_MIN * 8;
+    let open = |known| Store::open(&path, &source(), known, max, &Interner::default());
+    let (mut store, _) = open(known(None, 100)).expect("a store");
+    let id = store.identity.id;
+    for end in 101..120 {
+        let entry = transaction(&interner, end, 12_000);
+        store.append(std::iter::once(&entry)).expect("room");
+    }
+    let sync = store.sync();
+    assert_eq!((sync.files.len(), sync.end), (4, Lsn(119)));
+    sync.run().expect("synced");
+    store.synced(&sync);
+    assert_eq!(store.sync().files.len(), 1);
+    let third = store.segments()[2].begin;
+    drop(store);
+    // After a restart, everything that the slot was not confirmed to.
+    let (store, _) = open(known(Some(id), third.0)).expect("a store");
+    assert_eq!(store.sync().files.len(), 2);
 }
 
 #[test]

@@ -350,3 +350,54 @@ async fn a_server_that_lost_what_was_read_from_it_is_refused() {
         "{opened:?}"
     );
 }
+
+/// Appends, readers at different paces, trims, restarts, from a seed.
+#[tokio::test]
+async fn random_readers_see_every_entry_once_and_in_order_whatever_happens_between() {
+    for seed in 0..30 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut bench = Bench::new(1 << 30).await;
+        let mut last = 100;
+        let mut all = vec![last];
+        let mut readers: Vec<_> = (0..3).map(|_| (cursor(0), vec![100])).collect();
+        for _ in 0..300 {
+            match random.u32(0..10) {
+                0..4 => {
+                    let ends: Vec<_> = (0..random.u64(1..8))
+                        .map(|_| {
+                            last += random.u64(1..9);
+                            last
+                        })
+                        .collect();
+                    all.extend(&ends);
+                    bench.append(ends).await;
+                }
+                4..8 => {
+                    let (cursor, seen) = &mut readers[random.usize(0..3)];
+                    let known = seen.last().copied().unwrap_or(0);
+                    if known < last {
+                        seen.extend(bench.read(cursor, known).await);
+                    }
+                }
+                8 => {
+                    let least = readers.iter().filter_map(|(_, seen)| seen.last()).min();
+                    bench.trim(least.copied().unwrap_or(0)).await;
+                    if random.bool() {
+                        bench.empty_window();
+                    }
+                }
+                _ => {
+                    bench.restart();
+                    let least = readers.iter().filter_map(|(_, seen)| seen.last()).min();
+                    bench.open(least.copied().unwrap_or(0), &[]).await;
+                    for (cursor, seen) in &mut readers {
+                        *cursor = self::cursor(seen.last().copied().unwrap_or(0));
+                    }
+                }
+            }
+            for (_, seen) in &readers {
+                assert!(all.starts_with(seen), "seed {seed}: {seen:?} of {all:?}");
+            }
+        }
+    }
+}
