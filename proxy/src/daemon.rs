@@ -266,6 +266,12 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
             },
             policies: config.replication.policies.clone(),
         }),
+        journal: tandem_replicator::JournalConfig {
+            dir: config.replication.journal_dir.clone(),
+            bytes_max: config.replication.journal_max,
+            carry_bytes: config.replication.journal_carry_bytes,
+            carry_after: config.replication.journal_carry_after,
+        },
     }
 }
 

@@ -1,23 +1,26 @@
-//! Reads one node's slot into its feed, and confirms to the slot what every target has durably applied.
+//! Reads one node's slot into its journal, and confirms to the slot what may be forgotten.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
+use tandem_wire::connection::{Connection, ConnectionError};
 use tandem_wire::lsn::Lsn;
 use tandem_wire::replication::{ReplicationError, ReplicationMessage, ReplicationStream};
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use crate::feed::Feed;
-use crate::progress::{LinkState, Links};
+use crate::carry::{self, Bounds, Carrier, Carry};
+use crate::control::{Control, ControlError};
+use crate::journal::{Journal, JournalError, Known, Opened, Source};
+use crate::progress::Links;
 use crate::relation::Interner;
-use crate::setup::{application_name, slot_name};
+use crate::setup::{SlotFacts, application_name, slot_name};
 use crate::tables::TableFilter;
-use crate::transaction::{AssembleError, Assembler};
+use crate::transaction::{AssembleError, Assembler, Entry};
 
-/// How often the slot's position is confirmed. The server's `wal_sender_timeout` is far longer.
-const CONFIRM_INTERVAL: Duration = Duration::from_millis(100);
+/// What one read of the socket brings goes to the journal together; not more than this, though.
+const BURST_BYTES: usize = 4 << 20;
 
 /// Why a capture ended.
 #[derive(Debug, Error)]
@@ -27,13 +30,25 @@ pub(crate) enum CaptureError {
     Connect(#[from] ConnectError),
     /// The connection was lost, or the server refused.
     #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The connection was lost, or the server refused.
+    #[error(transparent)]
     Stream(#[from] ReplicationError),
     /// The stream cannot be understood.
     #[error(transparent)]
     Assemble(#[from] AssembleError),
-    /// A target needs what was trimmed.
-    #[error("the stream is read again for a target that was away")]
-    Reread,
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The node cannot be told about its journal.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// An answer that makes no sense.
+    #[error("unexpected answer to IDENTIFY_SYSTEM")]
+    Unidentified,
+    /// The journal takes entries again, so those that went past it are read once more.
+    #[error("the journal has room again")]
+    Room,
 }
 
 /// What a capture works with.
@@ -44,30 +59,76 @@ pub(crate) struct Capture {
     pub connect: ConnectOptions,
     /// The node's epoch, for the session's name.
     pub epoch: i64,
-    /// The slot's position when the node was taken.
-    pub confirmed: Lsn,
+    /// What the node says about its slot.
+    pub slot: SlotFacts,
     /// Which tables.
     pub tables: TableFilter,
     /// The node's id.
     pub(crate) node: u16,
     /// Where to.
-    pub feed: Arc<Feed>,
+    pub journal: Arc<Journal>,
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the node in the configuration.
     pub source: usize,
-    /// A target asks for the stream to be read again.
-    pub reread: Arc<tokio::sync::Notify>,
+    /// Node ids by index.
+    pub node_ids: Arc<[u16]>,
     /// The shapes of all sources' tables.
     pub(crate) interner: Arc<Interner>,
+    /// The node's control connection.
+    pub control: Arc<Control>,
+    /// How far targets may fall behind.
+    pub bounds: Bounds,
 }
 
 impl Capture {
-    /// Streams until something ends it; it can be run again at once.
+    /// Streams until something ends it; it can be run again at once. Says when the stream has `begun`.
     ///
     /// # Errors
     /// Whatever ended it.
-    pub(crate) async fn run(&mut self) -> Result<(), CaptureError> {
+    pub(crate) async fn run(&mut self, begun: impl FnOnce()) -> Result<(), CaptureError> {
+        let mut connection = self.connect().await?;
+        let (source, server) = identify(&mut connection, &self.cluster).await?;
+        let opened = self.open_journal(source, server).await?;
+        let plugin = [
+            ("proto_version", "1"),
+            ("publication_names", "tandem"),
+            ("messages", "true"),
+        ];
+        let slot = slot_name(&self.cluster);
+        let stream = ReplicationStream::start(connection, &slot, opened.end, &plugin).await?;
+        begun();
+        let targets = self.links.of_source(self.source);
+        let targets = targets.filter_map(|link| self.node_ids.get(link.target).copied());
+        let (confirmed, confirmations) = watch::channel(self.slot.confirmed);
+        let mut carrier = Carrier {
+            carry: Carry::new(
+                self.bounds,
+                targets,
+                &self.slot.carried,
+                self.slot.confirmed,
+            ),
+            journal: Arc::clone(&self.journal),
+            links: Arc::clone(&self.links),
+            source: self.source,
+            control: Arc::clone(&self.control),
+            slot,
+            confirmed,
+        };
+        let ended = tokio::select! {
+            streamed = self.stream(stream, confirmations) => streamed,
+            carried = carrier.run() => match carried {
+                Ok(()) => Err(CaptureError::Room),
+                Err(error) => Err(error.into()),
+            },
+        };
+        // The next run begins where this one ended.
+        self.slot.confirmed = *carrier.confirmed.borrow();
+        self.slot.carried = carrier.carry.carried();
+        ended
+    }
+
+    async fn connect(&self) -> Result<Connection, ConnectError> {
         let mut options = self.connect.clone();
         let name = application_name(&self.cluster, self.epoch, "capture");
         // What columns print as depends on the sender's settings.
@@ -80,81 +141,118 @@ impl Capture {
         ] {
             options.params.push((key.to_owned(), value.to_owned()));
         }
-        let connection = connect(&options).await?;
-        self.feed.restart();
-        self.feed.advance(self.confirmed);
-        let plugin = [
-            ("proto_version", "1"),
-            ("publication_names", "tandem"),
-            ("messages", "true"),
-        ];
-        let mut stream =
-            ReplicationStream::start(connection, &slot_name(&self.cluster), Lsn(0), &plugin)
+        connect(&options).await
+    }
+
+    /// A new journal is made known to the node before anything depends on it.
+    async fn open_journal(&mut self, source: Source, server: Lsn) -> Result<Opened, CaptureError> {
+        let known = Known {
+            id: self.slot.journal,
+            confirmed: self.slot.confirmed,
+            created: self.slot.created,
+            floor: self.slot.floor,
+        };
+        let carried = self.slot.carried.clone();
+        let opened = self.journal.open(source, known, server, carried).await?;
+        if self.slot.journal != Some(opened.id) {
+            let id = format!("{:016x}", opened.id);
+            let slot = slot_name(&self.cluster);
+            let sql = "INSERT INTO tandem.journal VALUES ($1, $2, $3::text::pg_lsn) \
+                 ON CONFLICT (slot) DO UPDATE SET id = excluded.id, floor = excluded.floor";
+            self.control
+                .query(sql, &[&slot, &id, &opened.floor.to_string()])
                 .await?;
-        let mut assembler =
-            Assembler::new(self.node, self.tables.clone(), Arc::clone(&self.interner));
-        let mut ticks = tokio::time::interval(CONFIRM_INTERVAL);
+            self.slot.journal = Some(opened.id);
+        }
+        Ok(opened)
+    }
+
+    async fn stream(
+        &self,
+        mut stream: ReplicationStream,
+        confirmations: watch::Receiver<Lsn>,
+    ) -> Result<(), CaptureError> {
+        let interner = Arc::clone(&self.interner);
+        let mut assembler = Assembler::new(self.node, self.tables.clone(), interner);
+        let mut ticks = tokio::time::interval(carry::INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let reading = async {
-                self.feed.has_room().await;
+                self.journal.has_room().await;
                 stream.next().await
             };
-            tokio::select! {
+            let answer = tokio::select! {
                 message = reading => {
-                    let mut answer = false;
-                    match message? {
-                        ReplicationMessage::XLogData { data, .. } => {
-                            if let Some(entry) = assembler.handle(&data)? {
-                                self.feed.push(entry);
-                            }
-                        }
-                        ReplicationMessage::KeepAlive { end, reply, .. } => {
-                            if assembler.is_between_transactions() {
-                                self.feed.advance(end);
-                            }
-                            answer = reply;
+                    let mut burst = Burst::default();
+                    burst.take(&mut assembler, message?)?;
+                    while burst.bytes < BURST_BYTES {
+                        tokio::select! {
+                            biased;
+                            message = stream.next() => burst.take(&mut assembler, message?)?,
+                            () = std::future::ready(()) => break,
                         }
                     }
-                    if answer {
-                        self.confirm(&mut stream).await?;
-                    }
+                    self.journal.append(burst.entries, burst.tail).await?;
+                    burst.answer
                 }
-                _ = ticks.tick() => self.confirm(&mut stream).await?,
-                () = self.reread.notified() => return Err(CaptureError::Reread),
+                _ = ticks.tick() => true,
+            };
+            if answer {
+                let confirmed = *confirmations.borrow();
+                let written = self.journal.tail().max(confirmed);
+                stream.status(written, confirmed, confirmed, false).await?;
             }
         }
     }
+}
 
-    async fn confirm(&mut self, stream: &mut ReplicationStream) -> Result<(), CaptureError> {
-        let durable = self.durable();
-        self.feed.trim(durable);
-        if self.feed.is_full() {
-            self.leave_out_targets_that_are_down();
+/// What one read of the socket brought.
+#[derive(Default)]
+struct Burst {
+    entries: Vec<Entry>,
+    bytes: usize,
+    tail: Lsn,
+    /// The server wants to hear how far we are.
+    answer: bool,
+}
+
+impl Burst {
+    fn take(
+        &mut self,
+        assembler: &mut Assembler,
+        message: ReplicationMessage,
+    ) -> Result<(), AssembleError> {
+        match message {
+            ReplicationMessage::XLogData { data, .. } => {
+                self.bytes += data.len();
+                self.entries.extend(assembler.handle(&data)?);
+            }
+            ReplicationMessage::KeepAlive { end, reply, .. } => {
+                if assembler.is_between_transactions() {
+                    self.tail = self.tail.max(end);
+                }
+                self.answer |= reply;
+            }
         }
-        // Older servers let a slot move backwards (src/backend/replication/logical/logical.c,
-        // LogicalConfirmReceivedLocation), so an earlier position is never sent.
-        self.confirmed = self.confirmed.max(durable);
-        let written = self.feed.tail().max(self.confirmed);
-        Ok(stream
-            .status(written, self.confirmed, self.confirmed, false)
-            .await?)
+        Ok(())
     }
+}
 
-    /// What every target has flushed. Without targets: everything that was read.
-    fn durable(&self) -> Lsn {
-        let targets = self.links.of_source(self.source).map(|link| link.durable());
-        targets.min().unwrap_or_else(|| self.feed.tail())
-    }
-
-    /// The slot keeps what they miss; the others go on.
-    fn leave_out_targets_that_are_down(&self) {
-        let up = self
-            .links
-            .of_source(self.source)
-            .filter(|link| link.state() == LinkState::Streaming);
-        if let Some(durable) = up.map(|link| link.durable()).min() {
-            self.feed.trim(durable);
-        }
-    }
+/// Whose stream it is, and the end of its WAL.
+async fn identify(
+    connection: &mut Connection,
+    cluster: &str,
+) -> Result<(Source, Lsn), CaptureError> {
+    let rows = connection.simple_query("IDENTIFY_SYSTEM").await?;
+    let text = |column: usize| rows.first()?.get(column)?.as_deref();
+    let parsed = || {
+        let source = Source {
+            cluster: cluster.to_owned(),
+            slot: slot_name(cluster),
+            system: text(0)?.parse().ok()?,
+            timeline: text(1)?.parse().ok()?,
+        };
+        Some((source, text(2)?.parse().ok()?))
+    };
+    parsed().ok_or(CaptureError::Unidentified)
 }

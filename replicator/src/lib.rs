@@ -2,16 +2,16 @@
 //! one order of versions.
 //!
 //! This crate knows no client session and no consensus. Its state lives in the nodes (origins, slots, schema
-//! `tandem`); a daemon that is killed at any point loses nothing and repeats nothing.
+//! `tandem`) and in the journals on local disk; a daemon that is killed at any point loses nothing and repeats nothing.
 
 mod apply;
 mod capture;
+mod carry;
 pub mod check;
 mod collect;
 mod conflict;
 pub mod control;
 mod counters;
-mod feed;
 mod journal;
 mod node;
 mod origin;
@@ -28,20 +28,22 @@ mod verify;
 mod version;
 mod watermark;
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tandem_wire::connect::ConnectOptions;
-use tokio::sync::{Mutex as AsyncMutex, Notify, RwLock, watch};
+use tokio::sync::{Mutex as AsyncMutex, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use check::Problem;
 use control::{Control, ControlError};
-use feed::Feed;
+use journal::Journal;
 use node::{NodeState, Shared};
 use progress::Links;
-pub use status::{LinkStatus, NodeStatus, Status};
+use relation::Interner;
+pub use status::{JournalStatus, LinkStatus, NodeStatus, Status};
 pub use tables::{TableFilter, TablePolicy, Tables};
 pub use verify::{
     Difference, Event, NodeRow, Progress, RepairRequest, Summary, Verification, VerifyBusy,
@@ -69,6 +71,21 @@ pub struct Config {
     pub nodes: Vec<Node>,
     /// Which tables, and how.
     pub tables: Arc<Tables>,
+    /// Where what targets still need is kept.
+    pub journal: JournalConfig,
+}
+
+/// Where what targets still need is kept, and how much of it.
+#[derive(Debug, Clone)]
+pub struct JournalConfig {
+    /// The directory; made with mode 0700 where it is missing. No other cluster may use it.
+    pub dir: PathBuf,
+    /// Bytes of the files of one source at most, but for a single transaction that is larger.
+    pub bytes_max: u64,
+    /// A target that is more bytes of WAL behind than this no longer holds back the source's slot.
+    pub carry_bytes: u64,
+    /// The same for one that is behind for longer than this.
+    pub carry_after: Duration,
 }
 
 /// The running replicator.
@@ -81,18 +98,22 @@ impl Replicator {
     /// Starts it. A node that is down is no error: it is tried again for ever, and [`status`](Self::status) says why.
     pub fn start(config: Config) -> Self {
         let count = config.nodes.len();
+        let interner = Arc::new(Interner::default());
+        let journal = |node: &Node| {
+            let dir = config.journal.dir.join(format!("node-{}", node.id));
+            let interner = Arc::clone(&interner);
+            Arc::new(Journal::new(dir, config.journal.bytes_max, interner))
+        };
         let shared = Arc::new(Shared {
             links: Arc::new(Links::new(count)),
-            feeds: (0..count)
-                .map(|_| Arc::new(Feed::new(node::FEED_BYTES_MAX)))
-                .collect(),
-            rereads: (0..count).map(|_| Arc::new(Notify::new())).collect(),
+            journals: config.nodes.iter().map(journal).collect(),
+            captures: (0..count).map(|_| Mutex::new(None)).collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
             states: (0..count)
                 .map(|_| Mutex::new(NodeState::Connecting))
                 .collect(),
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
-            interner: Arc::default(),
+            interner,
             shadows: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),

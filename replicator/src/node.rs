@@ -3,14 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex as AsyncMutex, Notify, RwLock, watch};
+use tokio::sync::{Mutex as AsyncMutex, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::apply::{self, ApplyError, Carried, LinkContext, Place, Severity};
 use crate::capture::{Capture, CaptureError};
+use crate::carry::Bounds;
 use crate::control::{Control, ControlError};
-use crate::feed::Feed;
+use crate::journal::Journal;
 use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
@@ -31,8 +32,6 @@ const RACES_MAX: u32 = 20;
 const COUNTERS_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a target is flushed while something is applied to it.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
-/// Changes of one source that are held in memory for its targets.
-pub(crate) const FEED_BYTES_MAX: usize = 256 << 20;
 
 /// Whether a node is worked on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,10 +53,10 @@ pub(crate) struct Shared {
     pub config: Config,
     /// Positions of all links.
     pub links: Arc<Links>,
-    /// The feeds, by source.
-    pub feeds: Vec<Arc<Feed>>,
-    /// Ask for a source's stream to be read again.
-    pub rereads: Vec<Arc<Notify>>,
+    /// The journals, by source.
+    pub journals: Vec<Arc<Journal>>,
+    /// Why a source's stream is not read, by source.
+    pub captures: Vec<Mutex<Option<String>>>,
     /// The shapes of all sources' tables.
     pub(crate) interner: Arc<Interner>,
     /// Node ids by index.
@@ -87,6 +86,26 @@ impl Shared {
             .get(node)
             .map(|state| state.lock().unwrap_or_else(PoisonError::into_inner).clone());
         state.unwrap_or(NodeState::Connecting)
+    }
+
+    /// Why the node's stream is not read, if it is not.
+    pub(crate) fn capture_problem(&self, node: usize) -> Option<String> {
+        let problem = self.captures.get(node)?;
+        problem
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Answers whether that is news.
+    fn set_capture_problem(&self, node: usize, problem: Option<String>) -> bool {
+        let Some(slot) = self.captures.get(node) else {
+            return false;
+        };
+        let mut current = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = *current != problem;
+        *current = problem;
+        news
     }
 
     fn set_state(&self, node: usize, state: NodeState) {
@@ -171,27 +190,28 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         index,
         node.clone(),
         facts.clone(),
+        Arc::clone(&control),
     ));
     let members = shared.config.nodes.len();
     // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
     for source in (0..members).filter(|_| members > 1) {
         let origins = Arc::new(facts.origins.clone());
         let (
-            Some(feed),
-            Some(target_feed),
-            Some(reread),
+            Some(journal),
+            Some(target_journal),
             Some(gate),
             Some(quarantine),
             Some(shadows),
             Some(source_control),
+            Some(of),
         ) = (
-            shared.feeds.get(source),
-            shared.feeds.get(index),
-            shared.rereads.get(source),
+            shared.journals.get(source),
+            shared.journals.get(index),
             shared.gates.get(index),
             shared.quarantines.get(index),
             shared.shadows.get(index),
             shared.controls.get(source),
+            shared.config.nodes.get(source),
         )
         else {
             continue;
@@ -214,13 +234,13 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             gate: Arc::clone(gate),
             quarantine: Arc::clone(quarantine),
             version: facts.version,
-            feed: Arc::clone(feed),
-            target_feed: Arc::clone(target_feed),
+            journal: Arc::clone(journal),
+            target_journal: Arc::clone(target_journal),
+            names: [of.name.clone(), node.name.clone()],
             links: Arc::clone(&shared.links),
             source,
             target: index,
             node_ids: Arc::clone(&shared.node_ids),
-            reread: Arc::clone(reread),
         };
         let none = OriginProgress {
             applied: tandem_wire::lsn::Lsn(0),
@@ -263,32 +283,41 @@ async fn keep_counters(control: Arc<Control>, tables: Arc<Tables>, node: String)
     }
 }
 
-async fn keep_capture(shared: Arc<Shared>, index: usize, node: Node, facts: NodeFacts) {
-    let (Some(feed), Some(reread)) = (shared.feeds.get(index), shared.rereads.get(index)) else {
+async fn keep_capture(
+    shared: Arc<Shared>,
+    index: usize,
+    node: Node,
+    facts: NodeFacts,
+    control: Arc<Control>,
+) {
+    let Some(journal) = shared.journals.get(index) else {
         return;
     };
     let mut capture = Capture {
         cluster: shared.config.cluster.clone(),
         connect: node.connect.clone(),
         epoch: facts.epoch,
-        confirmed: facts.confirmed,
+        slot: facts.slot,
         tables: shared.config.tables.filter.clone(),
         node: node.id,
-        feed: Arc::clone(feed),
+        journal: Arc::clone(journal),
         links: Arc::clone(&shared.links),
         source: index,
-        reread: Arc::clone(reread),
+        node_ids: Arc::clone(&shared.node_ids),
         interner: Arc::clone(&shared.interner),
+        control,
+        bounds: Bounds {
+            bytes: shared.config.journal.carry_bytes,
+            time: shared.config.journal.carry_after,
+        },
     };
-    let mut problem = String::new();
     loop {
-        let pause = match capture.run().await {
-            Ok(()) | Err(CaptureError::Reread) => SHORT_PAUSE,
+        let begun = || _ = shared.set_capture_problem(index, None);
+        let pause = match capture.run(begun).await {
+            Ok(()) | Err(CaptureError::Room) => SHORT_PAUSE,
             Err(error) => {
-                let text = error.to_string();
-                if text != problem {
+                if shared.set_capture_problem(index, Some(error.to_string())) {
                     tracing::warn!(node = node.name, %error, "replication: the stream ended; it is read again");
-                    problem = text;
                 }
                 RETRY_PAUSE
             }

@@ -1,6 +1,6 @@
 //! Makes a node ours: ownership, Tandem's schema, publication, slot, origins, and how far everything is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tandem_wire::lsn::Lsn;
@@ -78,8 +78,23 @@ pub(crate) struct NodeFacts {
     pub origins: HashMap<u32, u16>,
     /// Progress by source node id.
     pub progress: HashMap<u16, OriginProgress>,
-    /// Up to where the slot is confirmed.
+    /// The slot.
+    pub slot: SlotFacts,
+}
+
+/// What a node says about its slot and the journal that is read from it.
+#[derive(Debug, Clone)]
+pub(crate) struct SlotFacts {
+    /// Up to where it is confirmed.
     pub confirmed: Lsn,
+    /// Where it was created.
+    pub created: Lsn,
+    /// Id of the journal that was last used.
+    pub journal: Option<u64>,
+    /// A transaction ends here, and every target that is not carried has it.
+    pub floor: Lsn,
+    /// Targets without which the slot may have moved on, and up to where each surely has everything.
+    pub carried: BTreeMap<u16, Lsn>,
 }
 
 /// The slot's name: one per cluster on each server.
@@ -127,7 +142,7 @@ pub(crate) async fn take(
              CREATE PUBLICATION tandem FOR ALL TABLES; END IF; END $$",
         )
         .await?;
-    let confirmed = slot(control, &slot_name(cluster)).await?;
+    let slot = slot(control, &slot_name(cluster)).await?;
     let workers = |&node| [0, REPAIR].map(|worker| OriginName { node, worker }.to_string());
     for name in members.iter().flat_map(workers) {
         control
@@ -151,17 +166,22 @@ pub(crate) async fn take(
         epoch,
         origins,
         progress,
-        confirmed,
+        slot,
     })
 }
 
 /// Tandem's own tables. `tandem.progress` holds, for an origin, a position up to which everything is surely
 /// committed, and a transaction id that every later commit of the origin is above. `tandem.tombstone` remembers
-/// deletes (see `apply/tombstone.rs`).
+/// deletes (see `apply/tombstone.rs`). `tandem.journal` and `tandem.carried` say which journal the slot is read into and
+/// which targets (node ids) depend on it (see `carry.rs`). Before a slot's `created_lsn` was kept, slots were confirmed
+/// only to what all targets had, so the slot's position serves as well.
 const SCHEMA: &str = "
     CREATE SCHEMA IF NOT EXISTS tandem;
     CREATE TABLE IF NOT EXISTS tandem.owner (cluster text PRIMARY KEY, epoch bigint NOT NULL, acquired timestamptz NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.slot (name text PRIMARY KEY, created timestamptz NOT NULL);
+    ALTER TABLE tandem.slot ADD COLUMN IF NOT EXISTS created_lsn pg_lsn;
+    CREATE TABLE IF NOT EXISTS tandem.journal (slot text PRIMARY KEY, id text NOT NULL, floor pg_lsn NOT NULL);
+    CREATE TABLE IF NOT EXISTS tandem.carried (slot text, target int, lsn pg_lsn NOT NULL, PRIMARY KEY (slot, target));
     CREATE TABLE IF NOT EXISTS tandem.progress (origin text PRIMARY KEY, lsn pg_lsn NOT NULL, xid bigint NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.tombstone (
         relation text, key jsonb, deleted timestamptz NOT NULL, node int NOT NULL,
@@ -251,11 +271,18 @@ async fn evict(control: &Control, cluster: &str) -> Result<(), SetupError> {
     }
 }
 
-async fn slot(control: &Control, name: &str) -> Result<Lsn, SetupError> {
-    let known = !control
-        .query("SELECT FROM tandem.slot WHERE name = $1", &[&name])
-        .await?
-        .is_empty();
+async fn slot(control: &Control, name: &str) -> Result<SlotFacts, SetupError> {
+    let known = control
+        .query(
+            "SELECT created_lsn IS NOT NULL FROM tandem.slot WHERE name = $1",
+            &[&name],
+        )
+        .await?;
+    let has_position: Option<bool> = known
+        .first()
+        .map(|row| row.try_get(0))
+        .transpose()
+        .map_err(ControlError::from)?;
     let found = control
         .query(
             "SELECT coalesce(confirmed_flush_lsn, '0/0')::text, coalesce(wal_status, '') = 'lost' \
@@ -263,51 +290,90 @@ async fn slot(control: &Control, name: &str) -> Result<Lsn, SetupError> {
             &[&name],
         )
         .await?;
-    if let Some(row) = found.first() {
-        if row.try_get(1).map_err(ControlError::from)? {
+    let confirmed = match found.first() {
+        Some(row) => {
+            if row.try_get(1).map_err(ControlError::from)? {
+                return Err(SetupError::SlotLost {
+                    slot: name.to_owned(),
+                    state: "invalidated",
+                });
+            }
+            lsn(row, 0)?
+        }
+        None if has_position.is_some() => {
             return Err(SetupError::SlotLost {
                 slot: name.to_owned(),
-                state: "invalidated",
+                state: "gone",
             });
         }
-        let confirmed: String = row.try_get(0).map_err(ControlError::from)?;
-        if !known {
-            control
+        None => {
+            let rows = control
                 .query(
-                    "INSERT INTO tandem.slot VALUES ($1, clock_timestamp())",
+                    "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')",
                     &[&name],
                 )
                 .await?;
+            let row = rows
+                .first()
+                .ok_or(SetupError::Unexpected("pg_create_logical_replication_slot"))?;
+            lsn(row, 0)?
         }
-        return confirmed
-            .parse()
-            .map_err(|_| SetupError::Unexpected("confirmed_flush_lsn"));
+    };
+    match has_position {
+        Some(true) => {}
+        Some(false) => {
+            let sql = "UPDATE tandem.slot SET created_lsn = $2::text::pg_lsn WHERE name = $1";
+            control.query(sql, &[&name, &confirmed.to_string()]).await?;
+        }
+        // What a slot before this one had for a journal means nothing any more.
+        None => {
+            let sql = "WITH j AS (DELETE FROM tandem.journal WHERE slot = $1), \
+                 c AS (DELETE FROM tandem.carried WHERE slot = $1) \
+                 INSERT INTO tandem.slot VALUES ($1, clock_timestamp(), $2::text::pg_lsn)";
+            control.query(sql, &[&name, &confirmed.to_string()]).await?;
+        }
     }
-    if known {
-        return Err(SetupError::SlotLost {
-            slot: name.to_owned(),
-            state: "gone",
-        });
-    }
+    slot_facts(control, name, confirmed).await
+}
+
+async fn slot_facts(
+    control: &Control,
+    name: &str,
+    confirmed: Lsn,
+) -> Result<SlotFacts, SetupError> {
     let rows = control
         .query(
-            "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')",
+            "SELECT s.created_lsn::text, coalesce(j.floor, s.created_lsn)::text, j.id FROM tandem.slot s \
+             LEFT JOIN tandem.journal j ON j.slot = s.name WHERE s.name = $1",
             &[&name],
         )
         .await?;
-    control
-        .query(
-            "INSERT INTO tandem.slot VALUES ($1, clock_timestamp())",
-            &[&name],
-        )
-        .await?;
-    let row = rows
-        .first()
-        .ok_or(SetupError::Unexpected("pg_create_logical_replication_slot"))?;
-    let confirmed: String = row.try_get(0).map_err(ControlError::from)?;
-    confirmed
-        .parse()
-        .map_err(|_| SetupError::Unexpected("pg_create_logical_replication_slot"))
+    let row = rows.first().ok_or(SetupError::Unexpected("tandem.slot"))?;
+    let id: Option<String> = row.try_get(2).map_err(ControlError::from)?;
+    let journal = id
+        .map(|id| u64::from_str_radix(&id, 16))
+        .transpose()
+        .map_err(|_| SetupError::Unexpected("tandem.journal"))?;
+    let sql = "SELECT lsn::text, target FROM tandem.carried WHERE slot = $1";
+    let mut carried = BTreeMap::new();
+    for row in control.query(sql, &[&name]).await? {
+        let target: i32 = row.try_get(1).map_err(ControlError::from)?;
+        let target = u16::try_from(target).map_err(|_| SetupError::Unexpected("tandem.carried"))?;
+        carried.insert(target, lsn(&row, 0)?);
+    }
+    Ok(SlotFacts {
+        confirmed,
+        created: lsn(row, 0)?,
+        journal,
+        floor: lsn(row, 1)?,
+        carried,
+    })
+}
+
+fn lsn(row: &tokio_postgres::Row, column: usize) -> Result<Lsn, SetupError> {
+    let text: String = row.try_get(column).map_err(ControlError::from)?;
+    text.parse()
+        .map_err(|_| SetupError::Unexpected("a position in the WAL"))
 }
 
 type Origins = (HashMap<u32, u16>, HashMap<u16, OriginProgress>);

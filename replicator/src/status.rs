@@ -28,8 +28,29 @@ pub struct NodeStatus {
     pub state: &'static str,
     /// Why it is not up, and how to mend it.
     pub problem: Option<String>,
-    /// Bytes of its changes held in memory for targets.
-    pub feed_bytes: usize,
+    /// Why its stream is not read.
+    pub capture_problem: Option<String>,
+    /// What is kept of its stream for targets.
+    pub journal: JournalStatus,
+}
+
+/// The journal of one node's stream.
+#[derive(Debug, Clone, Serialize)]
+pub struct JournalStatus {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Bytes of changes in memory.
+    pub memory_bytes: usize,
+    /// Position in the node's WAL behind which it has everything; `None` until the stream was first read.
+    pub first: Option<String>,
+    /// Where what is on disk ends.
+    pub last: Option<String>,
+    /// Bytes of the node's WAL that its slot holds back, as far as they were read.
+    pub slot_bytes: u64,
+    /// Names of the targets that are so far behind that the slot has moved on without them.
+    pub carried: Vec<String>,
+    /// Why it takes nothing more, so that targets which are behind hold back WAL on the node.
+    pub problem: Option<String>,
 }
 
 /// One link.
@@ -84,13 +105,13 @@ pub(crate) fn status(shared: &Shared) -> Status {
             NodeState::Up => ("up", None),
             NodeState::Down { problem } => ("down", Some(problem)),
         };
-        let feed_bytes = shared.feeds.get(index).map_or(0, |feed| feed.bytes());
         NodeStatus {
             name: node.name.clone(),
             id: node.id,
             state,
             problem,
-            feed_bytes,
+            capture_problem: shared.capture_problem(index),
+            journal: journal_status(shared, index),
         }
     });
     // The link of a node to itself is nobody's business unless something is wrong with it.
@@ -110,6 +131,22 @@ pub(crate) fn quarantined(shared: &Shared, link: &Link) -> usize {
     let source = shared.node_ids.get(link.source);
     held.zip(source)
         .map_or(0, |(held, &source)| held.of_source(source))
+}
+
+fn journal_status(shared: &Shared, index: usize) -> JournalStatus {
+    let journal = shared.journals.get(index);
+    let figures = journal.map(|journal| journal.figures()).unwrap_or_default();
+    let nodes = shared.config.nodes.iter();
+    let carried = nodes.filter(|node| figures.carried.contains(&node.id));
+    JournalStatus {
+        bytes: figures.bytes,
+        memory_bytes: figures.memory_bytes,
+        first: figures.range.map(|(first, _)| first.to_string()),
+        last: figures.range.map(|(_, last)| last.to_string()),
+        slot_bytes: figures.slot_bytes,
+        carried: carried.map(|node| node.name.clone()).collect(),
+        problem: figures.problem,
+    }
 }
 
 pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
@@ -138,9 +175,9 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
     };
     let applied = link.applied();
     let tail = shared
-        .feeds
+        .journals
         .get(link.source)
-        .map_or(applied, |feed| feed.tail());
+        .map_or(applied, |journal| journal.tail());
     let lag_bytes = tail.0.saturating_sub(applied.0);
     let age = link
         .last_timestamp()

@@ -78,6 +78,8 @@ fn rendered(status: &Value) -> String {
         "rtt ms",
         "sessions",
         "replication",
+        "journal",
+        "carries",
         "problem",
     ]);
     for node in list(status, "/nodes") {
@@ -86,9 +88,17 @@ fn rendered(status: &Value) -> String {
             .find(|other| other.get("name") == node.get("name"));
         let of = |key| replicated.and_then(|other| other.get(key));
         let own = |key| node.get(key);
-        let problem = of("problem")
-            .filter(|problem| !problem.is_null())
-            .or_else(|| own("problem"));
+        let journal = |key| of("journal").and_then(|journal| journal.get(key));
+        let problem = [of("problem"), of("capture_problem"), journal("problem")];
+        let problem = problem
+            .into_iter()
+            .flatten()
+            .find(|problem| !problem.is_null());
+        let carried = journal("carried").and_then(Value::as_array);
+        let carried =
+            carried.map(|names| names.iter().filter_map(Value::as_str).collect::<Vec<_>>());
+        let carried = carried.filter(|names| !names.is_empty());
+        let carried = carried.map(|names| Value::from(names.join(", ")));
         nodes.row(&[
             own("name"),
             own("id"),
@@ -97,7 +107,9 @@ fn rendered(status: &Value) -> String {
             own("rtt_ms"),
             own("sessions"),
             of("state"),
-            problem,
+            journal("bytes"),
+            carried.as_ref(),
+            problem.or_else(|| own("problem")),
         ]);
     }
     format!(
@@ -174,7 +186,8 @@ mod tests {
             "replication": {
                 "nodes": [
                     { "name": "oslo", "id": 2, "state": "down", "problem": "refused" },
-                    { "name": "paris", "id": 1, "state": "up", "problem": null },
+                    { "name": "paris", "id": 1, "state": "up", "problem": null, "capture_problem": null,
+                      "journal": { "bytes": 70123, "carried": ["oslo", "rio"], "problem": "full" } },
                 ],
                 "links": [{ "source": "paris", "target": "oslo", "state": "waiting", "lag_bytes": 4096,
                             "lag_ms": null, "transactions": 7, "conflicts": 2, "quarantined": 1, "problem": null }],
@@ -183,9 +196,9 @@ mod tests {
         let wanted = "\
 cluster bikes, tandem 0.1.0, 2 of 100 clients
 
-node   id  zone  health   rtt ms  sessions  replication  problem
-paris   1  eu    healthy   0.210         2  up           -
-oslo    2  -     down     -              0  down         refused
+node   id  zone  health   rtt ms  sessions  replication  journal  carries    problem
+paris   1  eu    healthy   0.210         2  up             70123  oslo, rio  full
+oslo    2  -     down     -              0  down         -        -          refused
 
 source  target  state    lag bytes  lag ms  transactions  conflicts  quarantine  problem
 paris   oslo    waiting       4096  -                  7          2           1  -";

@@ -7,6 +7,7 @@ mod node;
 mod read;
 mod reader;
 mod secrets;
+mod size;
 #[cfg(test)]
 mod tests;
 
@@ -172,6 +173,14 @@ pub struct ReplicationConfig {
     pub exclude: Vec<String>,
     /// `[replication.table."schema.table"]`, by schema and table.
     pub policies: HashMap<(String, String), TablePolicy>,
+    /// Where the journals are; nobody else may use it.
+    pub journal_dir: PathBuf,
+    /// Bytes of one node's journal at most.
+    pub journal_max: u64,
+    /// A node that is more bytes of WAL behind than this is carried by the journal.
+    pub journal_carry_bytes: u64,
+    /// A node that is behind for longer than this is carried by the journal.
+    pub journal_carry_after: Duration,
 }
 
 /// `[[node]]`

@@ -22,6 +22,9 @@ use super::{
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
+/// A journal that may hold less than this would fill with a few changes.
+const JOURNAL_MIN: u64 = 1 << 20;
+
 /// Reads `path` and all it names.
 pub(super) fn load(path: &Path, environment: Environment<'_>) -> Result<Config, ConfigError> {
     let source = text_of(path)?;
@@ -471,12 +474,27 @@ impl Reader<'_> {
                 }
             }
         }
+        let journal_dir = section
+            .take("journal_dir")
+            .and_then(|value| self.path(&value));
+        let journal_max = self.size(&mut section, "journal_max", 16 << 30, JOURNAL_MIN);
+        let journal_carry_bytes = self.size(&mut section, "journal_carry_bytes", 64 << 20, 0);
+        let journal_carry_after = self.duration(
+            &mut section,
+            "journal_carry_after",
+            Duration::from_secs(10),
+            Duration::from_millis(100),
+        );
         section.finish(&mut self.problems);
         Some(ReplicationConfig {
             database: database?,
             include,
             exclude,
             policies,
+            journal_dir: journal_dir.unwrap_or_else(|| self.base.join("journal")),
+            journal_max,
+            journal_carry_bytes,
+            journal_carry_after,
         })
     }
 

@@ -1,4 +1,4 @@
-//! What every part of the reading needs: paths, files, durations, warnings.
+//! What every part of the reading needs: paths, files, durations, sizes, warnings.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,6 +9,7 @@ use tandem_routing_rules::document::{Document, Problems, Section, Value, line_an
 
 use super::duration::parse_duration;
 use super::error::{ConfigError, ConfigProblem};
+use super::size::parse_size;
 
 /// Looks up an environment variable.
 pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -103,6 +104,35 @@ impl<'a> Reader<'a> {
                 default
             }
         }
+    }
+
+    /// A size of at least `min` bytes; `default` when it is missing or wrong.
+    pub(super) fn size(
+        &mut self,
+        section: &mut Section<'_>,
+        key: &'static str,
+        default: u64,
+        min: u64,
+    ) -> u64 {
+        let Some(value) = section.take(key) else {
+            return default;
+        };
+        let Some(text) = value.string(&mut self.problems) else {
+            return default;
+        };
+        match parse_size(text) {
+            Ok(size) if size >= min => return size,
+            Ok(_) => {
+                let message = format!("`{}` is too small", value.path());
+                let hint = format!("allowed: {min}B and more");
+                self.problems.add_with_hint(value.span(), message, hint);
+            }
+            Err(hint) => {
+                let message = format!("`{text}` is not a size");
+                self.problems.add_with_hint(value.span(), message, hint);
+            }
+        }
+        default
     }
 
     /// A path, made absolute from the configuration's directory.

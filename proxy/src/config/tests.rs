@@ -192,6 +192,10 @@ token_file = "token"
 database = "app"
 include = ["public.*"]
 exclude = ["public.log"]
+journal_dir = "j"
+journal_max = "2GB"
+journal_carry_bytes = "1MB"
+journal_carry_after = "1s"
 [replication.table."public.t"]
 resolver = "last_update_wins"
 [[node]]
@@ -245,6 +249,15 @@ sslrootcert = "ca.crt"
     assert_eq!(config.auth.method, AuthMethod::Cert);
     assert_eq!(config.auth.users_file, Some(files.path("users.txt")));
     assert_eq!(config.admin.token_file, files.path("token"));
+    assert_eq!(config.replication.journal_dir, files.path("j"));
+    assert_eq!(
+        (
+            config.replication.journal_max,
+            config.replication.journal_carry_bytes,
+            config.replication.journal_carry_after
+        ),
+        (2 << 30, 1 << 20, Duration::from_secs(1))
+    );
     assert_eq!(
         (config.replication.include, config.replication.exclude),
         (vec!["public.*".to_owned()], vec!["public.log".to_owned()])
@@ -293,6 +306,16 @@ fn broken_files_are_told_with_place_and_mend() {
             "[admin]",
             "probe_timeout = \"2 secs\"\n[admin]",
             "tandem.toml:5:17: `2 secs` is not a duration; unknown unit `secs`; write us, ms, s, min, h or d, such as `2s`",
+        ),
+        (
+            "database = \"app\"",
+            "database = \"app\"\njournal_max = \"16 gigs\"",
+            "tandem.toml:9:15: `16 gigs` is not a size; unknown unit `gigs`; write B, kB, MB, GB or TB, such as `16MB`",
+        ),
+        (
+            "database = \"app\"",
+            "database = \"app\"\njournal_max = \"1kB\"",
+            "tandem.toml:9:15: `replication.journal_max` is too small; allowed: 1048576B and more",
         ),
         (
             "[admin]",

@@ -28,7 +28,7 @@ const PLACES: [(&str, &str); 16] = [
 const MAX_CLIENTS: i64 = 500;
 
 /// Keys whose values are paths, relative to the file they stand in.
-const PATHS: [&[&str]; 7] = [
+const PATHS: [&[&str]; 8] = [
     &["proxy", "rules"],
     &["proxy", "tls", "cert"],
     &["proxy", "tls", "key"],
@@ -36,6 +36,7 @@ const PATHS: [&[&str]; 7] = [
     &["auth", "users_file"],
     &["admin", "token_file"],
     &["state_dir"],
+    &["replication", "journal_dir"],
 ];
 
 /// The same, in each `[[node]]`.
@@ -129,7 +130,8 @@ impl ConfigText {
              [proxy]\nlisten = [\"127.0.0.1:{}\"]      # also \"unix:/absolute/dir\"\n\
              pool_mode = \"session\"\nmax_client_connections = {MAX_CLIENTS}\nrules = \"rules.toml\"\n\n\
              [admin]\nlisten = \"127.0.0.1:{}\"          # the token is in state/admin.token\n\n\
-             [replication]\ndatabase = {}             # the database kept converged\n",
+             [replication]\ndatabase = {}             # the database kept converged\n\
+             # journal_max = \"16GB\"      # of each node's changes, for nodes that are away; they are in journal/\n",
             fill.port,
             fill.admin_port,
             Value::from(fill.database.clone()),

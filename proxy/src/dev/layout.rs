@@ -1,7 +1,7 @@
 //! Owns the directory of a dev cluster: what lies where, the marker that says whose it is, the lock.
 //!
 //! `DIR/.tandem-dev.toml` (marker), `.tandem-dev.lock`, `tandem.toml`, `rules.toml`, `state/` (secrets and the daemon's
-//! state, 0700), `log/NODE.log`, `nodes/NODE/` (data directories). Where the servers' user cannot enter DIR, `nodes` is a
+//! state, 0700), `journal/` (what nodes that are away still need, 0700), `log/NODE.log`, `nodes/NODE/` (data directories). Where the servers' user cannot enter DIR, `nodes` is a
 //! link to a directory under `/var/lib/tandem`.
 
 use std::{

@@ -35,7 +35,8 @@ use slow::Slow;
 pub(crate) use sql::quote;
 pub(crate) use tombstone::remember;
 
-use crate::feed::{Cursor, Feed, Run};
+use crate::journal::{Cursor, Journal, Run};
+use crate::origin::OriginName;
 use crate::progress::{Link, LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::setup::OriginProgress;
@@ -61,9 +62,11 @@ pub(crate) struct LinkContext {
     /// The target's `server_version_num`.
     pub version: i32,
     /// Where the source's stream is.
-    pub feed: Arc<Feed>,
+    pub journal: Arc<Journal>,
     /// Where the target's own stream is.
-    pub target_feed: Arc<Feed>,
+    pub target_journal: Arc<Journal>,
+    /// Names of source and target.
+    pub names: [String; 2],
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the source in the configuration.
@@ -76,8 +79,6 @@ pub(crate) struct LinkContext {
     pub gate: Arc<RwLock<()>>,
     /// What the target refused.
     pub quarantine: Arc<Quarantine>,
-    /// Wakes the capture of the source, to read its stream again from the slot's position.
-    pub reread: Arc<tokio::sync::Notify>,
 }
 
 /// What goes from one run of a link to the next.
@@ -145,6 +146,7 @@ pub(crate) async fn run(
         carried,
         context,
         link,
+        cursor: Cursor::new(context.place.target, said, !context.is_own()),
         session,
         unproved,
         noted: Instant::now(),
@@ -181,6 +183,7 @@ struct Proof {
 struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
+    cursor: Cursor,
     session: Session,
     carried: &'a mut Carried,
     unproved: Option<Proof>,
@@ -196,13 +199,12 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     async fn run(&mut self) -> Result<(), ApplyError> {
-        let mut cursor = Cursor::default();
         self.link.set_state(LinkState::Streaming);
         loop {
-            let feed = &self.context.feed;
+            let journal = &self.context.journal;
             let applied = self.link.applied();
             let run = tokio::select! {
-                run = feed.read(&mut cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES) => run,
+                run = journal.read(&mut self.cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES) => run?,
                 () = Self::retry_due(self.context, self.retried) => {
                     self.retry_quarantined().await?;
                     continue;
@@ -211,13 +213,22 @@ impl<'a> Worker<'a> {
             match run {
                 Run::UpTo(lsn) => self.link.advance(lsn),
                 Run::Entries(entries) => self.entries(&entries).await?,
-                Run::Missed => {
-                    self.context.reread.notify_one();
-                    return Err(ApplyError::Behind);
+                Run::Hole(hole) => {
+                    let [of, target] = self.context.names.clone();
+                    let origin = OriginName {
+                        node: self.context.place.source,
+                        worker: 0,
+                    };
+                    return Err(ApplyError::Hole {
+                        target,
+                        of,
+                        origin,
+                        hole,
+                    });
                 }
             }
             if self.session.is_worn() {
-                return Err(ApplyError::Behind);
+                return Err(ApplyError::Worn);
             }
         }
     }
@@ -470,7 +481,7 @@ impl<'a> Worker<'a> {
         let lsn = watermark::write(&context.place.control).await?;
         // The watermark lies behind everything that the target has written: its stream has to be read up to there
         // even if its own targets are slow, or two nodes could wait for each other.
-        let _unbounded = context.target_feed.lift_bound();
+        let _unbounded = context.target_journal.lift_bound();
         own.wait_applied(lsn).await;
         self.link.set_state(LinkState::Streaming);
         Ok(())

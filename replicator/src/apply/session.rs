@@ -17,6 +17,7 @@ use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use super::unique::Uniques;
 use crate::control::{Control, ControlError};
+use crate::journal::{Hole, JournalError};
 use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
 use crate::setup::application_name;
@@ -79,9 +80,28 @@ pub(crate) enum ApplyError {
     /// Values that are not in the stream have to be fetched from the source, which is away.
     #[error("a row has values that only its source has, and the source is away")]
     SourceAway,
-    /// The stream was trimmed past this target; it is being read again.
-    #[error("the stream is being read again from this node's position")]
-    Behind,
+    /// The session has prepared so much that a new one is better.
+    #[error("the session has prepared too many statements")]
+    Worn,
+    /// The journal cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// What the target needs is gone.
+    #[error(
+        "{target} lacks what {of} wrote {hole}. It has to be brought up to date by hand: compare the tables, copy what is missing, \
+         then on {target} SELECT pg_replication_origin_advance('{origin}', '{}')",
+        hole.to
+    )]
+    Hole {
+        /// Name of the target.
+        target: String,
+        /// Name of the source.
+        of: String,
+        /// Under which the target remembers its progress.
+        origin: OriginName,
+        /// What is missing.
+        hole: Hole,
+    },
 }
 
 /// What an [`ApplyError`] means for the link.
@@ -98,7 +118,7 @@ pub(crate) enum Severity {
 impl ApplyError {
     pub(crate) fn severity(&self) -> Severity {
         match self {
-            Self::ClockBehind { .. } | Self::Raced | Self::Behind => Severity::Passing,
+            Self::ClockBehind { .. } | Self::Raced | Self::Worn => Severity::Passing,
             Self::Refused(error) | Self::Connection(ConnectionError::Server(error)) => {
                 server_severity(&error.code)
             }

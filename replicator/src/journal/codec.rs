@@ -14,6 +14,15 @@
 //! | 4 | number of changes; each: 4 number of its shape in this list, from 0; 4 length; then the change |
 //!
 //! Nothing follows. A TRUNCATE of several tables is one change for each of them, with the same message.
+//!
+//! A record of a segment file ([`segment`](super::segment)) begins with one byte that says what it is:
+//!
+//! | kind | then |
+//! |---|---|
+//! | `R` | a shape; the first of the segment has the number 0, the next 1, and so on |
+//! | `T` | 8 end, 8 timestamp, 4 number of changes, changes as above, by the numbers of the segment's shapes before it |
+//! | `C` | a cause: 8 end, 2 node that first committed it, 8 its position in that node's WAL |
+//! | `P` | 8: the source has written nothing else up to this position |
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,7 +34,7 @@ use thiserror::Error;
 
 use crate::pgoutput::{DecodeError, Message, decode};
 use crate::relation::{Interner, Relation};
-use crate::transaction::{Change, Operation, Transaction};
+use crate::transaction::{Change, Entry, Operation, Transaction};
 
 /// Version of the form that stands for itself.
 const VERSION: u8 = 1;
@@ -42,6 +51,9 @@ pub(crate) enum CodecError {
     /// A form that this version does not know.
     #[error("version {0} of the encoding is not known")]
     UnknownVersion(u8),
+    /// A record of a kind that this version does not know.
+    #[error("records of kind {0:?} are not known")]
+    UnknownRecord(char),
     /// A pgoutput message of another kind than belongs there.
     #[error("a pgoutput message {tag:?} stands where a {expected} belongs")]
     OutOfPlace {
@@ -116,6 +128,110 @@ pub(crate) fn decode_transaction(
         changes,
         size,
     })
+}
+
+/// One record of a segment.
+#[derive(Debug)]
+pub(super) enum Record {
+    /// The segment's next shape.
+    Shape(Arc<Relation>),
+    /// A transaction or a cause.
+    Entry(Entry),
+    /// The source has written nothing else up to here.
+    Position(Lsn),
+    /// An entry that ends where the reader did not want to look inside.
+    Skipped {
+        /// Its end.
+        end_lsn: Lsn,
+        /// Whether it is a transaction, not a cause.
+        transaction: bool,
+    },
+}
+
+/// Appends the record of a shape.
+pub(super) fn put_shape(relation: &Relation, out: &mut Vec<u8>) {
+    out.put_u8(b'R');
+    out.extend_from_slice(&relation.message);
+}
+
+/// Appends the record of a position.
+pub(super) fn put_position(lsn: Lsn, out: &mut Vec<u8>) {
+    out.put_u8(b'P');
+    out.put_u64(lsn.0);
+}
+
+/// Appends the record of an entry; `number` knows the segment's shapes. An empty transaction is a position.
+///
+/// # Errors
+/// As [`encode_transaction`].
+pub(super) fn put_entry(
+    entry: &Entry,
+    out: &mut Vec<u8>,
+    number: impl Fn(&Relation) -> Option<u32>,
+) -> Result<(), CodecError> {
+    match entry {
+        Entry::Transaction(transaction) => {
+            out.put_u8(b'T');
+            put_stamp(transaction, out);
+            put_changes(transaction, out, number)?;
+        }
+        Entry::Cause { node, lsn, end_lsn } => {
+            out.put_u8(b'C');
+            out.put_u64(end_lsn.0);
+            out.put_u16(*node);
+            out.put_u64(lsn.0);
+        }
+        Entry::Empty { end_lsn } => put_position(*end_lsn, out),
+    }
+    Ok(())
+}
+
+/// Reads a record; what ends at or before `after` is not looked into.
+///
+/// # Errors
+/// When the bytes are no record.
+pub(super) fn decode_record(
+    bytes: &Bytes,
+    shapes: &[Arc<Relation>],
+    after: Lsn,
+    interner: &Interner,
+) -> Result<Record, CodecError> {
+    let mut reader = Reader::new(bytes);
+    let kind = reader.u8()?;
+    if kind == b'R' {
+        return Ok(Record::Shape(interner.intern(reader.rest())?));
+    }
+    let end_lsn = Lsn(reader.u64()?);
+    let transaction = kind == b'T';
+    let record = match kind {
+        b'P' => Record::Position(end_lsn),
+        b'T' | b'C' if end_lsn <= after => {
+            reader.rest();
+            Record::Skipped {
+                end_lsn,
+                transaction,
+            }
+        }
+        b'T' => {
+            let timestamp = reader.i64()?;
+            let (changes, size) = changes(bytes, &mut reader, shapes)?;
+            Record::Entry(Entry::Transaction(Transaction {
+                xid: None,
+                end_lsn,
+                timestamp,
+                changes,
+                size,
+            }))
+        }
+        b'C' => Record::Entry(Entry::Cause {
+            node: reader.u16()?,
+            lsn: Lsn(reader.u64()?),
+            end_lsn,
+        }),
+        _ => return Err(CodecError::UnknownRecord(char::from(kind))),
+    };
+    reader.finish()?;
+    Ok(record)
 }
 
 fn put_stamp(transaction: &Transaction, out: &mut Vec<u8>) {

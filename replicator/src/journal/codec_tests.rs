@@ -62,7 +62,6 @@ fn a_transaction_reads_back_as_written() {
     let read = decode_transaction(&encoded(&written), &interner).expect("as written");
     assert_same(&written, &read);
     let empty = Transaction {
-        xid: None,
         changes: Vec::new(),
         size: 0,
         ..written

@@ -8,6 +8,7 @@ mod counters;
 mod deletes;
 mod faults;
 mod histories;
+mod journal;
 mod pgbench;
 mod quarantine;
 mod slot;

@@ -1,0 +1,524 @@
+//! One file of a journal.
+//!
+//! All integers are big-endian. A file begins with its header:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8 | `TNDMJRNL` |
+//! | 2 | version of the format, [`VERSION`] |
+//! | 4 | length of the part up to the checksum |
+//! | 8 | `begin`: of what the source wrote, this file has all that ends behind this position, up to the next file's `begin` |
+//! | 8 | `floor`: where the last transaction ends that ends at or before `begin` |
+//! | n | the journal's identity, see [`Identity::encode`] |
+//! | 8 | XXH3 (64 bits, no seed) of all before |
+//!
+//! Then come records, each 4 bytes length, 8 bytes XXH3 of the body with the record's offset in the file as seed, and
+//! the body ([`codec`](super::codec)). The positions at which they end never go back. A file needs no other file to be
+//! read: it repeats the shapes of the tables that its changes are of.
+
+use std::collections::HashMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Buf, BufMut, Bytes};
+use tandem_wire::lsn::Lsn;
+use tandem_wire::reader::Reader;
+use thiserror::Error;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use super::codec::{self, CodecError, Record};
+use super::identity::Identity;
+use crate::relation::{Interner, Relation};
+use crate::transaction::Entry;
+
+const MAGIC: &[u8; 8] = b"TNDMJRNL";
+/// Version of the file format.
+const VERSION: u16 = 1;
+/// Magic, version and length.
+const PREFIX: usize = 14;
+/// A header is shorter than this.
+const HEADER_MAX: usize = 4096;
+/// Length and checksum before each record's body.
+const RECORD_PREFIX: usize = 12;
+/// How much of a file is read at once; a longer record is read whole.
+const CHUNK: u64 = 1 << 20;
+
+/// Why a file cannot be read or written.
+#[derive(Debug, Error)]
+pub(crate) enum SegmentError {
+    /// The file system said no.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The header is not one, or is damaged.
+    #[error("{} does not begin as a journal does", .0.display())]
+    Header(PathBuf),
+    /// A record is cut off or damaged.
+    #[error("{} is damaged at byte {offset}: {what}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// How.
+        what: String,
+    },
+    /// A record is missing at the end.
+    #[error("{} ends too early: nothing follows {position}", path.display())]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// What should be followed by something.
+        position: Lsn,
+    },
+    /// An entry that cannot be written.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SegmentError {
+    let path = path.to_owned();
+    |source| SegmentError::Io { path, source }
+}
+
+/// A file, as readers see it.
+#[derive(Debug)]
+pub(super) struct Segment {
+    /// Where it is.
+    pub path: PathBuf,
+    /// See the module.
+    pub begin: Lsn,
+    /// See the module.
+    pub floor: Lsn,
+    /// Bytes that may be read; what is behind is being written.
+    len: AtomicU64,
+}
+
+impl Segment {
+    /// Bytes that may be read.
+    pub(super) fn len(&self) -> u64 {
+        self.len.load(Ordering::Acquire)
+    }
+}
+
+/// The header of a file, whatever follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Header {
+    /// See the module.
+    pub begin: Lsn,
+    /// See the module.
+    pub floor: Lsn,
+    /// Whose it is.
+    pub identity: Identity,
+}
+
+impl Header {
+    fn encode(&self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        rest.put_u64(self.begin.0);
+        rest.put_u64(self.floor.0);
+        self.identity.encode(&mut rest);
+        let mut out = MAGIC.to_vec();
+        out.put_u16(VERSION);
+        out.put_u32(u32::try_from(rest.len()).unwrap_or(u32::MAX));
+        out.append(&mut rest);
+        out.put_u64(xxh3_64(&out));
+        out
+    }
+
+    /// The header and its length, if `bytes` begin with one.
+    fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
+        let mut reader = Reader::new(bytes);
+        if reader.bytes(MAGIC.len()).ok()? != MAGIC || reader.u16().ok()? != VERSION {
+            return None;
+        }
+        let length = usize::try_from(reader.u32().ok()?).ok()?;
+        let mut rest = Reader::new(reader.bytes(length).ok()?);
+        let sum = xxh3_64(bytes.get(..PREFIX + length)?);
+        if reader.u64().ok()? != sum {
+            return None;
+        }
+        let header = Self {
+            begin: Lsn(rest.u64().ok()?),
+            floor: Lsn(rest.u64().ok()?),
+            identity: Identity::decode(&mut rest).ok()?,
+        };
+        rest.finish().ok()?;
+        Some((header, PREFIX + length + 8))
+    }
+
+    /// Reads the header of a file; answers its length too.
+    ///
+    /// # Errors
+    /// The file cannot be read, or does not begin with a header.
+    pub(super) fn read(path: &Path) -> Result<(Self, u64), SegmentError> {
+        let file = File::open(path).map_err(io_error(path))?;
+        let mut bytes = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, HEADER_MAX as u64), &mut bytes)
+            .map_err(io_error(path))?;
+        let (header, length) =
+            Self::decode(&bytes).ok_or_else(|| SegmentError::Header(path.to_owned()))?;
+        Ok((header, length as u64))
+    }
+}
+
+/// The name of the file that begins at a position; names sort as positions do.
+pub(super) fn file_name(begin: Lsn) -> String {
+    format!("{:016x}.segment", begin.0)
+}
+
+type Shapes = HashMap<u64, (u32, Arc<Relation>)>;
+
+/// Writes one file.
+#[derive(Debug)]
+pub(super) struct SegmentWriter {
+    /// What readers see of it.
+    pub segment: Arc<Segment>,
+    file: Arc<File>,
+    /// Shapes that are in the file, or staged, and their numbers; by [`Relation::id`]. Held, so that the ids last.
+    shapes: Shapes,
+    /// How many shapes are in the file, and staged. The same shape may be there more than once.
+    shapes_written: u32,
+    shapes_staged: u32,
+    staged: Vec<u8>,
+}
+
+impl SegmentWriter {
+    /// Begins a file.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(super) fn create(dir: &Path, header: &Header) -> Result<Self, SegmentError> {
+        let path = dir.join(file_name(header.begin));
+        let bytes = header.encode();
+        let create = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&path)?;
+            file.write_all_at(&bytes, 0)?;
+            Ok(file)
+        };
+        let file = create().map_err(|source| {
+            // Half a file would be found at the next start, and be removed then.
+            let _ = std::fs::remove_file(&path);
+            SegmentError::Io {
+                path: path.clone(),
+                source,
+            }
+        })?;
+        let segment = Segment {
+            path,
+            begin: header.begin,
+            floor: header.floor,
+            len: AtomicU64::new(bytes.len() as u64),
+        };
+        Ok(Self {
+            segment: Arc::new(segment),
+            file: Arc::new(file),
+            shapes: HashMap::new(),
+            shapes_written: 0,
+            shapes_staged: 0,
+            staged: Vec::new(),
+        })
+    }
+
+    /// Goes on with a file that was [scanned](scan); what lies behind its last sound record is cut off.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(super) fn resume(segment: Arc<Segment>, scan: &Scan) -> Result<Self, SegmentError> {
+        let open = || {
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&segment.path)?;
+            file.set_len(scan.len)?;
+            Ok(file)
+        };
+        let file = open().map_err(io_error(&segment.path))?;
+        segment.len.store(scan.len, Ordering::Release);
+        let count = u32::try_from(scan.shapes.len()).unwrap_or(u32::MAX);
+        Ok(Self {
+            segment,
+            file: Arc::new(file),
+            shapes: (0..)
+                .zip(&scan.shapes)
+                .map(|(number, shape)| (shape.id, (number, Arc::clone(shape))))
+                .collect(),
+            shapes_written: count,
+            shapes_staged: count,
+            staged: Vec::new(),
+        })
+    }
+
+    /// The file, to sync it.
+    pub(super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Bytes that were staged and not written.
+    pub(super) fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
+    /// Prepares an entry to be written, after the shapes of its tables that the file does not have.
+    ///
+    /// # Errors
+    /// It cannot be encoded; [`discard`](Self::discard) what is staged.
+    pub(super) fn stage(&mut self, entry: &Entry) -> Result<(), SegmentError> {
+        if let Entry::Transaction(transaction) = entry {
+            for change in &transaction.changes {
+                if let std::collections::hash_map::Entry::Vacant(vacant) =
+                    self.shapes.entry(change.relation.id)
+                {
+                    vacant.insert((self.shapes_staged, Arc::clone(&change.relation)));
+                    self.shapes_staged += 1;
+                    self.record(|out, _| {
+                        codec::put_shape(&change.relation, out);
+                        Ok(())
+                    })?;
+                }
+            }
+        }
+        self.record(|out, shapes| {
+            codec::put_entry(entry, out, |relation: &Relation| {
+                shapes.get(&relation.id).map(|(number, _)| *number)
+            })
+        })
+    }
+
+    /// Prepares a position to be written.
+    ///
+    /// # Errors
+    /// As [`stage`](Self::stage).
+    pub(super) fn stage_position(&mut self, lsn: Lsn) -> Result<(), SegmentError> {
+        self.record(|out, _| {
+            codec::put_position(lsn, out);
+            Ok(())
+        })
+    }
+
+    fn record(
+        &mut self,
+        put: impl FnOnce(&mut Vec<u8>, &Shapes) -> Result<(), CodecError>,
+    ) -> Result<(), SegmentError> {
+        let start = self.staged.len();
+        self.staged.extend([0; RECORD_PREFIX]);
+        put(&mut self.staged, &self.shapes)?;
+        let seed = self.segment.len() + start as u64;
+        let (_, record) = self.staged.split_at_mut(start);
+        let (prefix, body) = record.split_at_mut(RECORD_PREFIX);
+        let length = u32::try_from(body.len()).map_err(|_| CodecError::TooLong(body.len()))?;
+        let (length_at, sum_at) = prefix.split_at_mut(4);
+        length_at.copy_from_slice(&length.to_be_bytes());
+        sum_at.copy_from_slice(&xxh3_64_with_seed(body, seed).to_be_bytes());
+        Ok(())
+    }
+
+    /// Writes what is staged, with one write. When it fails nothing of it is in the file, nor staged any more.
+    ///
+    /// # Errors
+    /// The file system refuses.
+    pub(super) fn write(&mut self) -> Result<(), SegmentError> {
+        let at = self.segment.len();
+        if let Err(error) = self.file.write_all_at(&self.staged, at) {
+            // What was written of it would otherwise be found after a crash: true, but twice.
+            let _ = self.file.set_len(at);
+            self.discard();
+            return Err(io_error(&self.segment.path)(error));
+        }
+        self.segment
+            .len
+            .store(at + self.staged.len() as u64, Ordering::Release);
+        self.shapes_written = self.shapes_staged;
+        self.staged.clear();
+        // One large transaction does not keep its room for ever.
+        self.staged.shrink_to(1 << 20);
+        Ok(())
+    }
+
+    /// Forgets what is staged.
+    pub(super) fn discard(&mut self) {
+        let written = self.shapes_written;
+        self.shapes.retain(|_, (number, _)| *number < written);
+        self.shapes_staged = written;
+        self.staged.clear();
+    }
+}
+
+/// Reads records one after the other.
+#[derive(Debug)]
+pub(super) struct SegmentReader {
+    /// The file.
+    pub segment: Arc<Segment>,
+    file: File,
+    offset: u64,
+    shapes: Vec<Arc<Relation>>,
+    /// Bytes of the file from `offset` on.
+    chunk: Bytes,
+}
+
+impl SegmentReader {
+    /// From the first record on.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub(super) fn open(segment: Arc<Segment>) -> Result<Self, SegmentError> {
+        let (_, offset) = Header::read(&segment.path)?;
+        let file = File::open(&segment.path).map_err(io_error(&segment.path))?;
+        Ok(Self {
+            segment,
+            file,
+            offset,
+            shapes: Vec::new(),
+            chunk: Bytes::new(),
+        })
+    }
+
+    /// The next record that is no shape, within the first `limit` bytes of the file. What ends at or before `after` is
+    /// not looked into.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged; the reader has not moved.
+    pub(super) fn next(
+        &mut self,
+        limit: u64,
+        after: Lsn,
+        interner: &Interner,
+    ) -> Result<Option<Record>, SegmentError> {
+        while self.offset < limit {
+            let prefix = self.bytes(0, RECORD_PREFIX, limit)?;
+            let mut reader = Reader::new(&prefix);
+            let damaged = |what: &str| self.damaged(what);
+            let length = reader.u32().map_err(|_| damaged("a record is cut off"))?;
+            let sum = reader.u64().map_err(|_| damaged("a record is cut off"))?;
+            let length = usize::try_from(length).unwrap_or(usize::MAX);
+            let body = self.bytes(RECORD_PREFIX, length, limit)?;
+            if xxh3_64_with_seed(&body, self.offset) != sum {
+                return Err(self.damaged("a checksum is wrong"));
+            }
+            let record = codec::decode_record(&body, &self.shapes, after, interner)
+                .map_err(|error| self.damaged(&error.to_string()))?;
+            let whole = RECORD_PREFIX + body.len();
+            self.chunk.advance(whole);
+            self.offset += whole as u64;
+            match record {
+                Record::Shape(shape) => self.shapes.push(shape),
+                record => return Ok(Some(record)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// `length` bytes, `skip` bytes from here.
+    fn bytes(&mut self, skip: usize, length: usize, limit: u64) -> Result<Bytes, SegmentError> {
+        let end = skip.saturating_add(length);
+        let left = limit.saturating_sub(self.offset);
+        if end as u64 > left {
+            return Err(self.damaged("a record is cut off"));
+        }
+        if self.chunk.len() < end {
+            let wanted = usize::try_from(left.min(CHUNK)).unwrap_or(usize::MAX);
+            let mut bytes = vec![0; wanted.max(end)];
+            self.file
+                .read_exact_at(&mut bytes, self.offset)
+                .map_err(io_error(&self.segment.path))?;
+            self.chunk = bytes.into();
+        }
+        Ok(self.chunk.slice(skip..end))
+    }
+
+    fn damaged(&self, what: &str) -> SegmentError {
+        SegmentError::Damaged {
+            path: self.segment.path.clone(),
+            offset: self.offset,
+            what: what.to_owned(),
+        }
+    }
+}
+
+/// What a file was found to hold.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// Bytes up to the end of the last sound record.
+    pub len: u64,
+    /// Where that record ends; `begin` where there is none.
+    pub end: Lsn,
+    /// Where the last transaction ends; `floor` where there is none.
+    pub last_transaction: Lsn,
+    /// What follows the last sound record, if anything does.
+    pub torn: Option<SegmentError>,
+    shapes: Vec<Arc<Relation>>,
+}
+
+/// The segment that a file with this header is.
+///
+/// # Errors
+/// Its length cannot be found out.
+pub(super) fn found(path: &Path, header: &Header) -> Result<Segment, SegmentError> {
+    let length = std::fs::metadata(path).map_err(io_error(path))?.len();
+    Ok(Segment {
+        path: path.to_owned(),
+        begin: header.begin,
+        floor: header.floor,
+        len: AtomicU64::new(length),
+    })
+}
+
+/// Walks over a file up to the first record that is cut off, damaged, or goes back.
+///
+/// # Errors
+/// The file cannot be read.
+pub(super) fn scan(segment: &Arc<Segment>, interner: &Interner) -> Result<Scan, SegmentError> {
+    let limit = segment.len();
+    let mut reader = SegmentReader::open(Arc::clone(segment))?;
+    let mut shapes = 0;
+    let mut scan = Scan {
+        len: reader.offset,
+        end: segment.begin,
+        last_transaction: segment.floor,
+        torn: None,
+        shapes: Vec::new(),
+    };
+    loop {
+        let (lsn, transaction) = match reader.next(limit, Lsn(u64::MAX), interner) {
+            Ok(Some(Record::Skipped {
+                end_lsn,
+                transaction,
+            })) => (end_lsn, transaction),
+            Ok(Some(Record::Position(lsn))) => (lsn, false),
+            Ok(Some(Record::Entry(_) | Record::Shape(_)) | None) => break,
+            Err(error @ SegmentError::Io { .. }) => return Err(error),
+            Err(error) => {
+                scan.torn = Some(error);
+                break;
+            }
+        };
+        if lsn <= scan.end {
+            scan.torn = Some(reader.damaged("positions go back"));
+            break;
+        }
+        scan.end = lsn;
+        if transaction {
+            scan.last_transaction = lsn;
+        }
+        scan.len = reader.offset;
+        shapes = reader.shapes.len();
+    }
+    scan.shapes = reader.shapes;
+    // Those behind the last sound entry are cut off with the rest.
+    scan.shapes.truncate(shapes);
+    Ok(scan)
+}
