@@ -12,8 +12,10 @@ mod conflict;
 pub mod control;
 mod counters;
 mod feed;
+mod image;
 mod journal;
 mod node;
+pub mod operator;
 mod origin;
 mod pgoutput;
 mod progress;
@@ -38,6 +40,7 @@ pub use check::Problem;
 use control::{Control, ControlError};
 use feed::Feed;
 use node::{NodeState, Shared};
+use operator::Operator;
 use progress::Links;
 pub use status::{LinkStatus, NodeStatus, Status};
 pub use tables::{TableFilter, TablePolicy, Tables};
@@ -107,6 +110,11 @@ impl Replicator {
     /// The state of everything.
     pub fn status(&self) -> Status {
         status::status(&self.shared)
+    }
+
+    /// What an operator does to single rows and transactions.
+    pub fn operator(&self) -> Operator {
+        Operator::new(Arc::clone(&self.shared))
     }
 
     /// Waits until every change that was committed on any node before the call is applied on all.

@@ -161,7 +161,8 @@ pub(crate) async fn take(
 
 /// Tandem's own tables. `tandem.progress` holds, for an origin, a position up to which everything is surely
 /// committed, and a transaction id that every later commit of the origin is above. `tandem.tombstone` remembers
-/// deletes (see `apply/tombstone.rs`).
+/// deletes (see `apply/tombstone.rs`). `tandem.conflict.operation` says what the remote write did where the type does
+/// not, `tandem.quarantine.edits` counts an operator's edits of the payload.
 const SCHEMA: &str = "
     CREATE SCHEMA IF NOT EXISTS tandem;
     CREATE TABLE IF NOT EXISTS tandem.owner (cluster text PRIMARY KEY, epoch bigint NOT NULL, acquired timestamptz NOT NULL);
@@ -177,13 +178,14 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS tandem.quarantine (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, source int NOT NULL, lsn pg_lsn NOT NULL,
         committed timestamptz NOT NULL, quarantined timestamptz NOT NULL DEFAULT clock_timestamp(), reason text NOT NULL,
-        behind bigint, attempts int NOT NULL DEFAULT 0, holds jsonb NOT NULL, payload bytea NOT NULL);
+        behind bigint, attempts int NOT NULL DEFAULT 0, edits int NOT NULL DEFAULT 0,
+        holds jsonb NOT NULL, payload bytea NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.conflict (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         detected timestamptz NOT NULL DEFAULT clock_timestamp(),
-        relation text NOT NULL, type text NOT NULL, resolver text NOT NULL, outcome text NOT NULL,
+        relation text NOT NULL, type text NOT NULL, operation text, resolver text NOT NULL, outcome text NOT NULL,
         local_image json, local_timestamp timestamptz, local_node int,
-        remote_image json, remote_timestamp timestamptz NOT NULL, remote_node int NOT NULL);
+        remote_image json, remote_timestamp timestamptz NOT NULL, remote_node int NOT NULL, reapplied timestamptz);
 ";
 
 async fn lock(control: &Control, cluster: &str) -> Result<(), SetupError> {

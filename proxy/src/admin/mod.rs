@@ -1,5 +1,6 @@
 //! Owns the admin port: HTTP behind a token. What is not listed here is refused.
 
+mod operator;
 mod token;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
@@ -116,6 +117,7 @@ fn router(context: Arc<Context>) -> Router {
     let protected = Router::new()
         .route("/api/status", get(status))
         .route("/api/wait-converged", post(wait_converged))
+        .merge(operator::router())
         // Also for paths that do not exist: without a token nobody learns which do.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(middleware::from_fn_with_state(

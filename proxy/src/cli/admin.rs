@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::request::Builder;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -116,6 +118,37 @@ impl AdminPort {
         path: &str,
         within: Duration,
     ) -> Result<Answer, AdminError> {
+        let request = Request::builder().method(method).uri(path);
+        self.send(request, Bytes::new(), within).await
+    }
+
+    /// The same for a POST of JSON.
+    ///
+    /// # Errors
+    /// Also when the token is refused.
+    pub(super) async fn tell(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        within: Duration,
+    ) -> Result<Answer, AdminError> {
+        let body = serde_json::to_vec(body).map_err(|error| self.broken(error.to_string()))?;
+        let request = Request::builder().method(Method::POST).uri(path);
+        let request = request.header(CONTENT_TYPE, "application/json");
+        self.send(request, body.into(), within).await
+    }
+
+    async fn send(
+        &self,
+        request: Builder,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Answer, AdminError> {
+        let request = request
+            .header(HOST, &self.address)
+            .header(AUTHORIZATION, &self.authorization)
+            .body(Full::new(body))
+            .map_err(|error| self.broken(error.to_string()))?;
         let stream = match timeout(CONNECT_TIMEOUT, TcpStream::connect(&self.address)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(source)) => {
@@ -126,7 +159,7 @@ impl AdminPort {
             }
             Err(_) => return Err(self.late(CONNECT_TIMEOUT)),
         };
-        match timeout(within, self.exchange(stream, method, path)).await {
+        match timeout(within, self.exchange(stream, request)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.late(within)),
         }
@@ -149,23 +182,11 @@ impl AdminPort {
     async fn exchange(
         &self,
         stream: TcpStream,
-        method: Method,
-        path: &str,
+        request: Request<Full<Bytes>>,
     ) -> Result<Answer, AdminError> {
-        let broken = |reason: String| AdminError::Broken {
-            address: self.address.clone(),
-            reason,
-        };
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, &self.address)
-            .header(AUTHORIZATION, &self.authorization)
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| broken(error.to_string()))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
-            .map_err(|error| broken(error.to_string()))?;
+            .map_err(|error| self.broken(error.to_string()))?;
         // The connection ends when the sender is gone; its own error, if any, is the sender's as well.
         let (answer, _) = tokio::join!(send(sender, request), connection);
         match answer {
@@ -175,7 +196,14 @@ impl AdminPort {
             }) => Err(AdminError::Refused {
                 address: self.address.clone(),
             }),
-            answer => answer.map_err(|error| broken(error.to_string())),
+            answer => answer.map_err(|error| self.broken(error.to_string())),
+        }
+    }
+
+    fn broken(&self, reason: String) -> AdminError {
+        AdminError::Broken {
+            address: self.address.clone(),
+            reason,
         }
     }
 
@@ -189,8 +217,8 @@ impl AdminPort {
 
 /// Sends the only request of a connection, and gives up the connection with the answer read.
 async fn send(
-    mut sender: http1::SendRequest<Empty<Bytes>>,
-    request: Request<Empty<Bytes>>,
+    mut sender: http1::SendRequest<Full<Bytes>>,
+    request: Request<Full<Bytes>>,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
     let response = sender.send_request(request).await?;
     let status = response.status();

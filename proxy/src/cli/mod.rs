@@ -5,6 +5,7 @@ mod args;
 mod check;
 pub mod dev_options;
 mod explain;
+mod operator;
 pub mod out;
 mod run;
 mod status;
@@ -89,6 +90,9 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Status(arguments) => status::status(arguments).await,
         Command::WaitConverged(arguments) => status::wait_converged(arguments).await,
+        Command::Conflicts(arguments) => operator::conflicts(arguments).await,
+        Command::Reapply(arguments) => operator::reapply(arguments).await,
+        Command::Quarantine(arguments) => operator::quarantine(arguments).await,
     }
 }
 
@@ -133,6 +137,9 @@ enum Failure {
     Dev(crate::dev::DevError),
     #[error("{0}")]
     Usage(String),
+    /// By the daemon, or by a node that it asked.
+    #[error("{0}")]
+    Refused(String),
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
     #[error(transparent)]
@@ -159,7 +166,9 @@ impl Failure {
                 Exit::Unavailable
             }
             Self::Usage(_) => Exit::Usage,
-            Self::Admin(_) | Self::Dev(_) | Self::Output(_) | Self::Other(_) => Exit::No,
+            Self::Admin(_) | Self::Dev(_) | Self::Refused(_) | Self::Output(_) | Self::Other(_) => {
+                Exit::No
+            }
         }
     }
 }

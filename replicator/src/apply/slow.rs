@@ -13,6 +13,7 @@ use super::row::{Row, Value};
 use super::session::{ApplyError, Session, is_poison};
 use super::sql::{Kind, StatementKey};
 use crate::conflict::Found;
+use crate::quarantine::Held;
 use crate::transaction::{Change, Operation, Transaction};
 use crate::version::Version;
 
@@ -100,7 +101,7 @@ pub(super) enum Slow {
 
 impl Session {
     /// Applies one transaction. `settled`: what the target's own clients did before the last attempt is visible, and
-    /// what they deleted is remembered. `quarantined`: its number in the quarantine, which it leaves.
+    /// what they deleted is remembered. `quarantined`: what it is in the quarantine, which it leaves.
     ///
     /// # Errors
     /// When it cannot be applied now: nothing of it is, and the session has to be given up.
@@ -108,7 +109,7 @@ impl Session {
         &mut self,
         transaction: &Transaction,
         settled: bool,
-        quarantined: Option<i64>,
+        quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
         let mut rows = self.lock_rows(transaction).await?;
@@ -125,9 +126,9 @@ impl Session {
                 .add_decided(&mut batch, change, transaction, &mut rows)
                 .await?;
         }
-        if let Some(id) = quarantined {
-            let id = id.to_string();
-            let values = [Value::Text(id.as_bytes())];
+        if let Some(held) = quarantined {
+            let (id, edits) = (held.id.to_string(), held.edits.to_string());
+            let values = [Value::Text(id.as_bytes()), Value::Text(edits.as_bytes())];
             batch.execute(self.connection.out(), "release", &values, Step::Work)?;
         }
         self.finish(&mut batch, transaction, deferrable)?;
