@@ -103,9 +103,12 @@ async fn attempts(session: &Session, only: Option<i64>) -> Result<Vec<Attempt>, 
     let Some(held) = session.shared.quarantines.get(session.index) else {
         return Ok(Vec::new());
     };
-    let before = look(session, only).await?;
-    let mut numbers: Vec<_> = before.keys().copied().collect();
-    numbers.sort_unstable();
+    let sql =
+        "SELECT id FROM tandem.quarantine WHERE $1::int8 IS NULL OR id = $1 ORDER BY id LIMIT $2";
+    let rows = session.query(sql, &[&only, &TRANSACTIONS_MAX]).await?;
+    let numbers: Result<Vec<i64>, _> = rows.iter().map(|row| session.get(row, 0)).collect();
+    let numbers = numbers?;
+    let before = look(session, &numbers).await?;
     let deadline = Instant::now() + WAIT;
     let mut looks = 0;
     loop {
@@ -114,11 +117,17 @@ async fn attempts(session: &Session, only: Option<i64>) -> Result<Vec<Attempt>, 
         }
         looks += 1;
         tokio::time::sleep(LOOK_INTERVAL).await;
-        let now = look(session, only).await?;
+        let behind: HashMap<i64, i64> = numbers
+            .iter()
+            .filter_map(|&number| Some((number, held.before(number)?)))
+            .collect();
+        let wanted: Vec<i64> = numbers.iter().chain(behind.values()).copied().collect();
+        let now = look(session, &wanted).await?;
         let judged = |number: &i64| {
-            let before = before.get(number)?;
-            let behind = held.before(*number).map(|first| session.item(first));
-            Some((*number, judge(before, now.get(number), behind)))
+            // The daemon hears a moment later that one has left.
+            let behind = behind.get(number).filter(|&first| now.contains_key(first));
+            let behind = behind.map(|&first| session.item(first));
+            Some((*number, judge(before.get(number)?, now.get(number), behind)))
         };
         let outcomes: Vec<_> = numbers.iter().filter_map(judged).collect();
         let is_late = Instant::now() > deadline;
@@ -140,11 +149,10 @@ async fn attempts(session: &Session, only: Option<i64>) -> Result<Vec<Attempt>, 
     }
 }
 
-async fn look(session: &Session, only: Option<i64>) -> Result<HashMap<i64, Seen>, OperatorError> {
-    let sql = "SELECT id, source, attempts, reason FROM tandem.quarantine WHERE $1::int8 IS NULL OR id = $1 \
-         ORDER BY id LIMIT $2";
+async fn look(session: &Session, numbers: &[i64]) -> Result<HashMap<i64, Seen>, OperatorError> {
+    let sql = "SELECT id, source, attempts, reason FROM tandem.quarantine WHERE id = ANY ($1)";
     let mut seen = HashMap::new();
-    for row in session.query(sql, &[&only, &TRANSACTIONS_MAX]).await? {
+    for row in session.query(sql, &[&numbers]).await? {
         let one = Seen {
             source: session.get(&row, 1)?,
             attempts: session.get(&row, 2)?,

@@ -8,6 +8,7 @@ mod counters;
 mod deletes;
 mod faults;
 mod histories;
+mod operator;
 mod pgbench;
 mod quarantine;
 mod slot;
