@@ -12,8 +12,10 @@ mod collect;
 mod conflict;
 pub mod control;
 mod counters;
+mod image;
 mod journal;
 mod node;
+pub mod operator;
 mod origin;
 mod pgoutput;
 mod progress;
@@ -41,6 +43,7 @@ pub use check::Problem;
 use control::{Control, ControlError};
 use journal::Journal;
 use node::{NodeState, Shared};
+use operator::Operator;
 use progress::Links;
 use relation::Interner;
 pub use status::{JournalStatus, LinkStatus, NodeStatus, Status};
@@ -137,6 +140,11 @@ impl Replicator {
     /// The state of everything.
     pub fn status(&self) -> Status {
         status::status(&self.shared)
+    }
+
+    /// What an operator does to single rows and transactions.
+    pub fn operator(&self) -> Operator {
+        Operator::new(Arc::clone(&self.shared))
     }
 
     /// Waits until every change that was committed on any node before the call is applied on all.

@@ -170,6 +170,11 @@ impl<'a> Tuple<'a> {
         })
     }
 
+    /// Its bytes in the message.
+    pub(crate) fn size(&self) -> usize {
+        size_of::<u16>() + self.body.len()
+    }
+
     /// The columns, in the relation's order.
     pub(crate) fn columns(&self) -> impl Iterator<Item = Column<'a>> + use<'a> {
         let mut reader = Reader::new(self.body);
@@ -352,6 +357,7 @@ mod tests {
             columns,
             [Column::Text(b"42"), Column::Null, Column::Unchanged]
         );
+        assert_eq!(bytes.len(), 6 + new.size());
     }
 
     #[test]

@@ -19,6 +19,15 @@ pub(crate) struct Hold {
     pub key: Option<Vec<String>>,
 }
 
+/// A quarantined transaction as it was read: it is applied, or an attempt noted, only while nobody has edited it since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Its number.
+    pub id: i64,
+    /// How often it had been edited.
+    pub edits: i32,
+}
+
 #[derive(Debug)]
 struct Entry {
     source: u16,
@@ -166,6 +175,14 @@ impl Quarantine {
         holds.iter().filter_map(|hold| inner.first(hold)).min()
     }
 
+    /// The first transaction that one has to wait for; `None` where nothing stands before it.
+    pub(crate) fn before(&self, id: i64) -> Option<i64> {
+        let inner = self.lock();
+        let holds = inner.entries.get(&id)?.holds.iter();
+        let first = holds.filter_map(|hold| inner.first(hold)).min();
+        first.filter(|&first| first < id)
+    }
+
     /// Transactions of a source that nothing stands before, in order.
     pub(crate) fn ready(&self, source: u16) -> Vec<i64> {
         let inner = self.lock();
@@ -233,6 +250,8 @@ mod tests {
         quarantine.add(4, 1, vec![key("t", "2")]);
         assert_eq!(quarantine.ready(1), [1]);
         assert_eq!(quarantine.ready(2), [3]);
+        let before = [1, 2, 3, 4, 5].map(|id| quarantine.before(id));
+        assert_eq!(before, [None, Some(1), None, Some(2), None]);
         quarantine.remove(1);
         assert_eq!(quarantine.ready(2), [2, 3]);
         assert_eq!(quarantine.ready(1), [0i64; 0]);

@@ -175,6 +175,8 @@ pub(crate) async fn take(
 /// deletes (see `apply/tombstone.rs`). `tandem.journal` and `tandem.carried` say which journal the slot is read into and
 /// which targets (node ids) depend on it (see `carry.rs`). Before a slot's `created_lsn` was kept, slots were confirmed
 /// only to what all targets had, so the slot's position serves as well.
+/// `tandem.conflict.operation` says what the remote write did where the type does
+/// not, `tandem.quarantine.edits` counts an operator's edits of the payload.
 const SCHEMA: &str = "
     CREATE SCHEMA IF NOT EXISTS tandem;
     CREATE TABLE IF NOT EXISTS tandem.owner (cluster text PRIMARY KEY, epoch bigint NOT NULL, acquired timestamptz NOT NULL);
@@ -196,13 +198,14 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS tandem.quarantine (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, source int NOT NULL, lsn pg_lsn NOT NULL,
         committed timestamptz NOT NULL, quarantined timestamptz NOT NULL DEFAULT clock_timestamp(), reason text NOT NULL,
-        behind bigint, attempts int NOT NULL DEFAULT 0, holds jsonb NOT NULL, payload bytea NOT NULL);
+        behind bigint, attempts int NOT NULL DEFAULT 0, edits int NOT NULL DEFAULT 0,
+        holds jsonb NOT NULL, payload bytea NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.conflict (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         detected timestamptz NOT NULL DEFAULT clock_timestamp(),
-        relation text NOT NULL, type text NOT NULL, resolver text NOT NULL, outcome text NOT NULL,
+        relation text NOT NULL, type text NOT NULL, operation text, resolver text NOT NULL, outcome text NOT NULL,
         local_image json, local_timestamp timestamptz, local_node int,
-        remote_image json, remote_timestamp timestamptz NOT NULL, remote_node int NOT NULL);
+        remote_image json, remote_timestamp timestamptz NOT NULL, remote_node int NOT NULL, reapplied timestamptz);
 ";
 
 async fn lock(control: &Control, cluster: &str) -> Result<(), SetupError> {

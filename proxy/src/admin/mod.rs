@@ -1,5 +1,6 @@
 //! Owns the admin port: HTTP behind a token. What is not listed here is refused.
 
+mod operator;
 mod token;
 mod verify;
 
@@ -119,6 +120,7 @@ fn router(context: Arc<Context>) -> Router {
         .route("/api/wait-converged", post(wait_converged))
         .route("/api/diff", post(verify::diff))
         .route("/api/repair", post(verify::repair))
+        .merge(operator::router())
         // Also for paths that do not exist: without a token nobody learns which do.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(middleware::from_fn_with_state(

@@ -11,6 +11,7 @@ use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -116,8 +117,32 @@ impl AdminPort {
         path: &str,
         within: Duration,
     ) -> Result<Answer, AdminError> {
+        self.send(method, path, None, within).await
+    }
+
+    /// Posts a JSON document and reads the whole answer.
+    ///
+    /// # Errors
+    /// Also when the token is refused.
+    pub(super) async fn tell(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        within: Duration,
+    ) -> Result<Answer, AdminError> {
+        let body = serde_json::to_string(body).map_err(|error| self.broken(&error))?;
+        self.send(Method::POST, path, Some(body), within).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+        within: Duration,
+    ) -> Result<Answer, AdminError> {
         let stream = self.connect().await?;
-        let request = self.request(method, path, None)?;
+        let request = self.request(method, path, body)?;
         match timeout(within, self.exchange(stream, request, read_whole)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.late(within)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::dev_options::{DevOptions, PgBin};
+use super::operator::{ConflictsArguments, QuarantineArguments, ReapplyArguments};
 use crate::config::parse_duration;
 
 const EXIT_CODES: &str = "\
@@ -88,6 +89,25 @@ pub(super) enum Command {
     /// nothing differs any more.
     #[command(after_help = REPAIR_EXAMPLES)]
     Repair(RepairArguments),
+    /// List writes that lost against newer ones, the newest first
+    ///
+    /// These are the lines of `tandem.conflict` of all nodes, with both rows and both versions. A line stands on the node
+    /// where the two met, under a number of that node's.
+    #[command(after_help = CONFLICTS_EXAMPLES)]
+    Conflicts(ConflictsArguments),
+    /// Write a losing write again, as a new change that wins
+    ///
+    /// On the node where the line stands: an ordinary transaction of Tandem's role, with the triggers and constraints of
+    /// the table. A delete that lost deletes the row. Values that the line lacks, and counters, are left as they are.
+    #[command(
+        after_help = "Examples:\n  tandem reapply paris/17\n  tandem reapply paris/17 --force"
+    )]
+    Reapply(ReapplyArguments),
+    /// See to transactions that a node refuses
+    ///
+    /// They wait on that node, with all that changes the same keys, and are tried again every 5 seconds.
+    #[command(after_help = QUARANTINE_EXAMPLES)]
+    Quarantine(QuarantineArguments),
     /// Print where a pinned PostgreSQL has its programs, and fetch it first where it is not there
     ///
     /// There is one of major 17 and one of 18, for Linux on x86_64. Their hash is checked; they stay in a cache directory.
@@ -103,6 +123,20 @@ Examples:
   tandem dev --nodes 5 --port 7432 --init schema.sql
   tandem dev --pg-bin /usr/lib/postgresql/15/bin --pg-bin 3=/opt/postgresql-18/bin
   tandem dev --pgbench 5";
+
+const CONFLICTS_EXAMPLES: &str = "\
+Examples:
+  tandem conflicts --since 2h --table public.item
+  tandem conflicts --summary
+  tandem conflicts --json | jq '.conflicts[0].remote_image'";
+
+const QUARANTINE_EXAMPLES: &str = "\
+Examples:
+  tandem quarantine list
+  tandem quarantine show paris/3
+  tandem quarantine edit paris/3 --set public.item.amount=9 --null public.item.note
+  tandem quarantine retry
+  tandem quarantine skip paris/3";
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
@@ -458,6 +492,7 @@ mod tests {
             "tandem wait-converged --timeout 30s",
             "tandem diff --table T --json",
             "tandem repair",
+            "tandem conflicts --since 2h --json",
         ] {
             parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         }
@@ -486,6 +521,27 @@ mod tests {
                 "cannot be used with",
             ),
             ("tandem run --log-format xml", "json"),
+            ("tandem conflicts --since 30", "the unit is missing"),
+            ("tandem conflicts --limit 0", "1..=10000"),
+            (
+                "tandem conflicts --limit 5 --summary",
+                "cannot be used with",
+            ),
+            ("tandem reapply 7", "write NODE/ID"),
+            ("tandem quarantine skip", "NODE/ID"),
+            (
+                "tandem quarantine retry n1/2 --node n1",
+                "cannot be used with",
+            ),
+            ("tandem quarantine edit n1/2", "--set"),
+            (
+                "tandem quarantine edit n1/2 --set item.amount=1",
+                "schema.table.column",
+            ),
+            (
+                "tandem quarantine edit n1/2 --set public.item.amount",
+                "--null schema.table.column",
+            ),
         ];
         for (line, wanted) in table {
             let error = parse(line).expect_err(line);

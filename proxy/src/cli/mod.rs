@@ -5,6 +5,7 @@ mod args;
 mod check;
 pub mod dev_options;
 mod explain;
+mod operator;
 pub mod out;
 mod run;
 mod status;
@@ -92,6 +93,9 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
         Command::WaitConverged(arguments) => status::wait_converged(arguments).await,
         Command::Diff(arguments) => Box::pin(verify::diff(arguments)).await,
         Command::Repair(arguments) => Box::pin(verify::repair(arguments)).await,
+        Command::Conflicts(arguments) => operator::conflicts(arguments).await,
+        Command::Reapply(arguments) => operator::reapply(arguments).await,
+        Command::Quarantine(arguments) => operator::quarantine(arguments).await,
     }
 }
 
@@ -136,6 +140,9 @@ enum Failure {
     Dev(crate::dev::DevError),
     #[error("{0}")]
     Usage(String),
+    /// By the daemon, or by a node that it asked.
+    #[error("{0}")]
+    Refused(String),
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
     #[error(transparent)]
@@ -162,7 +169,9 @@ impl Failure {
                 Exit::Unavailable
             }
             Self::Usage(_) => Exit::Usage,
-            Self::Admin(_) | Self::Dev(_) | Self::Output(_) | Self::Other(_) => Exit::No,
+            Self::Admin(_) | Self::Dev(_) | Self::Refused(_) | Self::Output(_) | Self::Other(_) => {
+                Exit::No
+            }
         }
     }
 }

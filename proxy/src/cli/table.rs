@@ -80,13 +80,26 @@ impl Cell {
             Some(Value::Number(number)) if number.is_f64() => {
                 format!("{:.3}", number.as_f64().unwrap_or_default())
             }
-            Some(other) => other.to_string(),
+            // JSON leaves some control characters as they are.
+            Some(other) => printable(&other.to_string()),
         };
         Self {
             text,
             is_number: matches!(value, Some(Value::Number(_))),
         }
     }
+}
+
+/// The text without what a terminal would obey.
+pub(super) fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => printable.extend(character.escape_debug()),
+            false => printable.push(character),
+        }
+    }
+    printable
 }
 
 fn joined(cells: impl Iterator<Item = String>) -> String {

@@ -367,7 +367,13 @@ impl Session {
             Action::Skip | Action::Bury => "local",
             Action::Insert | Action::Overwrite | Action::Delete => "remote",
         };
-        let image = row.image(&change.relation, change.operation);
+        // A changed key is a delete of the old one first: that line names the row that was to go.
+        let operation = if conflict.is_of_a_delete() {
+            Operation::Delete
+        } else {
+            change.operation
+        };
+        let image = row.image(&change.relation, operation);
         let remote_node = remote.node.to_string();
         let (Found::Row(local_version) | Found::Missing(local_version)) = local.found;
         let local_node = local_version.map(|version| version.node.to_string());

@@ -38,7 +38,7 @@ pub(crate) use tombstone::remember;
 use crate::journal::{Cursor, Journal, Run};
 use crate::origin::OriginName;
 use crate::progress::{Link, LinkState, Links};
-use crate::quarantine::Quarantine;
+use crate::quarantine::{Held, Quarantine};
 use crate::setup::OriginProgress;
 use crate::transaction::{Entry, Transaction};
 use crate::version::PgTimestamp;
@@ -436,11 +436,11 @@ impl<'a> Worker<'a> {
     }
 
     /// The slow path, with the waits that it asks for. Answers the conflicts, or why the target refuses it. `quarantined`:
-    /// under which number it leaves the quarantine.
+    /// what leaves the quarantine with it.
     async fn apply_settled(
         &mut self,
         transaction: &Transaction,
-        quarantined: Option<i64>,
+        quarantined: Option<Held>,
     ) -> Result<Result<u64, ServerError>, ApplyError> {
         let mut settled = false;
         let traits = self.session.traits(transaction, false).await?;

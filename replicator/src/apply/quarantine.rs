@@ -13,7 +13,7 @@ use super::{LinkContext, Worker};
 use crate::control::ControlError;
 use crate::journal::codec::decode_transaction;
 use crate::journal::codec::encode_transaction;
-use crate::quarantine::Hold;
+use crate::quarantine::{Held, Hold};
 use crate::relation::Relation;
 use crate::transaction::{Change, Operation, Transaction};
 
@@ -109,11 +109,11 @@ impl Worker<'_> {
             tried.insert(id);
             self.carried.retried = id;
             let stamp = self.link.applied();
-            let Some(transaction) = self.session.read_quarantined(id, stamp).await? else {
+            let Some((transaction, held)) = self.session.read_quarantined(id, stamp).await? else {
                 quarantine.remove(id);
                 continue;
             };
-            match self.apply_settled(&transaction, Some(id)).await {
+            match self.apply_settled(&transaction, Some(held)).await {
                 Ok(Ok(conflicts)) => {
                     tracing::info!(
                         source = self.context.place.source,
@@ -127,10 +127,10 @@ impl Worker<'_> {
                     self.note().await?;
                     quarantine.remove(id);
                 }
-                Ok(Err(error)) => self.session.note_attempt(id, &error.to_string()).await?,
+                Ok(Err(error)) => self.session.note_attempt(held, &error.to_string()).await?,
                 Err(error) => {
                     if error.is_poison() {
-                        self.session.note_attempt(id, &error.to_string()).await?;
+                        self.session.note_attempt(held, &error.to_string()).await?;
                     }
                     return Err(error);
                 }
@@ -211,13 +211,27 @@ impl Session {
         .ok_or(ApplyError::Unexpected("tandem.quarantine"))
     }
 
+    /// The transaction being applied leaves the quarantine with its commit.
+    pub(super) fn release(
+        &mut self,
+        batch: &mut Batch,
+        quarantined: Option<Held>,
+    ) -> Result<(), ApplyError> {
+        if let Some(held) = quarantined {
+            let (id, edits) = (held.id.to_string(), held.edits.to_string());
+            let values = [Value::Text(id.as_bytes()), Value::Text(edits.as_bytes())];
+            batch.execute(self.connection.out(), "release", &values, Step::Work)?;
+        }
+        Ok(())
+    }
+
     /// The transaction under a number, to be committed at `stamp`; `None` where there is none any more.
     async fn read_quarantined(
         &self,
         id: i64,
         stamp: Lsn,
-    ) -> Result<Option<Transaction>, ApplyError> {
-        let sql = "SELECT payload FROM tandem.quarantine WHERE id = $1";
+    ) -> Result<Option<(Transaction, Held)>, ApplyError> {
+        let sql = "SELECT payload, edits FROM tandem.quarantine WHERE id = $1";
         let rows = self.place.control.query(sql, &[&id]).await?;
         let Some(row) = rows.first() else {
             return Ok(None);
@@ -225,15 +239,21 @@ impl Session {
         let payload: &[u8] = row.try_get(0).map_err(ControlError::from)?;
         let transaction = decode_transaction(payload, &self.place.interner)
             .map_err(|_| ApplyError::Unexpected("tandem.quarantine"))?;
-        Ok(Some(Transaction {
+        let edits = row.try_get(1).map_err(ControlError::from)?;
+        let stamped = Transaction {
             end_lsn: stamp,
             ..transaction
-        }))
+        };
+        Ok(Some((stamped, Held { id, edits })))
     }
 
-    async fn note_attempt(&self, id: i64, reason: &str) -> Result<(), ApplyError> {
-        let sql = "UPDATE tandem.quarantine SET attempts = attempts + 1, reason = $2, behind = NULL WHERE id = $1";
-        self.place.control.query(sql, &[&id, &reason]).await?;
+    async fn note_attempt(&self, held: Held, reason: &str) -> Result<(), ApplyError> {
+        let sql = "UPDATE tandem.quarantine SET attempts = attempts + 1, reason = $2, behind = NULL \
+             WHERE id = $1 AND edits = $3";
+        let control = &self.place.control;
+        control
+            .query(sql, &[&held.id, &reason, &held.edits])
+            .await?;
         Ok(())
     }
 }

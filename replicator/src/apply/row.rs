@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use tandem_wire::lsn::Lsn;
 
 use super::sql::{Source, Statement, TargetTable};
+use crate::image::{Nulls, image};
 use crate::pgoutput::{Column, DecodeError, Message, OldTuple, decode};
 use crate::relation::Relation;
 use crate::transaction::{Change, Operation};
@@ -294,21 +295,11 @@ impl<'a> Row<'a> {
 
     /// The image of the change as JSON, for the conflict log; unchanged TOAST values are left out.
     pub(super) fn image(&self, relation: &Relation, operation: Operation) -> String {
-        let columns = if operation == Operation::Delete {
-            &self.old
+        let image = if operation == Operation::Delete {
+            image(relation, self.old.iter().copied(), Nulls::LeftOut)
         } else {
-            &self.new
+            image(relation, self.new.iter().copied(), Nulls::Shown)
         };
-        let mut image = serde_json::Map::new();
-        for (name, column) in relation.columns.iter().zip(columns) {
-            let value = match column {
-                Column::Null if operation == Operation::Delete => continue,
-                Column::Null => serde_json::Value::Null,
-                Column::Unchanged => continue,
-                Column::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
-            };
-            image.insert(name.clone(), value);
-        }
         serde_json::Value::Object(image).to_string()
     }
 }

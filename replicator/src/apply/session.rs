@@ -285,8 +285,8 @@ impl Session {
             ),
             (
                 "release",
-                "WITH d AS (DELETE FROM tandem.quarantine WHERE id = $1 RETURNING 1) SELECT 1 / count(*) FROM d",
-                &[0],
+                "WITH d AS (DELETE FROM tandem.quarantine WHERE id = $1 AND edits = $2 RETURNING 1) SELECT 1 / count(*) FROM d",
+                &[0, 0],
             ),
         ];
         let mut batch = Batch::default();

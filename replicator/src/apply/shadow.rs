@@ -14,6 +14,7 @@ use super::slow::{Locked, Slow};
 use super::sql::{TargetTable, Writer, literal, qualified};
 use super::unique::{Stamp, text};
 use crate::conflict::unique::{Verdict, judge};
+use crate::quarantine::Held;
 use crate::relation::Relation;
 use crate::transaction::{Change, Operation, Transaction};
 use crate::version::Version;
@@ -55,7 +56,7 @@ impl Session {
         &mut self,
         transaction: &Transaction,
         settled: bool,
-        quarantined: Option<i64>,
+        quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
         let mut evicted = Vec::new();
@@ -108,11 +109,7 @@ impl Session {
         conflicts += evicted.len() as u64;
         let mut batch = Batch::default();
         self.log_evicted(&mut batch, &evicted, version)?;
-        if let Some(id) = quarantined {
-            let id = id.to_string();
-            let values = [Value::Text(id.as_bytes())];
-            batch.execute(self.connection.out(), "release", &values, Step::Work)?;
-        }
+        self.release(&mut batch, quarantined)?;
         self.finish(&mut batch, transaction, true)?;
         if let Some(refused) = self.run_part(batch).await? {
             return Ok(refused);

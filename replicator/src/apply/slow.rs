@@ -14,6 +14,7 @@ use super::session::{ApplyError, Session, is_poison};
 use super::shadow::is_collision;
 use super::sql::{Kind, StatementKey};
 use crate::conflict::Found;
+use crate::quarantine::Held;
 use crate::transaction::{Change, Operation, Transaction};
 use crate::version::Version;
 
@@ -113,7 +114,7 @@ pub(super) enum Slow {
 
 impl Session {
     /// Applies one transaction. `settled`: what the target's own clients did before the last attempt is visible, and
-    /// what they deleted is remembered. `quarantined`: its number in the quarantine, which it leaves.
+    /// what they deleted is remembered. `quarantined`: what it is in the quarantine, which it leaves.
     ///
     /// # Errors
     /// When it cannot be applied now: nothing of it is, and the session has to be given up.
@@ -121,7 +122,7 @@ impl Session {
         &mut self,
         transaction: &Transaction,
         settled: bool,
-        quarantined: Option<i64>,
+        quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
         self.begin(transaction).await?;
@@ -141,11 +142,7 @@ impl Session {
                 .add_decided(&mut batch, change, transaction, &mut rows)
                 .await?;
         }
-        if let Some(id) = quarantined {
-            let id = id.to_string();
-            let values = [Value::Text(id.as_bytes())];
-            batch.execute(self.connection.out(), "release", &values, Step::Work)?;
-        }
+        self.release(&mut batch, quarantined)?;
         self.finish(&mut batch, transaction, deferrable)?;
         let outcome = self.run(batch).await?;
         match outcome.failure {

@@ -36,6 +36,11 @@ pub(crate) enum ConflictType {
 }
 
 impl ConflictType {
+    /// Whether the change was to delete the row.
+    pub(crate) fn is_of_a_delete(self) -> bool {
+        matches!(self, Self::DeleteOriginDiffers | Self::DeleteMissing)
+    }
+
     /// The name as logs and tables have it.
     pub(crate) fn name(self) -> &'static str {
         match self {

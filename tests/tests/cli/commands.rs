@@ -163,8 +163,15 @@ async fn exit_codes_tell_yes_no_and_nobody_there() {
     let ran = cluster.daemon.wait_converged(Duration::from_secs(1)).await;
     assert_eq!(ran.status.code(), Some(1), "{}", ran.all());
     assert!(ran.stdout.contains("n2"), "{}", ran.all());
+    let ran = cluster.daemon.command("conflicts").run(LIMIT).await;
+    assert_eq!(ran.status.code(), Some(1), "{}", ran.all());
+    assert!(
+        ran.stdout.contains("no conflicts") && ran.stderr.contains("n2: "),
+        "{}",
+        ran.all()
+    );
     cluster.daemon.terminate().await;
-    for command in ["status", "wait-converged"] {
+    for command in ["status", "wait-converged", "conflicts"] {
         let ran = cluster.daemon.command(command).run(LIMIT).await;
         assert_eq!(ran.status.code(), Some(69), "{command}: {}", ran.all());
     }

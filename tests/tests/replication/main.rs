@@ -9,6 +9,7 @@ mod deletes;
 mod faults;
 mod histories;
 mod journal;
+mod operator;
 mod pgbench;
 mod quarantine;
 mod slot;
