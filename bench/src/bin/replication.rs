@@ -4,7 +4,7 @@
 //! `BENCH_ROUNDS` (5) and `BENCH_SIZE` (1.0, a factor of all sizes) make it shorter.
 
 use tandem_bench::replication::backlog::Backlog;
-use tandem_bench::replication::capture;
+use tandem_bench::replication::capture::{self, Capture};
 use tandem_bench::replication::floor::Floor;
 use tandem_bench::replication::lag::{self, Lag};
 use tandem_bench::replication::report::{CatchUp, lag_table};
@@ -112,8 +112,13 @@ async fn bounded(
 ) -> std::io::Result<()> {
     let case = backlog.name();
     let made = stage.make(backlog, plan.size(backlog.full_size())).await?;
-    let took = capture::drain(&stage.source()).await?;
-    catch_up.time(case, "capture only", made.0, took);
+    // What the slot is read again from after it was moved, see `Stage::drain`.
+    stage.source().execute("CHECKPOINT").await;
+    for capture in [Capture::Eager, Capture::Patient] {
+        let took = capture.read(&stage.source()).await?;
+        catch_up.time(case, capture.name(), made.0, took);
+    }
+    capture::forget(&stage.source()).await;
     for floor in [Floor::Bare, Floor::Stamped] {
         let took = floor.run(&stage.floor, backlog, made.0).await?;
         catch_up.time(case, floor.name(), made.0, took);

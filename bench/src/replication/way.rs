@@ -182,13 +182,13 @@ impl Way {
         active.parse().expect("a number")
     }
 
-    /// Waits until all its slots are confirmed up to `lsn`: everything is durable on the targets, and nothing will be
-    /// decoded again.
+    /// Waits until all its slots on the node are confirmed up to where the node's WAL ends now.
     ///
     /// # Panics
     /// They do not get there.
-    pub async fn wait_confirmed(&self, node: &Node, lsn: &str) {
+    pub async fn wait_confirmed(&self, node: &Node) {
         let client = node.connect().await;
+        let lsn = client::value(&client, "SELECT pg_current_wal_flush_lsn()").await;
         let sql = format!(
             "SELECT coalesce(bool_and(confirmed_flush_lsn >= '{lsn}'), true) FROM pg_replication_slots \
              WHERE slot_name IN ({})",
