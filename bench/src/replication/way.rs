@@ -56,7 +56,6 @@ impl Way {
                 dsn(source)
             );
             target.execute(&sql).await;
-            target.execute("ALTER SUBSCRIPTION native DISABLE").await;
             slots.push(slot);
         }
         let way = Self {
@@ -64,6 +63,7 @@ impl Way {
             targets,
             slots,
         };
+        way.switch_native("DISABLE").await;
         way.wait_inactive(source).await;
         way
     }
@@ -88,11 +88,11 @@ impl Way {
                 .execute(&create_node(&format!("target{index}"), target))
                 .await;
             let sql = format!(
-                "SELECT pglogical.create_subscription('bench', '{}', ARRAY['default', 'default_insert_only'], false, false, '{{}}')",
+                "SELECT pglogical.create_subscription('bench{index}', '{}', ARRAY['default', 'default_insert_only'], false, false, '{{}}')",
                 dsn(source)
             );
             target.execute(&sql).await;
-            replicating(target).await;
+            replicating(index, target).await;
         }
         let rows = client::rows(
             &source.connect().await,
@@ -104,16 +104,24 @@ impl Way {
             targets,
             slots: rows.into_iter().flatten().flatten().collect(),
         };
-        way.disable_pglogical().await;
+        way.switch_pglogical("disable").await;
         way.wait_inactive(source).await;
         way
     }
 
-    async fn disable_pglogical(&self) {
+    /// `to`: `enable` or `disable`.
+    async fn switch_pglogical(&self, to: &str) {
+        for (index, target) in self.targets.iter().enumerate() {
+            let sql = format!("SELECT pglogical.alter_subscription_{to}('bench{index}', true)");
+            target.execute(&sql).await;
+        }
+    }
+
+    /// `to`: `ENABLE` or `DISABLE`.
+    async fn switch_native(&self, to: &str) {
         for target in &self.targets {
-            target
-                .execute("SELECT pglogical.alter_subscription_disable('bench', true)")
-                .await;
+            let sql = format!("ALTER SUBSCRIPTION native {to}");
+            target.execute(&sql).await;
         }
     }
 
@@ -124,18 +132,8 @@ impl Way {
     pub async fn start(&self, daemon: &mut Daemon) {
         match self.kind {
             Kind::Tandem => daemon.spawn(),
-            Kind::Native => {
-                for target in &self.targets {
-                    target.execute("ALTER SUBSCRIPTION native ENABLE").await;
-                }
-            }
-            Kind::Pglogical => {
-                for target in &self.targets {
-                    target
-                        .execute("SELECT pglogical.alter_subscription_enable('bench', true)")
-                        .await;
-                }
-            }
+            Kind::Native => self.switch_native("ENABLE").await,
+            Kind::Pglogical => self.switch_pglogical("enable").await,
         }
     }
 
@@ -148,12 +146,8 @@ impl Way {
             Kind::Tandem => {
                 daemon.terminate().await;
             }
-            Kind::Native => {
-                for target in &self.targets {
-                    target.execute("ALTER SUBSCRIPTION native DISABLE").await;
-                }
-            }
-            Kind::Pglogical => self.disable_pglogical().await,
+            Kind::Native => self.switch_native("DISABLE").await,
+            Kind::Pglogical => self.switch_pglogical("disable").await,
         }
         self.wait_inactive(source).await;
     }
@@ -211,13 +205,13 @@ impl Way {
     }
 }
 
-async fn replicating(target: &Node) {
+async fn replicating(index: usize, target: &Node) {
     let client = target.connect().await;
-    let sql = "SELECT status FROM pglogical.show_subscription_status('bench')";
+    let sql = format!("SELECT status FROM pglogical.show_subscription_status('bench{index}')");
     eventually(
         "pglogical replicates",
         LIMIT,
-        async || match client::value(&client, sql).await.as_str() {
+        async || match client::value(&client, &sql).await.as_str() {
             "replicating" => Ok(()),
             other => Err(other.to_owned()),
         },
