@@ -13,7 +13,7 @@ pub mod control;
 mod feed;
 mod node;
 mod origin;
-mod pgoutput;
+pub mod pgoutput;
 mod progress;
 mod setup;
 mod status;

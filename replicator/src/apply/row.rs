@@ -33,6 +33,9 @@ pub(crate) enum RowError {
     /// The message cannot be decoded (it could when it was captured).
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// A value in binary form, which was not asked for.
+    #[error("the stream carries a value in binary form")]
+    Binary,
     /// The stream does not carry a key column of the old row.
     #[error(
         "the stream does not carry primary key column {column} of {table}; set REPLICA IDENTITY DEFAULT or FULL on the source"
@@ -45,7 +48,7 @@ pub(crate) enum RowError {
     },
 }
 
-/// The values of one change.
+/// The values of one change. Invariant: none is in binary form.
 pub(super) struct Row<'a> {
     new: Vec<Column<'a>>,
     old: Vec<Column<'a>>,
@@ -59,7 +62,7 @@ impl<'a> Row<'a> {
     /// Reads them.
     ///
     /// # Errors
-    /// When the message is not one of a row.
+    /// When the message cannot be decoded, or has values in binary form.
     pub(super) fn read(change: &'a Change) -> Result<Self, RowError> {
         let columns = |old: OldTuple<'a>| -> Vec<_> { old.tuple().columns().collect() };
         let mut old_is_whole = false;
@@ -75,6 +78,10 @@ impl<'a> Row<'a> {
             Message::Delete { old, .. } => (Vec::new(), columns(old)),
             _ => (Vec::new(), Vec::new()),
         };
+        let is_binary = |column: &Column<'_>| matches!(column, Column::Binary(_));
+        if new.iter().chain(&old).any(is_binary) {
+            return Err(RowError::Binary);
+        }
         Ok(Self {
             new,
             old,
@@ -174,7 +181,7 @@ impl<'a> Row<'a> {
     pub(super) fn new_text(&self, index: usize) -> Option<&[u8]> {
         match self.new_column(index) {
             Column::Text(text) => Some(text),
-            Column::Null | Column::Unchanged => None,
+            _ => None,
         }
     }
 
@@ -195,11 +202,11 @@ impl<'a> Row<'a> {
                 Source::Timestamp => Value::Timestamp(timestamp),
                 Source::New(index) => match self.new_column(index) {
                     Column::Text(text) => Value::Text(text),
-                    Column::Null | Column::Unchanged => Value::Null,
+                    _ => Value::Null,
                 },
                 Source::Key(index) => match self.key_column(index) {
                     Column::Text(text) => Value::Text(text),
-                    Column::Null | Column::Unchanged => {
+                    _ => {
                         let column = relation.columns.get(index).map_or("?", String::as_str);
                         return Err(no_value(relation, column));
                     }
@@ -221,7 +228,7 @@ impl<'a> Row<'a> {
             let value = match column {
                 Column::Null if operation == Operation::Delete => continue,
                 Column::Null => serde_json::Value::Null,
-                Column::Unchanged => continue,
+                Column::Unchanged | Column::Binary(_) => continue,
                 Column::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
             };
             image.insert(name.clone(), value);
