@@ -1,4 +1,6 @@
-//! What the benchmarks share: medians, and the CPU time of a process.
+//! What the benchmarks share: medians, and the CPU time and memory of processes.
+
+pub mod replication;
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,28 +15,64 @@ pub fn median(values: &[f64]) -> Option<f64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
+/// Fields of `/proc/PID/stat` behind the name in parentheses, which may hold spaces itself.
+fn stat_fields(stat: &str) -> Vec<&str> {
+    let behind = stat.rsplit(')').next().unwrap_or_default();
+    behind.split_whitespace().collect()
+}
+
+/// The time that stands in these fields, counted from behind the name.
+fn stat_time(fields: &[&str], indexes: &[usize]) -> Duration {
+    let ticks = indexes
+        .iter()
+        .filter_map(|&index| fields.get(index)?.parse::<u64>().ok());
+    Duration::from_millis(ticks.sum::<u64>() * 1000 / TICKS_PER_SECOND)
+}
+
 /// User and system time of a process, all its threads.
 ///
 /// # Errors
 /// When it has ended.
 pub fn cpu_time(pid: u32) -> std::io::Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name in parentheses may hold spaces; utime and stime are the 12th and 13th field behind it.
-    let fields: Vec<&str> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let ticks = |index: usize| {
-        fields
-            .get(index)
-            .and_then(|field| field.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
-    Ok(Duration::from_millis(
-        (ticks(11) + ticks(12)) * 1000 / TICKS_PER_SECOND,
-    ))
+    Ok(stat_time(&stat_fields(&stat), &[11, 12]))
+}
+
+/// User and system time of a process and of its children, those included that have ended and were waited for: what a
+/// PostgreSQL server has spent, given its postmaster.
+///
+/// # Errors
+/// When it has ended, or /proc cannot be read.
+pub fn cpu_time_with_children(pid: u32) -> std::io::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let mut spent = stat_time(&stat_fields(&stat), &[11, 12, 13, 14]);
+    let parent = pid.to_string();
+    for entry in Path::new("/proc").read_dir()?.flatten() {
+        // Other processes may end while we look.
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let fields = stat_fields(&stat);
+        if fields.get(1) == Some(&parent.as_str()) {
+            spent += stat_time(&fields, &[11, 12]);
+        }
+    }
+    Ok(spent)
+}
+
+/// The most memory that a process has had resident, in bytes (VmHWM of proc_pid_status(5)).
+///
+/// # Errors
+/// When it has ended.
+pub fn peak_memory(pid: u32) -> std::io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let kilobytes = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes
+        .map(|kilobytes| kilobytes * 1024)
+        .ok_or_else(|| std::io::Error::other("no VmHWM: the process has ended"))
 }
 
 /// The process of the given name that this one has started.
@@ -54,13 +92,10 @@ pub fn child_named(name: &str) -> std::io::Result<Option<u32>> {
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
             continue;
         };
-        let parent = stat
-            .rsplit(')')
-            .next()
-            .and_then(|rest| rest.split_whitespace().nth(1));
         // The kernel keeps 15 characters of a name.
         let short: String = name.chars().take(15).collect();
-        if parent == Some(own.as_str()) && stat.contains(&format!("({short})")) {
+        if stat_fields(&stat).get(1) == Some(&own.as_str()) && stat.contains(&format!("({short})"))
+        {
             return Ok(Some(pid));
         }
     }
@@ -87,5 +122,22 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(sum > 0);
+    }
+
+    #[test]
+    fn time_of_children_counts_also_after_they_have_ended() {
+        let own = std::process::id();
+        let before = cpu_time_with_children(own).expect("this process runs");
+        let spin = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        let status = std::process::Command::new("sh").args(["-c", spin]).status();
+        assert!(status.expect("a shell").success());
+        let own_time = cpu_time(own).expect("this process runs");
+        let after = cpu_time_with_children(own).expect("this process runs");
+        assert!(after > before && after > own_time);
+    }
+
+    #[test]
+    fn the_peak_of_memory_is_at_least_a_page() {
+        assert!(peak_memory(std::process::id()).expect("this process runs") >= 4096);
     }
 }

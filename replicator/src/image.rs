@@ -30,7 +30,7 @@ pub(crate) fn image<'a>(
         let value = match column {
             Column::Null if nulls == Nulls::LeftOut => return None,
             Column::Null => Value::Null,
-            Column::Unchanged => return None,
+            Column::Unchanged | Column::Binary(_) => return None,
             Column::Text(text) => String::from_utf8_lossy(text).into_owned().into(),
         };
         Some((name.clone(), value))

@@ -17,7 +17,7 @@ mod journal;
 mod node;
 pub mod operator;
 mod origin;
-mod pgoutput;
+pub mod pgoutput;
 mod progress;
 mod quarantine;
 mod relation;

@@ -182,7 +182,7 @@ impl Assembler {
     pub(crate) fn handle(&mut self, bytes: &Bytes) -> Result<Option<Entry>, AssembleError> {
         let message = decode(bytes)?;
         match message {
-            Message::Begin { xid } => {
+            Message::Begin { xid, .. } => {
                 let State::Between = self.state else {
                     return Err(AssembleError::OutOfPlace {
                         message: "BEGIN",
@@ -196,7 +196,9 @@ impl Assembler {
                     has_message: false,
                 };
             }
-            Message::Commit { end_lsn, timestamp } => {
+            Message::Commit {
+                end_lsn, timestamp, ..
+            } => {
                 return Ok(Some(
                     match std::mem::replace(&mut self.state, State::Between) {
                         State::Between => {
@@ -252,14 +254,26 @@ impl Assembler {
             Message::Delete { relation, .. } => {
                 self.change(&[relation], Operation::Delete, bytes)?
             }
-            Message::Truncate(relations) => self.change(&relations, Operation::Truncate, bytes)?,
-            Message::Logical { transactional } => {
+            Message::Truncate { relations, .. } => {
+                self.change(&relations, Operation::Truncate, bytes)?
+            }
+            Message::Logical { transactional, .. } => {
                 // A watermark: it has to move the targets' progress although it writes no row.
                 if let (true, State::Local { has_message, .. }) = (transactional, &mut self.state) {
                     *has_message = true;
                 }
             }
-            Message::Type => {}
+            // Values travel as text, so that a type's name is not needed.
+            Message::Type { .. } => {}
+            Message::StreamStart { .. }
+            | Message::StreamStop
+            | Message::StreamCommit { .. }
+            | Message::StreamAbort { .. } => {
+                return Err(AssembleError::OutOfPlace {
+                    message: "a part of a transaction",
+                    place: "although streaming was not asked for",
+                });
+            }
         }
         Ok(None)
     }

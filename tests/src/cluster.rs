@@ -36,6 +36,7 @@ const LOGS_KEPT: usize = 20;
 pub struct ClusterBuilder {
     majors: Vec<u32>,
     durable: bool,
+    settings: Vec<(String, String)>,
     relays: bool,
     scale: Option<u32>,
     schema: String,
@@ -70,6 +71,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
+        self
+    }
+
+    /// A setting of every server; it wins over the harness's own.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -178,14 +186,11 @@ impl ClusterBuilder {
     async fn start_nodes(&self, scratch: &Scratch, ports: &mut Ports) -> Vec<Node> {
         let mut starting = JoinSet::new();
         for (place, &major) in self.majors.iter().enumerate() {
-            let (dir, port, durable, scale) = (
-                scratch.path().to_owned(),
-                ports.port(),
-                self.durable,
-                self.scale,
-            );
+            let (dir, port, scale) = (scratch.path().to_owned(), ports.port(), self.scale);
+            let mut settings = template::settings(self.durable);
+            settings.extend(self.settings.iter().cloned());
             starting.spawn_blocking(move || {
-                Node::start(&dir, place, template::install(major), port, durable, scale)
+                Node::start(&dir, place, template::install(major), port, settings, scale)
             });
         }
         let mut nodes = starting.join_all().await;
@@ -239,6 +244,7 @@ impl Cluster {
         ClusterBuilder {
             majors: majors.to_vec(),
             durable: false,
+            settings: Vec::new(),
             relays: false,
             scale: None,
             schema: String::new(),

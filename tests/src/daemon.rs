@@ -166,7 +166,13 @@ impl Daemon {
     }
 
     fn process(&self) -> Option<ProcessId> {
-        ProcessId::of(i32::try_from(self.child.as_ref()?.id()).ok()?)
+        ProcessId::of(i32::try_from(self.pid()?).ok()?)
+    }
+
+    /// Its process number, once it was started.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// Waits until it has ended by itself or by a signal.

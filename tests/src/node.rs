@@ -31,7 +31,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Makes the data directory of the `place`-th node below `dir` and starts its server. Blocks.
+    /// Makes the data directory of the `place`-th node below `dir` and starts its server with these settings. Blocks.
     ///
     /// # Panics
     /// The server does not start.
@@ -41,7 +41,7 @@ impl Node {
         place: usize,
         install: Install,
         port: u16,
-        durable: bool,
+        settings: Vec<(String, String)>,
         scale: Option<u32>,
     ) -> Self {
         let id = u16::try_from(place + 1).expect("a small cluster");
@@ -49,7 +49,7 @@ impl Node {
         let data_dir = dir.join(&name);
         template::copy_to(&data_dir, &install, place, scale);
         let mut spec = ServerSpec::new(install, &data_dir, port).expect("a server's user");
-        spec.settings = template::settings(durable);
+        spec.settings = settings;
         let server = Server::start(&spec).unwrap_or_else(|error| panic!("{name}: {error}"));
         Self {
             name,

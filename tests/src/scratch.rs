@@ -13,15 +13,22 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use rustix::fs::FlockOperation;
-use tandem::dev::{process::ProcessId, server::Server};
+use tandem::dev::{
+    process::ProcessId,
+    server::{Server, StopMode},
+};
 
 use crate::process;
 
 /// The lock file that says whether the owner of a directory lives.
 const OWNER: &str = ".owner";
+
+/// How long a server may take to end before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 /// How deep below a test's directory data directories lie at most.
 const DEPTH: u32 = 4;
@@ -146,8 +153,9 @@ fn sweep(dir: &Path) {
         let _ = process.signal(rustix::process::Signal::KILL);
     }
     for data_dir in data_dirs(dir, DEPTH) {
+        // A postmaster that is killed leaves its shared memory segment behind, and the kernel has few of them.
         if let Some(mut server) = Server::adopt(&data_dir, &data_dir.join("log"))
-            && let Err(error) = server.kill9()
+            && let Err(error) = server.stop(StopMode::Immediate, STOP_LIMIT)
         {
             eprintln!("harness: {error}");
         }

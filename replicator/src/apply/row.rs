@@ -41,6 +41,9 @@ pub(crate) enum RowError {
     /// The message cannot be decoded (it could when it was captured).
     #[error(transparent)]
     Decode(#[from] DecodeError),
+    /// A value in binary form, which was not asked for.
+    #[error("the stream carries a value in binary form")]
+    Binary,
     /// The stream does not carry a key column of the old row.
     #[error(
         "the stream does not carry primary key column {column} of {table}; set REPLICA IDENTITY DEFAULT or FULL on the source"
@@ -72,7 +75,7 @@ pub(super) enum Half {
     Arriving,
 }
 
-/// The values of one change.
+/// The values of one change. Invariant: none is in binary form.
 pub(super) struct Row<'a> {
     new: Vec<Column<'a>>,
     old: Vec<Column<'a>>,
@@ -87,7 +90,7 @@ impl<'a> Row<'a> {
     /// Reads them.
     ///
     /// # Errors
-    /// When the message is not one of a row.
+    /// When the message cannot be decoded, or has values in binary form.
     pub(super) fn read(change: &'a Change) -> Result<Self, RowError> {
         let columns = |old: OldTuple<'a>| -> Vec<_> { old.tuple().columns().collect() };
         let mut old_is_whole = false;
@@ -106,6 +109,10 @@ impl<'a> Row<'a> {
             }
             _ => (Vec::new(), Vec::new()),
         };
+        let is_binary = |column: &Column<'_>| matches!(column, Column::Binary(_));
+        if new.iter().chain(&old).any(is_binary) {
+            return Err(RowError::Binary);
+        }
         Ok(Self {
             new,
             old,
@@ -202,7 +209,7 @@ impl<'a> Row<'a> {
     pub(super) fn new_text(&self, index: usize) -> Option<&[u8]> {
         match self.new_column(index) {
             Column::Text(text) => Some(text),
-            Column::Null | Column::Unchanged => None,
+            _ => None,
         }
     }
 
@@ -223,11 +230,11 @@ impl<'a> Row<'a> {
                 Source::Timestamp => Value::Timestamp(timestamp),
                 Source::New(index) => match self.new_column(index) {
                     Column::Text(text) => Value::Text(text),
-                    Column::Null | Column::Unchanged => Value::Null,
+                    _ => Value::Null,
                 },
                 Source::Key(index) => match self.key_column(index) {
                     Column::Text(text) => Value::Text(text),
-                    Column::Null | Column::Unchanged => {
+                    _ => {
                         let column = relation.columns.get(index).map_or("?", String::as_str);
                         return Err(no_value(relation, column));
                     }
@@ -307,7 +314,7 @@ impl<'a> Row<'a> {
 fn number(column: Column<'_>) -> Value<'_> {
     match column {
         Column::Text(text) => Value::Text(text),
-        Column::Null | Column::Unchanged => Value::Text(b"0"),
+        Column::Null | Column::Unchanged | Column::Binary(_) => Value::Text(b"0"),
     }
 }
 

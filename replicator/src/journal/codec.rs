@@ -305,7 +305,7 @@ fn operation(message: &[u8]) -> Result<Operation, CodecError> {
         Message::Insert { .. } => Ok(Operation::Insert),
         Message::Update { .. } => Ok(Operation::Update),
         Message::Delete { .. } => Ok(Operation::Delete),
-        Message::Truncate(_) => Ok(Operation::Truncate),
+        Message::Truncate { .. } => Ok(Operation::Truncate),
         _ => Err(CodecError::OutOfPlace {
             tag: message.first().map_or('?', |&tag| char::from(tag)),
             expected: "change",

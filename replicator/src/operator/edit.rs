@@ -355,6 +355,7 @@ fn with_values(
         match column {
             Column::Null => bytes.put_u8(b'n'),
             Column::Unchanged => bytes.put_u8(b'u'),
+            Column::Binary(_) => return Ok(Rewritten::Nothing),
             Column::Text(text) => {
                 let Ok(length) = u32::try_from(text.len()) else {
                     return Ok(Rewritten::TooLong);
