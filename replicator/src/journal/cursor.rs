@@ -179,11 +179,10 @@ impl Inner {
         let to = first.begin.max(self.origin);
         // In the middle of its work a reader knows exactly where it is.
         if let Some(position) = cursor.position {
-            let why = || "the journal was replaced while it was read".to_owned();
             return (position < first.begin && position < first.floor).then(|| Hole {
                 from: position,
                 to,
-                why: why(),
+                why: "the journal was replaced while it was read".to_owned(),
             });
         }
         let lost = || {
@@ -202,11 +201,15 @@ impl Inner {
             }
         }
         let has = self.has(cursor);
+        let why = if cursor.has < self.created {
+            "it has applied nothing of it yet, and the journal and the slot do not reach back to the slot's creation"
+        } else {
+            "it once had it, so the journal and the slot let go of it; was it restored from a backup?"
+        };
         (cursor.exact && has < first.floor).then(|| Hole {
             from: has,
             to,
-            why: "the target once had it, so the journal and the slot let go of it; was the target restored from a backup?"
-                .to_owned(),
+            why: why.to_owned(),
         })
     }
 }

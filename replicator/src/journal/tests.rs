@@ -187,6 +187,13 @@ async fn a_target_that_went_back_behind_what_is_kept_is_told_of_the_hole() {
     };
     assert_eq!((hole.from, hole.to), (Lsn(120), Lsn(130)));
     assert!(hole.why.contains("backup"), "{hole}");
+    let Run::Hole(hole) = bench.run(&mut cursor(0), 0).await else {
+        panic!("no hole")
+    };
+    assert!(
+        hole.from == Lsn(100) && hole.why.contains("nothing of it yet"),
+        "{hole}"
+    );
     bench.append([140]).await;
     assert_eq!(bench.read(&mut cursor(130), 130).await, [140]);
     // A node that reads its own stream does not remember how far it was.

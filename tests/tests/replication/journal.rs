@@ -62,8 +62,8 @@ async fn a_node_that_is_away_holds_back_nothing_and_gets_everything_when_it_retu
     let workload = Workload::start(&cluster);
     workload.commits(200).await;
     cluster.nodes[2].stop_fast().await;
-    for (part, node) in (0..4u32).zip(cluster.nodes[..2].iter().cycle()) {
-        node.execute(&backlog(1 + 1000 * part)).await;
+    for (node, from) in [(0, 1), (1, 1001), (0, 2001), (1, 3001)] {
+        cluster.nodes[node].execute(&backlog(from)).await;
     }
     for source in 0..2 {
         carried(&cluster, source, "n3").await;
