@@ -396,7 +396,7 @@ mod tests {
     #[tokio::test]
     async fn lines_come_one_by_one_however_they_are_cut() {
         let (address, server) = serve(
-            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n4\r\n{\"a\r\n4\r\n\":1}\r\n1\r\n\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n3\r\n{\"a\r\n4\r\n\":1}\r\n1\r\n\n\r\n0\r\n\r\n",
         );
         let mut lines = Vec::new();
         let line = |line: &[u8]| {

@@ -64,6 +64,7 @@ async fn run(
 #[serde(default)]
 struct Line {
     event: String,
+    equal: bool,
     table: String,
     problem: String,
     key: Option<Box<RawValue>>,
@@ -115,10 +116,7 @@ impl Screen {
                 self.problem = Some(line.problem);
                 return Ok(());
             }
-            "summary" => {
-                let whole = line.tables_not_compared == 0;
-                self.is_equal = Some(line.differences == line.repaired && whole);
-            }
+            "summary" => self.is_equal = Some(line.equal),
             _ => {}
         }
         self.progress.clear()?;

@@ -255,7 +255,9 @@ async fn run(
         }
         reporter.progress(|progress| progress.tables_done += 1);
     }
-    run.summary.milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let summary = &mut run.summary;
+    summary.equal = summary.differences == summary.repaired && summary.tables_not_compared == 0;
+    summary.milliseconds = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(run.summary)
 }
 

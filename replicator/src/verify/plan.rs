@@ -137,11 +137,11 @@ pub(super) async fn read(
         let key: Vec<String> = row.try_get(6)?;
         let equals: Vec<String> = row.try_get(7)?;
         let ranged: Vec<bool> = row.try_get(8)?;
-        let key = key
+        let key: Option<Vec<KeyColumn>> = key
             .into_iter()
             .zip(equals)
             .zip(ranged)
-            .filter_map(|((name, equals), is_ranged)| {
+            .map(|((name, equals), is_ranged)| {
                 let column = columns.iter().find(|column| column.name == name)?;
                 Some(KeyColumn {
                     data_type: column.data_type.clone(),
@@ -155,7 +155,8 @@ pub(super) async fn read(
             schema,
             name,
             columns,
-            key,
+            // A key over a generated column is in no stream: such rows cannot be told apart.
+            key: key.unwrap_or_default(),
             fixed: row.try_get(5)?,
             rows: u64::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0),
         });

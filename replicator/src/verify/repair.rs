@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use super::look::{Candidate, keys_json};
 use super::plan::Table;
 use super::report::Event;
-use super::scan::BATCH_KEYS;
 use super::state::{Action, Choice, choose, follow};
 use super::write::{Statements, Step, Values};
 use super::{Run, VerifyError};
@@ -40,7 +39,6 @@ impl Run {
         table: &Table,
         suspects: Vec<Candidate>,
     ) -> Result<(), VerifyError> {
-        debug_assert!(suspects.len() <= BATCH_KEYS);
         let shared = std::sync::Arc::clone(&self.shared);
         // A delete must not be forgotten between the look at it and what is written because of it.
         let _remembered = match self.mending {

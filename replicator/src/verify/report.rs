@@ -98,6 +98,8 @@ pub struct VersionText {
 /// What came of a comparison or repair.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Summary {
+    /// Whether nothing differs, or nothing any more.
+    pub equal: bool,
     /// Nodes that were compared.
     pub nodes: usize,
     /// Tables that were compared.
@@ -118,13 +120,6 @@ pub struct Summary {
     pub left: u64,
     /// How long it took.
     pub milliseconds: u64,
-}
-
-impl Summary {
-    /// Whether nothing differs, or nothing any more.
-    pub fn is_equal(&self) -> bool {
-        self.differences == self.repaired && self.tables_not_compared == 0
-    }
 }
 
 /// Where a run tells what it finds.

@@ -14,7 +14,14 @@ async fn the_admin_port_tells_nothing_without_the_token() {
         (code, answer)
     };
     assert_eq!(ask("GET", "/healthz", None).await.0, "200");
-    for path in ["/api/status", "/api/nothing", "/", "/api/wait-converged"] {
+    for path in [
+        "/api/status",
+        "/api/nothing",
+        "/",
+        "/api/wait-converged",
+        "/api/diff",
+        "/api/repair",
+    ] {
         for token in [
             None,
             Some(""),
