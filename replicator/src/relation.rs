@@ -66,7 +66,11 @@ impl Interner {
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             schema: schema.to_owned(),
             name: view.name.to_owned(),
-            columns: view.columns.iter().map(|column| column.name.to_owned()).collect(),
+            columns: view
+                .columns
+                .iter()
+                .map(|column| column.name.to_owned())
+                .collect(),
             // A copy: the message may be a view of a whole receive buffer.
             message: Bytes::copy_from_slice(message),
         });

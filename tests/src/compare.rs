@@ -79,6 +79,8 @@ struct Side {
     client: Client,
     tables: Vec<Table>,
     since: String,
+    /// Whether Tandem has been here.
+    has_kept: bool,
     /// The SQL expression of the node of an origin `v.roident`.
     node_of: String,
 }
@@ -106,33 +108,45 @@ impl Side {
         }
         let node_of = format!("CASE v.roident {origins} ELSE 'unknown' END");
         let tables = tables(&client).await;
+        let has_kept =
+            client::value(&client, "SELECT to_regclass('tandem.kept') IS NOT NULL").await == "t";
         Self {
             node: node.name.clone(),
             client,
             tables,
             since: since.to_owned(),
+            has_kept,
             node_of,
         }
     }
 
     /// The SQL expression of a row's version, over the table alias `t`.
     fn version(&self, table: &Table) -> String {
+        let kept = if self.has_kept {
+            self.kept(table)
+        } else {
+            "NULL".to_owned()
+        };
+        format!(
+            "coalesce({kept}, (SELECT CASE WHEN v.timestamp IS NULL OR v.timestamp < '{}' THEN 'initial' \
+             ELSE v.timestamp::text || ' node ' || {} END FROM pg_xact_commit_timestamp_origin(t.xmin) AS v))",
+            self.since, self.node_of
+        )
+    }
+
+    /// What `tandem.kept` says of it.
+    fn kept(&self, table: &Table) -> String {
         let key: Vec<_> = table
             .key
             .iter()
             .map(|column| format!("t.{column}"))
             .collect();
-        let kept = format!(
+        format!(
             "(SELECT CASE WHEN k.written < '{since}' THEN 'initial' ELSE k.written::text || ' node ' || k.node END \
              FROM tandem.kept k WHERE k.relation = '{relation}' AND k.key = jsonb_build_array({key}) AND k.writer = t.xmin)",
             since = self.since,
             relation = table.relation.replace('\'', "''"),
             key = key.join(", "),
-        );
-        format!(
-            "coalesce({kept}, (SELECT CASE WHEN v.timestamp IS NULL OR v.timestamp < '{}' THEN 'initial' \
-             ELSE v.timestamp::text || ' node ' || {} END FROM pg_xact_commit_timestamp_origin(t.xmin) AS v))",
-            self.since, self.node_of
         )
     }
 
