@@ -231,15 +231,18 @@ impl Operator {
         session.query(sql, &[&id.number, &payload]).await?;
         session.execute("COMMIT").await?;
         tracing::warn!(%id, changes = edited.len(), "replication: a transaction in quarantine was edited");
-        let attempt = match self.retry(id).await {
-            // A link was faster.
-            Err(OperatorError::NotInQuarantine(id)) => Attempt {
-                id,
-                outcome: Outcome::Applied,
-                reason: None,
-            },
-            attempt => attempt?,
-        };
+        let attempt = self.retry(id).await.unwrap_or_else(|error| {
+            let (outcome, reason) = match error {
+                // A link was faster.
+                OperatorError::NotInQuarantine(_) => (Outcome::Applied, None),
+                error => (Outcome::NotTried, Some(error.to_string())),
+            };
+            Attempt {
+                id: id.clone(),
+                outcome,
+                reason,
+            }
+        });
         Ok(Edited {
             id: id.clone(),
             changes: edited.len(),

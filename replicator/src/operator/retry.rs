@@ -138,9 +138,12 @@ async fn attempts(session: &Session, only: Option<i64>) -> Result<Vec<Attempt>, 
         {
             let attempt = |(number, outcome): (i64, Outcome)| Attempt {
                 id: session.item(number),
-                reason: now.get(&number).map(|seen| match outcome {
+                reason: now.get(&number).map(|seen| match &outcome {
                     Outcome::NotTried => waiting(session, seen),
-                    _ => seen.reason.clone(),
+                    Outcome::Behind(first) => {
+                        format!("it waits for {first}, which changes the same keys")
+                    }
+                    Outcome::Refused | Outcome::Applied => seen.reason.clone(),
                 }),
                 outcome,
             };

@@ -14,14 +14,17 @@ async fn the_admin_port_tells_nothing_without_the_token() {
         (code, answer)
     };
     assert_eq!(ask("GET", "/healthz", None).await.0, "200");
-    for path in [
+    let paths = [
         "/api/status",
         "/api/nothing",
         "/",
         "/api/wait-converged",
         "/api/diff",
         "/api/repair",
-    ] {
+        "/api/conflicts",
+        "/api/quarantine/skip?id=n1/1",
+    ];
+    for path in paths {
         for token in [
             None,
             Some(""),

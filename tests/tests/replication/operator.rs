@@ -134,7 +134,7 @@ async fn a_refused_transaction_is_listed_shown_tried_and_applied_once_it_is_edit
     let text = refused(&cluster, &["quarantine", "retry", first]).await;
     assert!(text.contains("refused") && text.contains("small"), "{text}");
     let text = refused(&cluster, &["quarantine", "retry", second]).await;
-    assert!(text.contains("behind"), "{text}");
+    assert!(text.contains(&format!("waits for {first}")), "{text}");
 
     for (set, why) in [
         ("public.item.id=3", "primary key"),
