@@ -27,36 +27,45 @@ async fn assert_sums(cluster: &Cluster) {
     }
 }
 
-async fn sums_are_exact(builder: ClusterBuilder) {
+/// Runs pgbench on every node at once while the daemon is killed twice, and `killed`, a node, after each.
+async fn sums_are_exact(builder: ClusterBuilder, killed: Option<usize>) {
     let mut cluster = builder.pgbench(2).sections(PGBENCH).start().await;
     let mut running = JoinSet::new();
-    for node in &cluster.nodes {
+    for (index, node) in cluster.nodes.iter().enumerate() {
         let time = seconds().to_string();
         let pgbench = Program::pgbench(node.install()).port(node.port());
         let pgbench = pgbench.args(["-n", "-c", "4", "-j", "2", "-T", &time, "-M", "prepared"]);
-        running.spawn(pgbench.run(Duration::from_secs(60 + seconds())));
+        let run = pgbench.run(Duration::from_secs(60 + seconds()));
+        running.spawn(async move { (index, run.await) });
     }
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_secs(seconds()) / 4).await;
         cluster.daemon.kill9().await;
         cluster.daemon.start().await;
+        if let Some(node) = killed.and_then(|index| cluster.nodes.get(index)) {
+            node.kill9().await;
+            node.start_again().await;
+        }
     }
-    for ran in running.join_all().await {
-        ran.expect_success();
+    for (index, ran) in running.join_all().await {
+        // The clients of a node that dies go with it.
+        if killed != Some(index) {
+            ran.expect_success();
+        }
     }
-    cluster.converge(Duration::from_secs(120)).await;
+    cluster.converge(Duration::from_secs(240)).await;
     assert_sums(&cluster).await;
     cluster.assert_equal().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pgbenchs_balances_add_up_on_every_node_although_the_daemon_is_killed() {
-    sums_are_exact(Cluster::of(&[15, 15, 15])).await;
+    sums_are_exact(Cluster::of(&[15, 15, 15]), None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pgbenchs_balances_add_up_over_three_majors_although_the_daemon_is_killed() {
-    sums_are_exact(Cluster::of(&[15, 17, 18])).await;
+async fn pgbenchs_balances_add_up_over_three_majors_although_daemon_and_node_are_killed() {
+    sums_are_exact(Cluster::of(&[15, 17, 18]), Some(2)).await;
 }
 
 const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text, hits int NOT NULL, worth numeric NOT NULL);\
