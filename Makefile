@@ -17,7 +17,7 @@ help:
 	@echo "make deps         install what is missing (PostgreSQL 15, python3-venv) with apt"
 	@echo "make build        the tandem program: $(TANDEM)"
 	@echo "make fmt lint     format; clippy with warnings as errors"
-	@echo "make bench        the benchmarks (release build), about 25 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
+	@echo "make bench        the benchmarks (release build), about 20 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
 	@echo "make soak         the tests again and again: SOAK_ROUNDS=10"
 	@echo "make clean-demo   remove the demo's data"
 

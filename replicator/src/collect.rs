@@ -1,10 +1,11 @@
-//! Forgets deletes that no change can meet any more.
+//! Forgets deletes that no change can meet any more, and kept versions of rows that have been written since.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::control::ControlError;
 use crate::node::Shared;
 use crate::watermark;
 
@@ -13,14 +14,49 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// How long the nodes may take to catch up with each other in one round. Otherwise nothing is collected.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Kept versions are looked through once in so many collections.
+const KEPT_EVERY: u32 = 12;
+
 /// Collects for ever.
 pub(crate) async fn keep(shared: Arc<Shared>) {
-    loop {
+    for round in 1u32.. {
         tokio::time::sleep(INTERVAL).await;
+        if round % KEPT_EVERY == 0 {
+            for node in 0..shared.config.nodes.len() {
+                if let Err(error) = collect_kept(&shared, node).await {
+                    tracing::debug!(%error, "kept versions stay for now");
+                }
+            }
+        }
         if let Err(problem) = collect(&shared).await {
             tracing::debug!(problem, "remembered deletes are kept for now");
         }
     }
+}
+
+/// Forgets the kept versions of one node's rows that are not the ones any more for which they were kept.
+async fn collect_kept(shared: &Shared, node: usize) -> Result<(), ControlError> {
+    let (Some(control), Some(gate)) = (shared.controls.get(node), shared.gates.get(node)) else {
+        return Ok(());
+    };
+    let Some(control) = control.borrow().clone() else {
+        return Ok(());
+    };
+    // The row by its key, so that an index serves; no row of a table that is gone can match.
+    let stale = "SELECT format('DELETE FROM tandem.kept k WHERE k.relation = %L AND NOT EXISTS (SELECT FROM ONLY %s r WHERE %s \
+         AND r.xmin = k.writer)', x.relation, x.oid::regclass, (SELECT string_agg(format('r.%I = (k.key->>%s)::%s', a.attname, \
+           p.place - 1, format_type(a.atttypid, a.atttypmod)), ' AND ') FROM pg_index i, unnest(i.indkey::int2[]) \
+           WITH ORDINALITY p(attnum, place) JOIN pg_attribute a ON a.attnum = p.attnum WHERE i.indrelid = x.oid \
+           AND i.indisprimary AND a.attrelid = x.oid AND p.place <= i.indnkeyatts)) \
+         FROM (SELECT k.relation, to_regclass(k.relation)::oid AS oid FROM tandem.kept k GROUP BY 1) x WHERE x.oid IS NOT NULL";
+    for row in control.query(stale, &[]).await? {
+        if let Some(sql) = row.try_get::<_, Option<String>>(0)? {
+            // Whoever writes such lines is alone at the gate, too.
+            let _alone = gate.write().await;
+            control.execute(&sql).await?;
+        }
+    }
+    Ok(())
 }
 
 /// One collection. A delete goes only after every node has applied it (the first round), and after every node has

@@ -16,6 +16,7 @@ use tandem_wire::replication::ReplicationMessage;
 use tandem_wire::{Connection, Reader};
 use tokio::task::spawn_blocking;
 
+use super::backlog::mark;
 use super::raw_session;
 use super::stage::CAPTURE_SLOT;
 
@@ -54,6 +55,8 @@ impl Capture {
     pub async fn read(self, source: &Node) -> io::Result<Duration> {
         let end = source.value("SELECT pg_current_wal_flush_lsn()").await;
         let end: Lsn = end.parse().map_err(io::Error::other)?;
+        // Its commit lies behind `end`, and is in the stream: that is where reading stops.
+        mark(source).await;
         let port = source.port();
         let reading = spawn_blocking(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -88,13 +91,17 @@ impl Capture {
         if answer.tag != b'W' {
             return Err(io::Error::other("the source does not stream"));
         }
-        while self.next(&mut session).await?.is_none_or(|at| at < end) {}
+        while self
+            .next(&mut session)
+            .await?
+            .is_none_or(|commit| commit < end)
+        {}
         let took = began.elapsed();
         session.close().await;
         Ok(took)
     }
 
-    /// Takes one message; answers how far the stream is where the message tells.
+    /// Takes one message; answers where its transaction ends if it is a Commit.
     async fn next(self, session: &mut Connection) -> io::Result<Option<Lsn>> {
         let frame = if self == Self::Patient {
             tokio::select! {
