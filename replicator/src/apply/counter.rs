@@ -167,7 +167,8 @@ impl Writer {
         Ok(Statement::new(sql, params, relation, table))
     }
 
-    /// Moves what a remembered delete holds into the row that the node's own client has inserted under its key since.
+    /// Moves what a remembered delete holds into the row that the node's own client has inserted under its key since. Fails
+    /// (division by zero) where a client changes that row at the moment.
     ///
     /// # Errors
     /// When the target's table has no key, or not the source's.
@@ -190,8 +191,9 @@ impl Writer {
             "WITH o AS MATERIALIZED (SELECT r.ctid AS place, {} AS written, {} AS node, d.counters FROM ONLY {target} AS r, \
              tandem.tombstone d WHERE {condition} AND d.relation = {} AND d.key = jsonb_build_array({}) \
              AND d.counters IS NOT NULL FOR UPDATE), w AS (UPDATE ONLY {target} AS r SET {} FROM o WHERE r.ctid = o.place \
-             RETURNING {} AS key, o.written, o.node), k AS ({}) \
-             UPDATE tandem.tombstone d SET counters = NULL FROM w WHERE d.relation = {} AND d.key = w.key",
+             RETURNING {} AS key, o.written, o.node), k AS ({}), \
+             u AS (UPDATE tandem.tombstone d SET counters = NULL FROM w WHERE d.relation = {} AND d.key = w.key) \
+             SELECT 1 / (NOT EXISTS (SELECT FROM o) OR EXISTS (SELECT FROM w))::int",
             self.written(relation, table),
             self.written_by(relation, table),
             literal(relation),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio_postgres::SimpleQueryMessage;
 
 use super::row::Row;
-use super::session::{ApplyError, Place};
+use super::session::{ApplyError, Place, is_poison};
 use super::sql::{TargetTable, key_places, qualified, quote};
 use crate::control::ControlError;
 use crate::transaction::Change;
@@ -38,13 +38,15 @@ impl Place {
         };
         let columns: Vec<_> = missing.iter().map(column).collect();
         let mut conditions = Vec::new();
-        for (place, name) in key_places(relation, table)?.into_iter().zip(&table.key) {
+        let keys = key_places(relation, table)?.into_iter().zip(&table.key);
+        for (number, (place, name)) in keys.enumerate() {
             // The row as the update left it: its new key.
             let value = row
                 .new_text(place)
                 .ok_or(ApplyError::Unexpected("no key to fetch by"))?;
             let text = String::from_utf8_lossy(value).replace('\'', "''");
-            conditions.push(format!("r.{} = '{text}'", quote(name)));
+            let equals = table.key_equals.get(number).map_or("=", String::as_str);
+            conditions.push(format!("r.{} {equals} '{text}'", quote(name)));
         }
         let sql = format!(
             "SELECT {} FROM ONLY {} AS r WHERE {} AND pg_xact_commit_timestamp(r.xmin) = \
@@ -61,7 +63,12 @@ impl Place {
         let messages = tokio::time::timeout(FETCH_TIMEOUT, query)
             .await
             .map_err(|_| ControlError::Timeout(FETCH_TIMEOUT))?
-            .map_err(ControlError::from)?;
+            .map_err(|error| match error.as_db_error() {
+                Some(server) if is_poison(server.code().code()) => {
+                    ApplyError::NotFetched(server.message().to_owned())
+                }
+                _ => ControlError::from(error).into(),
+            })?;
         let found = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,

@@ -377,6 +377,14 @@ impl<'a> Worker<'a> {
             }
             let batch = rest.get(..run).unwrap_or_default();
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
+            if batch
+                .iter()
+                .any(|transaction| self.session.may_meet_shadows(transaction))
+            {
+                // Since another link was alone: looked at anew.
+                self.carried.gate = None;
+                continue;
+            }
             let applied = self.session.apply_batch(batch, merging).await?;
             self.carried.gate = None;
             let (done, left) = rest.split_at(applied.committed.min(rest.len()));
@@ -449,6 +457,11 @@ impl<'a> Worker<'a> {
             let alone = traits.buries() || traits.counts || shadowing;
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
             let session = &mut self.session;
+            if !shadowing && session.may_meet_shadows(transaction) {
+                // Since another link was alone.
+                shadowing = true;
+                continue;
+            }
             let outcome = if shadowing {
                 Box::pin(session.apply_with_shadows(transaction, settled, quarantined)).await?
             } else {
@@ -503,14 +516,16 @@ impl<'a> Worker<'a> {
                 shadowed.push(transaction);
             }
         }
+        // First, because it leaves the origin where it is: what fails is done again from there.
+        for transaction in shadowed {
+            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
+            let session = &mut self.session;
+            Box::pin(session.learn_shadows(transaction, self.link.applied())).await?;
+            self.carried.gate = None;
+        }
         if !telling.is_empty() {
             self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
             self.session.learn(&telling).await?;
-            self.carried.gate = None;
-        }
-        for transaction in shadowed {
-            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
-            self.session.learn_shadows(transaction).await?;
             self.carried.gate = None;
         }
         Ok(())

@@ -59,6 +59,9 @@ pub(crate) enum ApplyError {
     /// The target refused a change.
     #[error("{0}")]
     Refused(ServerError),
+    /// The source refuses to tell values that are not in the stream.
+    #[error("a row has values that only its source has, and the source does not tell them: {0}")]
+    NotFetched(String),
     /// The target does not even take it into its quarantine.
     #[error("a transaction cannot be put into the quarantine: {0}")]
     NotQuarantined(ServerError),
@@ -137,7 +140,7 @@ impl ApplyError {
             Self::Refused(error) | Self::Connection(ConnectionError::Server(error)) => {
                 is_poison(&error.code)
             }
-            Self::Shape(_) | Self::Row(_) | Self::NoTable(_) => true,
+            Self::Shape(_) | Self::Row(_) | Self::NoTable(_) | Self::NotFetched(_) => true,
             _ => false,
         }
     }
@@ -333,6 +336,11 @@ impl Session {
             self.tables.insert(relation.id, Arc::new(table));
         }
         Ok(())
+    }
+
+    /// Tables are looked at anew when they are needed next.
+    pub(super) fn forget_tables(&mut self) {
+        self.tables.clear();
     }
 
     pub(super) fn table(&self, relation: &Relation) -> Result<Arc<TargetTable>, ApplyError> {

@@ -3,16 +3,18 @@
 //! Each change is carried out as if nothing collided: the row under its key is brought back from the shadow, what collides
 //! with the new row goes there. Then rows are moved until the table holds R(S) again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use tandem_wire::lsn::Lsn;
 
 use super::batch::{Batch, Step};
 use super::row::{Row, Value};
 use super::session::{ApplyError, Session, is_poison};
-use super::slow::{Locked, Slow};
+use super::slow::{Key, Locked, Slow};
 use super::sql::{TargetTable, Writer, literal, qualified};
 use super::unique::{Stamp, text};
+use crate::conflict::Found;
 use crate::conflict::unique::{Verdict, judge};
 use crate::quarantine::Held;
 use crate::relation::Relation;
@@ -24,7 +26,7 @@ const MOVES_MAX: usize = 100_000;
 
 /// A row that was moved into the shadow, and what it had to make room for.
 struct Evicted {
-    relation: std::sync::Arc<Relation>,
+    relation: Arc<Relation>,
     key: String,
     image: String,
     version: Version,
@@ -58,22 +60,29 @@ impl Session {
         settled: bool,
         quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
+        self.know_uniques(transaction);
         self.load_tables(transaction).await?;
         let mut evicted = Vec::new();
         let mut conflicts = 0;
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         let version = Version {
             timestamp: transaction.timestamp,
             node: self.place.source,
         };
+        let mut relations: HashMap<u64, Arc<Relation>> = HashMap::new();
+        for change in &transaction.changes {
+            relations.insert(change.relation.id, Arc::clone(&change.relation));
+        }
         self.begin(transaction).await?;
+        for relation in relations.values() {
+            self.judge_shadowed(relation).await?;
+        }
         for change in &transaction.changes {
             let table = self.table(&change.relation)?;
             let row = Row::read(change)?;
-            let mut restored = Vec::new();
             if table.collides() {
                 self.place.shadows.set(&qualified(&change.relation), true);
-                restored = self.make_way(change, &row, version, &mut evicted).await?;
+                self.make_way(change, &row, version, &mut evicted).await?;
             }
             let changes = std::slice::from_ref(change);
             let mut rows = self.lock_rows(changes, transaction).await?;
@@ -92,13 +101,9 @@ impl Session {
             if let Some(refused) = self.run_part(batch).await? {
                 return Ok(refused);
             }
-            if rows.values().any(Locked::is_ours) {
-                self.forget_kept(&change.relation, &restored).await?;
+            if table.collides() {
+                self.forget_kept(change, &row, version, &rows).await?;
             }
-        }
-        let mut relations: HashMap<u64, std::sync::Arc<Relation>> = HashMap::new();
-        for change in &transaction.changes {
-            relations.insert(change.relation.id, std::sync::Arc::clone(&change.relation));
         }
         let mut left = Vec::new();
         for relation in relations.values() {
@@ -135,6 +140,13 @@ impl Session {
         }
     }
 
+    /// A table that has shadowed rows has a constraint, which may be newer than what this session knows of it.
+    fn know_uniques(&mut self, transaction: &Transaction) {
+        if self.may_meet_shadows(transaction) && !self.has_uniques(transaction) {
+            self.forget_tables();
+        }
+    }
+
     fn stamp(version: Version) -> Stamp {
         let (seconds, micros) = (
             version.timestamp.div_euclid(1_000_000),
@@ -148,46 +160,48 @@ impl Session {
         }
     }
 
-    /// Rows that this transaction has brought back and written anew have its version.
+    /// Rows that this transaction has written or deleted have its version, whatever they had when it brought them back.
     async fn forget_kept(
         &mut self,
-        relation: &Relation,
-        keys: &[String],
+        change: &Change,
+        row: &Row<'_>,
+        version: Version,
+        rows: &HashMap<Key, Locked>,
     ) -> Result<(), ApplyError> {
-        for key in keys {
-            let sql = format!(
-                "DELETE FROM tandem.kept WHERE relation = {} AND key = {}::jsonb",
-                literal(relation),
-                text(key)
-            );
-            self.connection.simple_query(&sql).await?;
+        let relation = &change.relation;
+        let table = self.table(relation)?;
+        for &new in sides(change, row, &table) {
+            let key = (relation.id, row.key(relation, &table, new)?);
+            let ours = rows.get(&key).is_some_and(|locked| {
+                locked.is_ours() || locked.found == Found::Missing(Some(version))
+            });
+            if ours {
+                let key = self.key_json(relation, &table, row, new).await?;
+                let sql = format!(
+                    "DELETE FROM tandem.kept WHERE relation = {} AND key = {}::jsonb",
+                    literal(relation),
+                    text(&key)
+                );
+                self.connection.simple_query(&sql).await?;
+            }
         }
         Ok(())
     }
 
-    /// Brings back what the change's keys have in the shadow, and moves what collides with its new row there. Answers the
-    /// keys that were brought back.
+    /// Brings back what the change's keys have in the shadow, and moves what collides with its new row there.
     async fn make_way(
         &mut self,
         change: &Change,
         row: &Row<'_>,
         version: Version,
         evicted: &mut Vec<Evicted>,
-    ) -> Result<Vec<String>, ApplyError> {
+    ) -> Result<(), ApplyError> {
         let relation = &change.relation;
         let table = self.table(relation)?;
-        let mut sides = Vec::new();
-        match change.operation {
-            Operation::Insert => sides.push(true),
-            Operation::Update if row.key_moves(relation, &table) => sides.extend([false, true]),
-            Operation::Update | Operation::Delete => sides.push(false),
-            Operation::Truncate => {
-                self.truncate_shadow(relation, version).await?;
-                return Ok(Vec::new());
-            }
+        if change.operation == Operation::Truncate {
+            return self.truncate_shadow(relation, version).await;
         }
-        let mut restored = Vec::new();
-        for new in sides {
+        for &new in sides(change, row, &table) {
             let key = self.key_json(relation, &table, row, new).await?;
             let sql = Writer::shadow_image(relation, &key);
             let found = self.connection.simple_query(&sql).await?;
@@ -197,7 +211,6 @@ impl Session {
                     .await?;
                 self.restore(relation, &table, &key).await?;
                 evicted.retain(|moved| moved.relation.id != relation.id || moved.key != key);
-                restored.push(key);
             }
         }
         if change.operation != Operation::Delete {
@@ -205,7 +218,7 @@ impl Session {
             self.evict(relation, &table, &image, version, evicted)
                 .await?;
         }
-        Ok(restored)
+        Ok(())
     }
 
     /// The key as Tandem's own tables have it.
@@ -236,7 +249,7 @@ impl Session {
 
     async fn evict(
         &mut self,
-        relation: &std::sync::Arc<Relation>,
+        relation: &Arc<Relation>,
         table: &TargetTable,
         image: &str,
         winner_version: Version,
@@ -244,12 +257,12 @@ impl Session {
     ) -> Result<(), ApplyError> {
         let stamp = Self::stamp(winner_version);
         let sql = self.writer.evict(relation, table, image, &stamp);
-        for row in self.connection.simple_query(&sql).await? {
+        for row in self.connection.simple_query(&sql).await.map_err(raced)? {
             let [Some(key), Some(loser), Some(timestamp), Some(node)] = row.as_slice() else {
                 return Err(ApplyError::Unexpected("a shadowed row"));
             };
             evicted.push(Evicted {
-                relation: std::sync::Arc::clone(relation),
+                relation: Arc::clone(relation),
                 key: key.clone(),
                 image: loser.clone(),
                 version: read_version(timestamp, node)
@@ -275,7 +288,7 @@ impl Session {
     /// Moves rows until the table holds what it must. `version` is that of rows which this transaction has written.
     async fn settle_shadow(
         &mut self,
-        relation: &std::sync::Arc<Relation>,
+        relation: &Arc<Relation>,
         version: Version,
         evicted: &mut Vec<Evicted>,
     ) -> Result<(), ApplyError> {
@@ -395,16 +408,21 @@ impl Session {
     }
 
     /// After changes of the node's own clients to a table with shadowed rows: what they wrote anew under a shadowed key
-    /// takes its place if it is newer, and what they gave up lets others in.
+    /// takes its place if it is newer, and what they gave up lets others in. The origin is left at `stamp`: the transaction is
+    /// not wholly learnt yet.
     pub(super) async fn learn_shadows(
         &mut self,
         transaction: &Transaction,
+        stamp: Lsn,
     ) -> Result<(), ApplyError> {
         let version = Version {
             timestamp: transaction.timestamp,
             node: self.place.source,
         };
         let mut left = HashMap::new();
+        self.know_uniques(transaction);
+        // Loads the tables that are there.
+        self.traits(transaction, true).await?;
         self.connection.simple_query("BEGIN").await?;
         for change in &transaction.changes {
             let Ok(table) = self.table(&change.relation) else {
@@ -415,19 +433,25 @@ impl Session {
                 continue;
             }
             let row = Row::read(change)?;
-            match change.operation {
-                Operation::Truncate => self.truncate_shadow(&change.relation, version).await?,
-                Operation::Insert | Operation::Update => {
-                    let key = self.key_json(&change.relation, &table, &row, true).await?;
-                    self.judge_own(&change.relation, &table, &key).await?;
+            if change.operation == Operation::Truncate {
+                self.truncate_shadow(&change.relation, version).await?;
+            } else if change.operation != Operation::Insert {
+                // What went from under its old key: by a DELETE, or because the key changed.
+                let stays = change.operation == Operation::Update
+                    && !row.key_moves(&change.relation, &table);
+                if !stays {
+                    let key = self.key_json(&change.relation, &table, &row, false).await?;
+                    let stamp = Self::stamp(version);
+                    let sql = Writer::bury_shadowed(&change.relation, &key, &stamp);
+                    self.connection.simple_query(&sql).await?;
                 }
-                Operation::Delete => {}
             }
-            left.insert(change.relation.id, std::sync::Arc::clone(&change.relation));
+            left.insert(change.relation.id, Arc::clone(&change.relation));
         }
         let mut evicted = Vec::new();
         let mut has = Vec::new();
         for relation in left.values() {
+            self.judge_shadowed(relation).await?;
             self.settle_shadow(relation, version, &mut evicted).await?;
             has.push((qualified(relation), self.has_shadow(relation).await?));
         }
@@ -435,7 +459,7 @@ impl Session {
         let mut batch = Batch::default();
         self.log_evicted(&mut batch, &evicted, version)?;
         let stamp = [
-            Value::Lsn(transaction.end_lsn.max(Lsn(1))),
+            Value::Lsn(stamp.max(Lsn(1))),
             Value::Timestamp(transaction.timestamp),
         ];
         batch.execute(self.connection.out(), "setup", &stamp, Step::Work)?;
@@ -451,18 +475,25 @@ impl Session {
         Ok(())
     }
 
-    /// A key has a row in the table and one in the shadow: the newer one stays where it is, the other goes.
-    async fn judge_own(
-        &mut self,
-        relation: &Relation,
-        table: &TargetTable,
-        key: &str,
-    ) -> Result<(), ApplyError> {
-        let sql = self.writer.judge_shadowed(relation, table, key);
-        for statement in sql {
-            self.connection.simple_query(&statement).await?;
+    /// Keys that have a row in the table and one in the shadow keep the newer one.
+    async fn judge_shadowed(&mut self, relation: &Relation) -> Result<(), ApplyError> {
+        let table = self.table(relation)?;
+        if table.collides() {
+            for sql in self.writer.judge_shadowed(relation, &table) {
+                self.connection.simple_query(&sql).await?;
+            }
         }
         Ok(())
+    }
+}
+
+/// Which keys a change of a row touches: the old row's (false), the new one's (true).
+fn sides(change: &Change, row: &Row<'_>, table: &TargetTable) -> &'static [bool] {
+    match change.operation {
+        Operation::Insert => &[true],
+        Operation::Update if row.key_moves(&change.relation, table) => &[false, true],
+        Operation::Update | Operation::Delete => &[false],
+        Operation::Truncate => &[],
     }
 }
 

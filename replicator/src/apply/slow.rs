@@ -149,9 +149,16 @@ impl Session {
             None => Ok(Slow::Applied { conflicts }),
             // A row that was missing is there now, or the other way round.
             Some(failure) if failure.error.code == "22012" => Err(ApplyError::Raced),
-            Some(failure) if is_collision(&failure.error.code) && self.has_uniques(transaction) => {
+            Some(failure) if is_collision(&failure.error.code) => {
                 self.roll_back(&failure).await?;
-                Ok(Slow::Collides)
+                // The constraint may be newer than what is known of the table.
+                self.forget_tables();
+                self.load_tables(transaction).await?;
+                Ok(if self.has_uniques(transaction) {
+                    Slow::Collides
+                } else {
+                    Slow::Refused(failure.error)
+                })
             }
             Some(failure) if is_poison(&failure.error.code) => {
                 self.roll_back(&failure).await?;

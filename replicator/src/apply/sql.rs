@@ -367,22 +367,22 @@ impl Writer {
         let mut params = Vec::new();
         let condition = key_condition(relation, table, &mut params)?;
         params.push(Source::Timestamp);
+        let timestamp = format!("${}", params.len());
         // Scalar expressions only: a function in FROM would keep its row from before the wait for the lock
         // (src/backend/executor/README, "EvalPlanQual": ROW_MARK_COPY).
         let written = self.written(relation, table);
         let image = if by_new {
             "true".to_owned()
         } else {
-            format!("coalesce({written} >= $T, false)")
+            format!("coalesce({written} >= {timestamp}, false)")
         };
         let sql = format!(
             "SELECT (extract(epoch FROM {written} - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8, {}, \
-             CASE WHEN {image} AND $T IS NOT NULL THEN row_to_json(r)::text END, ({})::int FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
+             CASE WHEN {image} AND {timestamp} IS NOT NULL THEN row_to_json(r)::text END, ({})::int FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
             self.written_by(relation, table),
             incomplete(relation, table),
             qualified(relation)
-        )
-        .replace("$T", &format!("${}", params.len()));
+        );
         let statement = Statement::new(sql, params, relation, table);
         Ok(if by_new {
             statement.by_new_key()

@@ -54,9 +54,6 @@ impl Session {
             let table = self.table(&change.relation)?;
             let counts = !table.counters.is_empty();
             traits.counts |= counts;
-            traits.shadowed |= table.collides()
-                && !self.place.shadows.is_empty()
-                && self.place.shadows.may_have(&qualified(&change.relation));
             match change.operation {
                 Operation::Insert => traits.inserts_counted |= counts,
                 Operation::Update if change.has_old_key() => {
@@ -68,6 +65,14 @@ impl Session {
                 Operation::Truncate => traits.truncates = true,
             }
         }
+        traits.shadowed = self.may_meet_shadows(transaction);
         Ok(traits)
+    }
+
+    /// Whether a table of the transaction may have shadowed rows.
+    pub(super) fn may_meet_shadows(&self, transaction: &Transaction) -> bool {
+        let shadows = &self.place.shadows;
+        let mut changes = transaction.changes.iter();
+        !shadows.is_empty() && changes.any(|change| shadows.may_have(&qualified(&change.relation)))
     }
 }

@@ -4,6 +4,7 @@
 
 use super::kept::keep;
 use super::sql::{TargetTable, Writer, key_expressions, literal, qualified, quote};
+use crate::conflict::ConflictType;
 use crate::control::{Control, ControlError};
 use crate::relation::Relation;
 
@@ -39,6 +40,9 @@ impl Uniques {
         let rows = control
             .query(
                 "SELECT ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
+                 ARRAY(SELECT coalesce((SELECT format(' COLLATE %I.%I', s.nspname, o.collname) FROM pg_collation o \
+                     JOIN pg_namespace s ON s.oid = o.collnamespace WHERE o.oid = i.indcollation[n - 1]), '') \
+                   FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
                  ARRAY(SELECT (SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname) FROM pg_operator p \
                      JOIN pg_namespace s ON s.oid = p.oprnamespace WHERE p.oid = coalesce(x.conexclop[n], \
                        (SELECT a.amopopr FROM pg_opclass o JOIN pg_amop a ON a.amopfamily = o.opcfamily \
@@ -47,18 +51,21 @@ impl Uniques {
                    FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
                  i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid, true) \
                  FROM pg_index i LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' \
-                 WHERE i.indrelid = to_regclass($1) AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisvalid",
+                 WHERE i.indrelid = to_regclass($1) AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisready",
                 &[&name],
             )
             .await?;
         let mut constraints = Vec::new();
         for row in rows {
             let expressions: Vec<String> = row.try_get(0)?;
-            let operators: Vec<String> = row.try_get(1)?;
+            let collations: Vec<String> = row.try_get(1)?;
+            let operators: Vec<String> = row.try_get(2)?;
+            let expressions = expressions.into_iter().zip(collations);
+            let expressions = expressions.map(|(part, collation)| format!("({part}){collation}"));
             constraints.push(Unique {
-                parts: expressions.into_iter().zip(operators).collect(),
-                nulls_collide: row.try_get(2)?,
-                predicate: row.try_get(3)?,
+                parts: expressions.zip(operators).collect(),
+                nulls_collide: row.try_get(3)?,
+                predicate: row.try_get(4)?,
             });
         }
         let mut uniques = Self {
@@ -206,7 +213,9 @@ impl Writer {
         format!(
             "WITH c AS MATERIALIZED (SELECT c.* FROM {collisions}), \
              d AS (DELETE FROM ONLY {} AS r USING c WHERE r.ctid = c.place RETURNING c.key, c.image, c.written, c.node), \
-             s AS (INSERT INTO tandem.shadow (relation, key, image, written, node) SELECT {}, key, image, written, node FROM d) \
+             s AS (INSERT INTO tandem.shadow (relation, key, image, written, node) SELECT {}, key, image, written, node FROM d \
+             ON CONFLICT (relation, key) DO UPDATE SET image = excluded.image, written = excluded.written, node = excluded.node \
+             WHERE (tandem.shadow.written, tandem.shadow.node) < (excluded.written, excluded.node)) \
              SELECT key::text, image::text, {}, node FROM d",
             qualified(relation),
             literal(relation),
@@ -241,14 +250,9 @@ impl Writer {
         )
     }
 
-    /// Where a key has a row in the table and one in the shadow: statements that end the shadowed one if it is not newer,
-    /// and otherwise the one in the table.
-    pub(super) fn judge_shadowed(
-        &self,
-        relation: &Relation,
-        table: &TargetTable,
-        key: &str,
-    ) -> [String; 2] {
+    /// Where a key has a row in the table and one in the shadow, because a client has taken it anew: statements that end the
+    /// shadowed one if it is not newer, and otherwise the one in the table.
+    pub(super) fn judge_shadowed(&self, relation: &Relation, table: &TargetTable) -> [String; 2] {
         let conditions: Vec<_> = table
             .key
             .iter()
@@ -256,19 +260,11 @@ impl Writer {
             .map(|(place, column)| {
                 let equals = table.key_equals.get(place).map_or("=", String::as_str);
                 let kind = table.uniques.type_of(column);
-                format!(
-                    "r.{} {equals} ({}::jsonb->>{place})::{kind}",
-                    quote(column),
-                    text(key)
-                )
+                format!("r.{} {equals} (h.key->>{place})::{kind}", quote(column))
             })
             .collect();
         let (own, conditions) = (qualified(relation), conditions.join(" AND "));
-        let shadowed = format!(
-            "h.relation = {} AND h.key = {}::jsonb",
-            literal(relation),
-            text(key)
-        );
+        let shadowed = format!("h.relation = {}", literal(relation));
         let (written, node) = (
             self.written(relation, table),
             self.written_by(relation, table),
@@ -277,7 +273,7 @@ impl Writer {
         let line = |local: &str, remote: &str, outcome: &str| {
             format!(
                 "INSERT INTO tandem.conflict (relation, type, resolver, outcome, {local}_image, {local}_timestamp, {local}_node, \
-                 {remote}_image, {remote}_timestamp, {remote}_node) SELECT {name}, 'insert_exists', 'last_update_wins', '{outcome}', \
+                 {remote}_image, {remote}_timestamp, {remote}_node) SELECT {name}, 'multiple_unique_conflicts', 'last_update_wins', '{outcome}', \
                  image, written, node, other_image, other_written, other_node FROM d"
             )
         };
@@ -297,6 +293,23 @@ impl Writer {
                 line("local", "remote", "remote"),
             ),
         ]
+    }
+
+    /// Ends the shadowed row under a key if it is older than a delete of the node's own, and logs it.
+    pub(super) fn bury_shadowed(relation: &Relation, key: &str, stamp: &Stamp) -> String {
+        format!(
+            "WITH d AS (DELETE FROM tandem.shadow h WHERE h.relation = {} AND h.key = {}::jsonb \
+             AND (h.written, h.node) < ({timestamp}, {node}) RETURNING h.*) \
+             INSERT INTO tandem.conflict (relation, type, resolver, outcome, local_timestamp, local_node, remote_image, \
+             remote_timestamp, remote_node) SELECT {}, '{}', 'last_update_wins', 'local', {timestamp}, {node}, image, written, node \
+             FROM d",
+            literal(relation),
+            text(key),
+            text(&format!("{}.{}", relation.schema, relation.name)),
+            ConflictType::InsertDeleted.name(),
+            timestamp = stamp.timestamp,
+            node = stamp.node,
+        )
     }
 
     /// Puts the shadowed row under a key into the table; it keeps its version.

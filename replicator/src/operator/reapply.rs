@@ -193,7 +193,9 @@ fn lost(line: Line) -> Result<Lost, ReapplyRefusal> {
     let values = members(&image)?;
     let is_text = |value: &Value| matches!(value, Value::String(_) | Value::Null);
     Ok(Lost {
-        is_text: is_remote && values.values().all(is_text),
+        // Lines about rows that collided have texts on both sides.
+        is_text: (is_remote || line.kind == "multiple_unique_conflicts")
+            && values.values().all(is_text),
         image,
         deletes,
     })
