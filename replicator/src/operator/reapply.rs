@@ -1,6 +1,7 @@
 //! Has a losing write written again, as a new change, which is newer than what it lost against.
 
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use thiserror::Error;
 
@@ -108,7 +109,7 @@ struct Line {
 struct Lost {
     /// The row, or for a delete at least its key.
     image: String,
-    /// Whether the image is one of the stream's: all its values are texts.
+    /// Whether all its values are texts: then they are their types' texts. Otherwise `row_to_json` made it.
     is_text: bool,
     deletes: bool,
 }
@@ -178,24 +179,22 @@ fn lost(line: Line) -> Result<Lost, ReapplyRefusal> {
         return Err(ReapplyRefusal::Truncate);
     }
     let remote = line.remote_image;
-    let (image, is_remote, deletes) = match (line.outcome.as_str(), line.local_image) {
+    let (image, deletes) = match (line.outcome.as_str(), line.local_image) {
         ("local", _) => {
             let deletes =
                 line.operation.as_deref() == Some("delete") || line.kind.starts_with("delete_");
-            (remote, true, deletes)
+            (remote, deletes)
         }
-        (_, Some(local)) => (Some(local), false, false),
+        (_, Some(local)) => (Some(local), false),
         // The row came back over a delete.
-        _ if line.local_timestamp.is_some() => (remote, true, true),
+        _ if line.local_timestamp.is_some() => (remote, true),
         _ => return Err(ReapplyRefusal::NothingLost),
     };
     let image = image.ok_or(ReapplyRefusal::NoImage)?;
     let values = members(&image)?;
     let is_text = |value: &Value| matches!(value, Value::String(_) | Value::Null);
     Ok(Lost {
-        // Lines about rows that collided have texts on both sides.
-        is_text: (is_remote || line.kind == "multiple_unique_conflicts")
-            && values.values().all(is_text),
+        is_text: values.values().all(is_text),
         image,
         deletes,
     })
@@ -221,6 +220,13 @@ fn statement(target: &Target, lost: &Lost) -> Result<Statement, ReapplyRefusal> 
         return Err(ReapplyRefusal::NoKey { table });
     }
     let has = |column: &Column| image.contains_key(&column.name);
+    // A row that has texts only, and a JSON string among them, looks the same; but most strings are no JSON text.
+    let reads_as_json = |column: &Column| match image.get(&column.name) {
+        Some(Value::String(text)) => serde_json::from_str::<IgnoredAny>(text).is_ok(),
+        _ => true,
+    };
+    let mut json = target.columns.iter().filter(|column| column.is_json);
+    let is_text = lost.is_text && json.all(reads_as_json);
     if let Some(column) = key.iter().find(|column| !has(column)) {
         let column = column.name.clone();
         return Err(ReapplyRefusal::NoKeyValue { table, column });
@@ -230,7 +236,7 @@ fn statement(target: &Target, lost: &Lost) -> Result<Statement, ReapplyRefusal> 
         return Ok(Statement {
             sql: format!(
                 "DELETE FROM ONLY {name} AS r USING {} WHERE {} RETURNING 1",
-                target.record("$1::text", lost.is_text, &key),
+                target.record("$1::text", is_text, &key),
                 target.same_key()
             ),
             otherwise: ReapplyRefusal::NoRow { table },
@@ -248,7 +254,7 @@ fn statement(target: &Target, lost: &Lost) -> Result<Statement, ReapplyRefusal> 
         .filter(|column| !has(column) && !column.is_counter)
         .map(|column| column.name.clone())
         .collect();
-    let record = target.record("$1::text", lost.is_text, &given);
+    let record = target.record("$1::text", is_text, &given);
     let set = |from: &str| {
         let settable = |column: &&&Column| column.key.is_none() && !column.is_fixed;
         let sets: Vec<_> = given

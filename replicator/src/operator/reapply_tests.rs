@@ -91,6 +91,24 @@ fn a_whole_image_is_written_whether_the_row_is_there_or_not_and_counters_are_lef
 }
 
 #[test]
+fn a_json_value_is_read_from_its_text_unless_it_can_only_be_a_string() {
+    let target = Target {
+        schema: "public".to_owned(),
+        name: "t".to_owned(),
+        columns: vec![
+            plain_column("id", "text", Some(1)),
+            plain_column("doc", "jsonb", None),
+        ],
+    };
+    let sql = |image| {
+        let row = row(image, false);
+        statement(&target, &row).expect("a statement").sql
+    };
+    assert!(sql(r#"{"id":"a","doc":"{\"a\": 1}"}"#).contains("json_each"));
+    assert!(!sql(r#"{"id":"a","doc":"plain words"}"#).contains("json_each"));
+}
+
+#[test]
 fn an_image_that_lacks_values_is_written_to_a_row_that_is_there_only() {
     let update = statement(&target(), &row(r#"{"id":"1"}"#, false)).expect("a statement");
     assert_eq!(

@@ -660,3 +660,35 @@ async fn a_reapplied_row_leaves_counters_as_they_are() {
     let text = done(&cluster, &["quarantine", "skip", first]).await;
     assert!(text.contains("the counters of public.item on n2"), "{text}");
 }
+
+/// The row waits in the shadow of the one that has its value, and comes back by itself; until then nothing can write it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_lost_a_unique_value_is_reapplied_only_once_the_value_is_free() {
+    let schema = "CREATE TABLE person (id int PRIMARY KEY, email text UNIQUE, doc json);";
+    let cluster = Cluster::of(&[15, 18]).relays().schema(schema).start().await;
+    apart(
+        &cluster,
+        &[
+            (0, "INSERT INTO person VALUES (1, 'e', '{\"n\": 1}')"),
+            (1, "INSERT INTO person VALUES (2, 'e', '{\"n\": 2}')"),
+        ],
+    )
+    .await;
+    let lost = lines(&cluster, "multiple_unique_conflicts").await;
+    assert!(!lost.is_empty());
+    for line in &lost {
+        let text = refused(&cluster, &["reapply", id(line)]).await;
+        assert!(text.contains("duplicate key value violates"), "{text}");
+    }
+    cluster.nodes[1]
+        .execute("DELETE FROM person WHERE id = 2")
+        .await;
+    everywhere(&cluster, "SELECT doc->>'n' FROM person", "1").await;
+    let change = "UPDATE person SET doc = NULL WHERE id = 1";
+    cluster.nodes[1].execute(change).await;
+    cluster.assert_converged().await;
+    for line in &lost {
+        done(&cluster, &["reapply", id(line)]).await;
+        everywhere(&cluster, "SELECT id || (doc->>'n') FROM person", "11").await;
+    }
+}
