@@ -173,6 +173,8 @@ async fn disturb(cluster: &Cluster, random: &mut Rng, stop: &AtomicBool) {
 struct History {
     versions: BTreeMap<i32, BTreeMap<Version, Option<String>>>,
     sums: BTreeMap<i32, i64>,
+    /// What each transaction added.
+    added: BTreeMap<i32, Vec<(Version, i64)>>,
 }
 
 fn by_key(histories: Vec<Vec<Written>>) -> History {
@@ -184,6 +186,8 @@ fn by_key(histories: Vec<Vec<Written>>) -> History {
         }
         for (key, amount) in written.added {
             *history.sums.entry(key).or_default() += amount;
+            let added = history.added.entry(key).or_default();
+            added.push((written.version, amount));
         }
     }
     history
@@ -236,6 +240,11 @@ async fn deviations(node: &Node, history: &History, counted: bool) -> String {
                 let left = value.as_deref().unwrap_or("deleted");
                 text.push_str(&format!("  {timestamp} on n{by}: {left}\n"));
             }
+            let mut added = history.added.get(&key).cloned().unwrap_or_default();
+            added.sort();
+            for ((timestamp, by), amount) in added.iter().rev().take(30) {
+                text.push_str(&format!("  {timestamp} on n{by} added {amount}\n"));
+            }
             text.push_str(&remembered(node, key).await);
         }
     }
@@ -247,7 +256,7 @@ async fn remembered(node: &Node, key: i32) -> String {
     let client = node.connect().await;
     let us = "(extract(epoch FROM";
     let tombstones = format!(
-        "SELECT 'delete remembered: ' || {us} deleted) * 1000000)::bigint || ' of n' || node FROM tandem.tombstone WHERE key = '[{key}]'"
+        "SELECT 'delete remembered: ' || {us} deleted) * 1000000)::bigint || ' of n' || node || coalesce(' with ' || counters, '') FROM tandem.tombstone WHERE key = '[{key}]'"
     );
     let conflicts = format!(
         "SELECT type || ' ' || outcome || ', local ' || coalesce({us} local_timestamp) * 1000000)::bigint || ' of n' || local_node, '-') \
