@@ -458,7 +458,8 @@ impl<'a> Worker<'a> {
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
             let session = &mut self.session;
             if !shadowing && session.may_meet_shadows(transaction) {
-                // Since another link was alone.
+                // Since another link was alone. Kept, the gate would be waited for by its own holder.
+                self.carried.gate = None;
                 shadowing = true;
                 continue;
             }
