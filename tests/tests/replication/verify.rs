@@ -4,6 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tandem_tests::{Cluster, Program, client, eventually};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    time::timeout,
+};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -583,7 +587,17 @@ async fn one_comparison_runs_at_a_time_and_ends_with_whoever_asked_for_it() {
         .relays
         .iter()
         .for_each(|relay| relay.silence_only("apply"));
-    let first = cluster.daemon.command("diff").spawn();
+    let mut first = cluster.daemon.command("diff").args(["--progress"]).spawn();
+    // Only what has been let in reports how far it is; who asks before that may be let in instead of it.
+    let told = first.stderr.take().expect("standard error is piped");
+    let mut told = BufReader::new(told).lines();
+    let line = timeout(LIMIT, told.next_line())
+        .await
+        .expect("a report in time");
+    assert!(
+        line.expect("standard error")
+            .is_some_and(|line| line.contains("rows"))
+    );
     let busy = async |wanted: bool| {
         eventually("whether another one runs", LIMIT, async || {
             let other = cluster.daemon.command("diff").args(["--table", "nothing"]);
