@@ -3,7 +3,12 @@
 //! It reads the `application_name` of a connection's startup packet (the harness uses no TLS towards nodes), so that a
 //! fault can be given to some connections only, such as those that apply one source's changes.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tandem_wire::startup::{FirstPacket, first_packet};
@@ -51,6 +56,9 @@ impl Faults {
     }
 }
 
+/// What the daemon sends on connections whose `application_name` contains the text, from the end of their startup packets on.
+type Tape = Arc<Mutex<Option<(String, Vec<u8>)>>>;
+
 /// How often each direction was half closed since the relay started.
 #[derive(Debug, Clone, Copy, Default)]
 struct HalfCloses {
@@ -82,6 +90,7 @@ pub struct Relay {
     address: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
     half_close: Arc<watch::Sender<HalfCloses>>,
+    tape: Tape,
     accepting: JoinHandle<()>,
 }
 
@@ -102,16 +111,19 @@ impl Relay {
         let address = listener.local_addr()?;
         let faults = Arc::new(watch::Sender::new(Faults::default()));
         let half_close = Arc::new(watch::Sender::new(HalfCloses::default()));
+        let tape = Tape::default();
         let accepting = tokio::spawn(accept(
             listener,
             target,
             Arc::clone(&faults),
             Arc::clone(&half_close),
+            Arc::clone(&tape),
         ));
         Ok(Self {
             address,
             faults,
             half_close,
+            tape,
             accepting,
         })
     }
@@ -120,6 +132,23 @@ impl Relay {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Begins to keep what the daemon sends on connections whose `application_name` contains `part`.
+    pub fn record(&self, part: &str) {
+        *self.tape.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((part.to_owned(), Vec::new()));
+    }
+
+    /// Ends that and answers what was sent.
+    #[must_use]
+    pub fn recorded(&self) -> Vec<u8> {
+        let tape = self
+            .tape
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        tape.map(|(_, bytes)| bytes).unwrap_or_default()
     }
 
     /// Resets all connections, and every new one until [`Self::heal`].
@@ -177,13 +206,14 @@ async fn accept(
     target: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
     half_close: Arc<watch::Sender<HalfCloses>>,
+    tape: Tape,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(relay(client, target, faults.subscribe(), half_close.subscribe()));
+                    connections.spawn(relay(client, target, faults.subscribe(), half_close.subscribe(), Arc::clone(&tape)));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -197,6 +227,7 @@ async fn relay(
     target: SocketAddr,
     mut faults: watch::Receiver<Faults>,
     half_close: watch::Receiver<HalfCloses>,
+    tape: Tape,
 ) {
     let (name, first) = match startup(&mut client).await {
         Ok(read) => read,
@@ -233,6 +264,7 @@ async fn relay(
                 &name,
                 faults.clone(),
                 half_close.clone(),
+                Some(tape),
             );
             let back = pump(
                 from_node,
@@ -241,6 +273,7 @@ async fn relay(
                 &name,
                 faults.clone(),
                 half_close.clone(),
+                None,
             );
             tokio::try_join!(forth, back).is_ok()
         };
@@ -310,6 +343,7 @@ async fn pump(
     name: &str,
     faults: watch::Receiver<Faults>,
     mut half_close: watch::Receiver<HalfCloses>,
+    tape: Option<Tape>,
 ) -> io::Result<()> {
     let at_start = half_close.borrow_and_update().of(direction);
     let (sender, mut under_way) = mpsc::channel::<(Instant, Bytes)>(UNDER_WAY);
@@ -327,6 +361,13 @@ async fn pump(
                 _ => Duration::ZERO,
             };
             let chunk = buffer.split().freeze();
+            if let Some(tape) = &tape
+                && let Some((part, bytes)) =
+                    tape.lock().unwrap_or_else(PoisonError::into_inner).as_mut()
+                && name.contains(part.as_str())
+            {
+                bytes.extend_from_slice(&chunk);
+            }
             if sender.send((Instant::now() + delay, chunk)).await.is_err() {
                 // Half closed: the rest is thrown away.
                 return Ok(());

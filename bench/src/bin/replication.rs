@@ -7,6 +7,7 @@ use tandem_bench::replication::backlog::Backlog;
 use tandem_bench::replication::capture::{self, Capture};
 use tandem_bench::replication::floor::Floor;
 use tandem_bench::replication::lag::{self, Lag};
+use tandem_bench::replication::replay::Replays;
 use tandem_bench::replication::report::{CatchUp, lag_table};
 use tandem_bench::replication::stage::Stage;
 
@@ -76,10 +77,18 @@ async fn main() -> std::io::Result<()> {
         .filter(|backlog| plan.wants(backlog.name()))
         .collect();
     if !backlogs.is_empty() || plan.wants("lag") {
+        let sizes: Vec<_> = backlogs
+            .iter()
+            .map(|&backlog| (backlog, plan.size(backlog.full_size())))
+            .collect();
+        eprintln!("recording what is replayed as a floor");
+        let replays = Replays::record(&sizes).await?;
         let mut stage = Stage::set_up(1).await;
         for round in 0..plan.rounds {
             for &backlog in &backlogs {
                 eprintln!("round {} of {}: {}", round + 1, plan.rounds, backlog.name());
+                let (made, took) = replays.run(backlog).await?;
+                catch_up.time(backlog.name(), "floor, Tandem's statements", made, took);
                 bounded(&mut stage, &plan, backlog, round, &mut catch_up).await?;
             }
         }

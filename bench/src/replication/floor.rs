@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tandem_tests::Node;
-use tandem_wire::backend::ErrorFields;
 use tandem_wire::connection::Connection;
 use tandem_wire::encode::frontend;
 
 use super::backlog::Backlog;
+use super::replay::answered;
 use super::{PGBENCH_SCALE, raw_session};
 
 /// Transactions of one batch (of [`Backlog::Bulk`]: rows), as many as Tandem's.
@@ -191,13 +191,5 @@ fn execute(out: &mut BytesMut, statement: &str, values: &[Option<&str>]) -> io::
 /// Sends what was written, closed by a Sync, and reads every reply.
 async fn sync(session: &mut Connection) -> io::Result<()> {
     frontend::sync(session.out());
-    let mut frame = session.flush_and_recv().await.map_err(io::Error::other)?;
-    while frame.tag != b'Z' {
-        if frame.tag == b'E' {
-            let error = ErrorFields::parse(&frame.body).map_err(io::Error::other)?;
-            return Err(io::Error::other(error.to_owned()));
-        }
-        frame = session.recv().await.map_err(io::Error::other)?;
-    }
-    Ok(())
+    answered(session).await
 }

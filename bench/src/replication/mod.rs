@@ -8,6 +8,7 @@ pub mod backlog;
 pub mod capture;
 pub mod floor;
 pub mod lag;
+pub mod replay;
 pub mod report;
 pub mod stage;
 pub mod way;
