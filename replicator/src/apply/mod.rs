@@ -31,7 +31,7 @@ use gate::Gate;
 use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity};
-use slow::Slow;
+use slow::{Slow, Unknown};
 pub(crate) use sql::quote;
 pub(crate) use tombstone::remember;
 
@@ -450,7 +450,7 @@ impl<'a> Worker<'a> {
         transaction: &Transaction,
         quarantined: Option<Held>,
     ) -> Result<Result<u64, ServerError>, ApplyError> {
-        let mut settled = false;
+        let mut settled = Unknown::default();
         let traits = self.session.traits(transaction, false).await?;
         let mut shadowing = traits.shadowed;
         loop {
@@ -464,18 +464,18 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let outcome = if shadowing {
-                Box::pin(session.apply_with_shadows(transaction, settled, quarantined)).await?
+                Box::pin(session.apply_with_shadows(transaction, &settled, quarantined)).await?
             } else {
-                Box::pin(session.apply_slowly(transaction, settled, quarantined)).await?
+                Box::pin(session.apply_slowly(transaction, &settled, quarantined)).await?
             };
             self.carried.gate = None;
             match outcome {
                 Slow::Applied { conflicts } => return Ok(Ok(conflicts)),
                 Slow::Refused(error) => return Ok(Err(error)),
                 Slow::Collides => shadowing = true,
-                Slow::Unsettled => {
+                Slow::Unsettled(unknown) => {
                     self.settle(transaction).await?;
-                    settled = true;
+                    settled.add(unknown);
                 }
             }
         }

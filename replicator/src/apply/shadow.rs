@@ -11,7 +11,7 @@ use tandem_wire::lsn::Lsn;
 use super::batch::{Batch, Step};
 use super::row::{Row, Value};
 use super::session::{ApplyError, Session, is_poison};
-use super::slow::{Key, Locked, Slow};
+use super::slow::{Key, Locked, Slow, Unknown};
 use super::sql::{TargetTable, Writer, literal, qualified};
 use super::unique::{Stamp, text};
 use crate::conflict::Found;
@@ -57,7 +57,7 @@ impl Session {
     pub(super) async fn apply_with_shadows(
         &mut self,
         transaction: &Transaction,
-        settled: bool,
+        settled: &Unknown,
         quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.know_uniques(transaction);
@@ -89,9 +89,13 @@ impl Session {
             for (_, locked) in rows.iter_mut().filter(|(key, _)| seen.contains(*key)) {
                 locked.written_before();
             }
-            if !settled && self.is_unsettled(changes, transaction, &rows, &mut seen)? {
+            let mut unknown = self.unknown(changes, transaction, &rows, &mut seen)?;
+            if !unknown.is_within(settled) {
+                // What else there is is waited for together with it.
+                let rows = self.lock_rows(&transaction.changes, transaction).await?;
+                unknown.add(self.unknown(&transaction.changes, transaction, &rows, &mut seen)?);
                 self.connection.simple_query("ROLLBACK").await?;
-                return Ok(Slow::Unsettled);
+                return Ok(Slow::Unsettled(unknown));
             }
             seen.extend(rows.keys().cloned());
             let mut batch = Batch::default();

@@ -105,23 +105,44 @@ pub(super) enum Slow {
     },
     /// Nothing was done: it writes a row that is missing, or a whole table, and what the target's own clients did at the
     /// same time is not all visible or known yet.
-    Unsettled,
+    Unsettled(Unknown),
     /// Nothing was done: a row collides with another one on a unique constraint.
     Collides,
     /// Nothing was done: the target refuses it, and will again.
     Refused(ServerError),
 }
 
+/// What cannot be decided on before it is known what the target's own clients did to it.
+#[derive(Debug, Default)]
+pub(super) struct Unknown {
+    /// Rows that are missing.
+    rows: HashSet<Key>,
+    /// All rows of a table.
+    tables: bool,
+}
+
+impl Unknown {
+    pub(super) fn is_within(&self, settled: &Self) -> bool {
+        self.rows.is_subset(&settled.rows) && self.tables <= settled.tables
+    }
+
+    /// Adds what another attempt has found.
+    pub(super) fn add(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.tables |= other.tables;
+    }
+}
+
 impl Session {
-    /// Applies one transaction. `settled`: what the target's own clients did before the last attempt is visible, and
-    /// what they deleted is remembered. `quarantined`: what it is in the quarantine, which it leaves.
+    /// Applies one transaction. `settled`: what earlier attempts have found unknown, and has been waited for since; what is
+    /// missing only now is not among it. `quarantined`: what it is in the quarantine, which it leaves.
     ///
     /// # Errors
     /// When it cannot be applied now: nothing of it is, and the session has to be given up.
     pub(super) async fn apply_slowly(
         &mut self,
         transaction: &Transaction,
-        settled: bool,
+        settled: &Unknown,
         quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
@@ -129,9 +150,10 @@ impl Session {
         let changes = &transaction.changes;
         let mut rows = self.lock_rows(changes, transaction).await?;
         let mut seen = HashSet::new();
-        if !settled && self.is_unsettled(changes, transaction, &rows, &mut seen)? {
+        let unknown = self.unknown(changes, transaction, &rows, &mut seen)?;
+        if !unknown.is_within(settled) {
             self.connection.simple_query("ROLLBACK").await?;
-            return Ok(Slow::Unsettled);
+            return Ok(Slow::Unsettled(unknown));
         }
         let mut batch = Batch::default();
         let mut conflicts = 0;
@@ -168,22 +190,24 @@ impl Session {
         }
     }
 
-    /// Whether one of the changes truncates, or is the first of some row, updates or deletes it, and it is missing. `seen`
-    /// holds the rows that the transaction has changed before.
-    pub(super) fn is_unsettled(
+    /// Tables that the changes truncate, and rows that they update or delete, and that are missing. `seen` holds the rows
+    /// that the transaction has changed before: of those it is known.
+    pub(super) fn unknown(
         &self,
         changes: &[Change],
         transaction: &Transaction,
         rows: &HashMap<Key, Locked>,
         seen: &mut HashSet<Key>,
-    ) -> Result<bool, ApplyError> {
+    ) -> Result<Unknown, ApplyError> {
+        let mut unknown = Unknown::default();
         let version = Version {
             timestamp: transaction.timestamp,
             node: self.place.source,
         };
         for change in changes {
             if change.operation == Operation::Truncate {
-                return Ok(true);
+                unknown.tables = true;
+                continue;
             }
             let table = self.table(&change.relation)?;
             if table.key.is_empty() {
@@ -195,16 +219,16 @@ impl Session {
                 change.relation.id,
                 row.key(&change.relation, &table, by_new)?,
             );
-            let unknown = match rows.get(&key).map(|locked| locked.found) {
+            let is_unknown = match rows.get(&key).map(|locked| locked.found) {
                 // A newer delete settles it.
                 Some(Found::Missing(deleted)) => deleted < Some(version),
                 Some(Found::Row(_)) | None => false,
             };
-            if seen.insert(key) && !by_new && unknown {
-                return Ok(true);
+            if seen.insert(key.clone()) && !by_new && is_unknown {
+                unknown.rows.insert(key);
             }
         }
-        Ok(false)
+        Ok(unknown)
     }
 
     /// Opens a transaction on the target, whose clock must be past the change's timestamp.

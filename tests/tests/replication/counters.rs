@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use tandem_tests::{Cluster, ClusterBuilder, Program, client};
+use tandem_tests::{Cluster, ClusterBuilder, Program, client, eventually};
 use tokio::task::JoinSet;
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 const PGBENCH: &str = "[replication.table.\"public.pgbench_accounts\"]\ncounters = [\"abalance\"]\n\
     [replication.table.\"public.pgbench_tellers\"]\ncounters = [\"tbalance\"]\n\
@@ -227,4 +229,48 @@ async fn a_column_that_cannot_be_a_counter_is_named() {
     let sql = "SELECT relreplident FROM pg_class WHERE relname = 'item'";
     let identity = client::value(&cluster.nodes[0].connect().await, sql).await;
     assert_eq!(identity, "d", "nothing is changed");
+}
+
+/// The link waits for what the target had deleted before; what is deleted during its second attempt is not known either.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_addition_counts_once_although_another_of_its_rows_is_deleted_at_the_second_attempt() {
+    let cluster = Cluster::of(&[15, 18])
+        .relays()
+        .schema(SCHEMA)
+        .sections(COUNTED)
+        .start()
+        .await;
+    let [source, target] = [&cluster.nodes[0], &cluster.nodes[1]];
+    source
+        .execute("INSERT INTO item VALUES (2, 'two', 20, 0)")
+        .await;
+    cluster.assert_converged().await;
+    cluster.relays[1].silence_only("capture");
+    target.execute("DELETE FROM item WHERE id = 1").await;
+    source.execute("UPDATE item SET hits = hits + 1").await;
+    cluster
+        .link_when("the link waits for the target's own stream", 0, 1, |link| {
+            link["state"] == "waiting_for_cause"
+        })
+        .await;
+    let client = target.connect().await;
+    client::execute(&client, "BEGIN; DELETE FROM item WHERE id = 2").await;
+    cluster.relays[1].heal();
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%apply 1' AND wait_event_type = 'Lock'";
+    eventually(
+        "the second attempt waits for the row",
+        LIMIT,
+        async || match target.value(waits).await.as_str() {
+            "1" => Ok(()),
+            other => Err(other.to_owned()),
+        },
+    )
+    .await;
+    client::execute(&client, "COMMIT").await;
+    cluster.assert_converged().await;
+    target
+        .execute("INSERT INTO item VALUES (2, 'two', 200, 0)")
+        .await;
+    cluster.assert_converged().await;
+    assert_row(&cluster, 2, "two 201 0").await;
 }
