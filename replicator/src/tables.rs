@@ -54,6 +54,30 @@ pub(crate) const KEY_EQUALS: &str = "ARRAY(SELECT format('OPERATOR(%I.%s)', n.ns
 pub(crate) const FIXED_COLUMNS: &str = "ARRAY(SELECT a.attname::text FROM pg_attribute a \
     WHERE a.attrelid = c.oid AND a.attidentity = 'a')";
 
+/// SQL over `pg_class c`: something of each column that can be written, in the table's order.
+macro_rules! writable {
+    ($what:literal) => {
+        concat!(
+            "ARRAY(SELECT ",
+            $what,
+            " FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid JOIN pg_namespace n ON n.oid = t.typnamespace \
+             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum)"
+        )
+    };
+}
+
+/// The names of the columns that can be written.
+pub(crate) const WRITABLE_NAMES: &str = writable!("a.attname::text");
+/// The OIDs of their types.
+pub(crate) const WRITABLE_OIDS: &str = writable!("t.oid");
+/// The types, quoted.
+pub(crate) const WRITABLE_TYPES: &str = writable!("format('%I.%I', n.nspname, t.typname)");
+/// Whether a cast from text to the type is its input function, and nothing else (a domain's is that of its base type).
+pub(crate) const WRITABLE_READ: &str = writable!(
+    "NOT EXISTS (SELECT FROM pg_cast x WHERE x.castsource = 'text'::regtype AND x.casttarget IN (t.oid, t.typbasetype) \
+       AND x.castmethod = 'f') AND NOT EXISTS (SELECT FROM pg_type b WHERE b.oid = t.typbasetype AND b.typtype = 'd')"
+);
+
 /// Include and exclude patterns over `schema.table`; `*` stands for any run of characters.
 #[derive(Debug, Clone, Default)]
 pub struct TableFilter {

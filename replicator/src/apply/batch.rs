@@ -11,8 +11,9 @@ use tandem_wire::connection::{Connection, ConnectionError};
 use tandem_wire::encode::frontend;
 use tandem_wire::{Frame, ServerError};
 
+use super::params::Statement;
 use super::row::Value;
-use super::sql::{Statement, StatementKey};
+use super::sql::StatementKey;
 
 /// What one Execute of a batch stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

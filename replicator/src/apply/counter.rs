@@ -4,9 +4,10 @@
 //! are zero. A row that a contribution was added to although it is newer keeps its version in `tandem.kept`.
 
 use super::kept::keep;
+use super::params::{Params, Source, Statement};
 use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
-    literal, qualified, quote,
+    ShapeError, TargetTable, Writer, key_condition, key_expressions, key_values, literal,
+    qualified, quote,
 };
 use crate::relation::Relation;
 
@@ -44,14 +45,17 @@ fn place_of(relation: &Relation, counter: &str) -> usize {
 }
 
 /// SQL of what a change adds to a counter.
-pub(super) fn contribution(relation: &Relation, counter: &str, params: &mut Vec<Source>) -> String {
+pub(super) fn contribution(relation: &Relation, counter: &str, params: &mut Params<'_>) -> String {
     let place = place_of(relation, counter);
-    params.extend([Source::Gain(place), Source::Base(place)]);
-    format!("${} - ${}", params.len() - 1, params.len())
+    let (gain, base) = (
+        params.add(Source::Gain(place)),
+        params.add(Source::Base(place)),
+    );
+    format!("{gain} - {base}")
 }
 
 /// What is left of row `r` once the change's contribution is in it.
-pub(super) fn rest(relation: &Relation, table: &TargetTable, params: &mut Vec<Source>) -> String {
+pub(super) fn rest(relation: &Relation, table: &TargetTable, params: &mut Params<'_>) -> String {
     let values = each(table, |name| {
         let added = contribution(relation, name, params);
         format!("r.{}::numeric + {added}", quote(name))
@@ -97,13 +101,13 @@ impl Writer {
         table: &TargetTable,
         judged: bool,
     ) -> Result<Statement, ShapeError> {
-        let mut params = Vec::new();
+        let mut params = Params::one(relation, table);
         let condition = key_condition(relation, table, &mut params)?;
         let yields = if judged {
             "false".to_owned()
         } else {
-            params.push(Source::Timestamp);
-            self.not_newer(relation, table, params.len())
+            let timestamp = params.add(Source::Timestamp);
+            self.not_newer(relation, table, &timestamp)
         };
         let mut sets = Vec::new();
         for (index, column) in relation.columns.iter().enumerate() {
@@ -112,10 +116,9 @@ impl Writer {
                 let added = contribution(relation, column, &mut params);
                 sets.push(format!("{name} = r.{name} + {added}"));
             } else if !judged && !table.fixed.contains(column) && !table.key.contains(column) {
-                params.push(Source::New(index));
+                let value = params.add(Source::New(index));
                 sets.push(format!(
-                    "{name} = CASE WHEN o.yields THEN ${} ELSE r.{name} END",
-                    params.len()
+                    "{name} = CASE WHEN o.yields THEN {value} ELSE r.{name} END"
                 ));
             }
         }
@@ -132,7 +135,7 @@ impl Writer {
             key_expressions(table),
             keep(relation, "w WHERE NOT yields"),
         );
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 
     /// Adds a change's contribution to the delete that is remembered for its key, which is remembered with the change's
@@ -145,26 +148,20 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
-        let mut params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
-        params.push(Source::Timestamp);
-        let timestamp = params.len();
+        let mut params = Params::one(relation, table);
+        let key = key_values(relation, table, &mut params)?;
+        let timestamp = params.add(Source::Timestamp);
         let added = each(table, |name| contribution(relation, name, &mut params));
         let added = sums(table, &added);
         let sql = format!(
             "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
-             SELECT {}, jsonb_build_array({}), ${timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
+             SELECT {}, jsonb_build_array({}), {timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
             literal(relation),
             key.join(", "),
             self.source,
             add_up(table)
         );
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 
     /// Moves what a remembered delete holds into the row that the node's own client has inserted under its key since. Fails
@@ -177,11 +174,9 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
-        let mut params = Vec::new();
+        let mut params = Params::one(relation, table);
         let condition = key_condition(relation, table, &mut params)?;
-        let places: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
+        let key = key_values(relation, table, &mut params)?;
         let sets = each(table, |counter| {
             let name = quote(counter);
             format!("{name} = r.{name} + {}", sum_of("o.counters", counter))
@@ -197,12 +192,12 @@ impl Writer {
             self.written(relation, table),
             self.written_by(relation, table),
             literal(relation),
-            places.join(", "),
+            key.join(", "),
             sets.join(", "),
             key_expressions(table),
             keep(relation, "w WHERE written IS NOT NULL"),
             literal(relation),
         );
-        Ok(Statement::new(sql, params, relation, table).by_new_key())
+        Ok(params.statement(sql).by_new_key())
     }
 }

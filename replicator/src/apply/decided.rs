@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::batch::{Batch, Step};
+use super::params::Rows;
 use super::row::{Half, Row, Value};
 use super::session::{ApplyError, Session};
 use super::slow::{Key, Locked};
@@ -100,9 +101,7 @@ impl Session {
             return Ok(0);
         }
         let counts = !table.counters.is_empty();
-        if counts && !row.can_count(change.operation) {
-            return Err(row.no_old_row(&change.relation).into());
-        }
+        row.check_counts(change, &table)?;
         if change.operation == Operation::Update && row.key_moves(&change.relation, &table) {
             if counts {
                 return self.add_counted_key_move(batch, change, &mut row, version, rows);
@@ -319,13 +318,17 @@ impl Session {
         let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
             let unchanged = |index| row.is_unchanged(index);
             Ok::<_, ApplyError>(match write {
-                Write::Insert => writer.insert(&relation, &table, false)?,
-                Write::Update => writer.update(&relation, &table, unchanged, key_moves, false)?,
+                Write::Insert => writer.insert(&relation, &table, false, Rows::One)?,
+                Write::Update => {
+                    writer.update(&relation, &table, unchanged, key_moves, false, Rows::One)?
+                }
                 Write::Replace => writer
-                    .update(&relation, &table, unchanged, false, false)?
+                    .update(&relation, &table, unchanged, false, false, Rows::One)?
                     .by_new_key(),
-                Write::Delete => writer.delete(&relation, &table, false, false)?,
-                Write::Clear => writer.delete(&relation, &table, false, true)?.by_new_key(),
+                Write::Delete => writer.delete(&relation, &table, false, false, Rows::One)?,
+                Write::Clear => writer
+                    .delete(&relation, &table, false, true, Rows::One)?
+                    .by_new_key(),
                 Write::Truncate => writer.truncate(&relation, &table, false),
                 Write::Bury => writer.bury(&relation, &table)?,
                 Write::Mark => writer.mark(&relation, &table, true)?,

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 
 use super::batch::{Batch, Step};
+use super::fold;
+use super::params::Rows;
 use super::row::Row;
 use super::session::{ApplyError, Session};
 use super::sql::{Kind, StatementKey};
@@ -68,9 +70,18 @@ impl Session {
         self.load_tables(transaction).await?;
         let mut deferrable = false;
         batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
-        for change in &transaction.changes {
-            deferrable |= self.table(&change.relation)?.deferrable;
-            self.add_guarded(batch, change, transaction.timestamp, merging)?;
+        let (mut changes, timestamp) = (transaction.changes.as_slice(), transaction.timestamp);
+        while let Some(first) = changes.first() {
+            deferrable |= self.table(&first.relation)?.deferrable;
+            let mut taken = 0;
+            if !merging && fold::begins(changes) {
+                taken = self.add_folded(batch, changes, timestamp)?;
+            }
+            if taken == 0 {
+                self.add_guarded(batch, first, timestamp, merging)?;
+                taken = 1;
+            }
+            changes = changes.get(taken..).unwrap_or_default();
         }
         self.finish(batch, transaction, deferrable)?;
         Ok(())
@@ -85,9 +96,7 @@ impl Session {
     ) -> Result<(), ApplyError> {
         let table = self.table(&change.relation)?;
         let row = Row::read(change)?;
-        if !table.counters.is_empty() && !row.can_count(change.operation) {
-            return Err(row.no_old_row(&change.relation).into());
-        }
+        row.check_counts(change, &table)?;
         let merges = merging
             && change.operation == Operation::Update
             && row.only_counts(&change.relation, &table);
@@ -104,7 +113,7 @@ impl Session {
         let writer = &self.writer;
         let prepared = batch.prepare(self.connection.out(), &mut self.statements, &key, || {
             Ok::<_, ApplyError>(match change.operation {
-                Operation::Insert => writer.insert(&relation, &table, true)?,
+                Operation::Insert => writer.insert(&relation, &table, true, Rows::One)?,
                 Operation::Update if merges => writer.merge(&relation, &table, false)?,
                 Operation::Update => writer.update(
                     &relation,
@@ -112,8 +121,9 @@ impl Session {
                     |index| row.is_unchanged(index),
                     false,
                     true,
+                    Rows::One,
                 )?,
-                Operation::Delete => writer.delete(&relation, &table, true, false)?,
+                Operation::Delete => writer.delete(&relation, &table, true, false, Rows::One)?,
                 Operation::Truncate => writer.truncate(&relation, &table, false),
             })
         })?;

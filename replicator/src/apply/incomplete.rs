@@ -6,9 +6,8 @@
 //! left out and the key noted in `tandem.incomplete`: the change that moved it on is on its way, and its values have to be
 //! fetched too.
 
-use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_expressions, key_places, literal,
-};
+use super::params::{Params, Statement};
+use super::sql::{ShapeError, TargetTable, Writer, key_expressions, key_values, literal};
 use crate::relation::Relation;
 
 /// SQL that is true when row `r` is noted as incomplete.
@@ -41,14 +40,9 @@ impl Writer {
         table: &TargetTable,
         lacks: bool,
     ) -> Result<Statement, ShapeError> {
-        let params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
-        let (relation_text, key) = (literal(relation), key.join(", "));
+        let mut params = Params::one(relation, table);
+        let key = key_values(relation, table, &mut params)?.join(", ");
+        let relation_text = literal(relation);
         let sql = if lacks {
             format!(
                 "INSERT INTO tandem.incomplete VALUES ({relation_text}, jsonb_build_array({key})) ON CONFLICT DO NOTHING"
@@ -58,6 +52,6 @@ impl Writer {
                 "DELETE FROM tandem.incomplete WHERE relation = {relation_text} AND key = jsonb_build_array({key})"
             )
         };
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 }

@@ -50,7 +50,7 @@ impl Writer {
         }
     }
 
-    /// SQL that is true when the row is not newer than the change whose timestamp is parameter `$timestamp`.
+    /// SQL that is true when the row is not newer than the change whose timestamp is `timestamp`, an expression.
     ///
     /// A row that this very transaction wrote has no timestamp yet, and one beyond the commit-timestamp horizon has
     /// none any more: both are overwritten.
@@ -58,7 +58,7 @@ impl Writer {
         &self,
         relation: &Relation,
         table: &TargetTable,
-        timestamp: usize,
+        timestamp: &str,
     ) -> String {
         self.compare(relation, table, timestamp, "<=")
     }
@@ -68,7 +68,7 @@ impl Writer {
         &self,
         relation: &Relation,
         table: &TargetTable,
-        timestamp: usize,
+        timestamp: &str,
     ) -> String {
         self.compare(relation, table, timestamp, "<")
     }
@@ -77,12 +77,12 @@ impl Writer {
         &self,
         relation: &Relation,
         table: &TargetTable,
-        timestamp: usize,
+        timestamp: &str,
         order: &str,
     ) -> String {
         let written = self.written(relation, table);
         format!(
-            "(coalesce({written} < ${timestamp}, true) OR ({written} = ${timestamp} AND {} {order} {}))",
+            "(coalesce({written} < {timestamp}, true) OR ({written} = {timestamp} AND {} {order} {}))",
             self.written_by(relation, table),
             self.source
         )

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 
 use tandem_wire::lsn::Lsn;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::sql::{Source, Statement, TargetTable};
+use super::params::{Source, Statement};
+use super::sql::TargetTable;
 use crate::image::{Nulls, image};
 use crate::pgoutput::{Column, DecodeError, Message, OldTuple, decode};
 use crate::relation::Relation;
@@ -205,6 +207,17 @@ impl<'a> Row<'a> {
         Ok(values)
     }
 
+    /// A hash of the values at `places`, the key's columns.
+    pub(super) fn key_hash(&self, places: &[usize]) -> u64 {
+        let mut hash = 0;
+        for &place in places {
+            if let Column::Text(text) = self.key_column(place) {
+                hash = xxh3_64_with_seed(text, hash);
+            }
+        }
+        hash
+    }
+
     /// A value of the new row as text; `None` where it is NULL or not in the stream.
     pub(super) fn new_text(&self, index: usize) -> Option<&[u8]> {
         match self.new_column(index) {
@@ -288,16 +301,21 @@ impl<'a> Row<'a> {
             })
     }
 
-    /// Whether the contribution of the change can be told: an UPDATE or DELETE needs the whole old row.
-    pub(super) fn can_count(&self, operation: Operation) -> bool {
-        operation == Operation::Insert || self.old_is_whole
-    }
-
-    /// The error when it cannot.
-    pub(super) fn no_old_row(&self, relation: &Relation) -> RowError {
-        RowError::NoOldRow {
-            table: format!("{}.{}", relation.schema, relation.name),
+    /// Checks that what the change adds to counters can be told: an UPDATE or DELETE needs the whole old row.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub(super) fn check_counts(
+        &self,
+        change: &Change,
+        table: &TargetTable,
+    ) -> Result<(), RowError> {
+        if table.counters.is_empty() || change.operation == Operation::Insert || self.old_is_whole {
+            return Ok(());
         }
+        Err(RowError::NoOldRow {
+            table: format!("{}.{}", change.relation.schema, change.relation.name),
+        })
     }
 
     /// The image of the change as JSON, for the conflict log; unchanged TOAST values are left out.

@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
+use super::params::TargetColumn;
 use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use super::unique::Uniques;
@@ -22,7 +23,10 @@ use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
 use crate::setup::application_name;
 use crate::shadow::Shadows;
-use crate::tables::{FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, Tables};
+use crate::tables::{
+    FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, Tables, WRITABLE_NAMES, WRITABLE_OIDS, WRITABLE_READ,
+    WRITABLE_TYPES,
+};
 use crate::transaction::Transaction;
 use crate::version::PgTimestamp;
 
@@ -202,13 +206,15 @@ pub(super) struct Session {
 }
 
 /// What is pinned, so that settings of the role or the database do not leak in. `synchronous_commit` is off because
-/// the slot is confirmed only after a flush of the target.
+/// the slot is confirmed only after a flush of the target. Rows are found by their keys, however many there are or the
+/// planner believes to be; a plan is made once.
 const SETTINGS: &str = "SET session_replication_role = replica; SET synchronous_commit = off; SET lock_timeout = '10s'; \
     SET statement_timeout = 0; SET idle_in_transaction_session_timeout = '60s'; SET idle_session_timeout = 0; \
     SET datestyle = ISO; SET intervalstyle = postgres; SET extra_float_digits = 3; SET bytea_output = hex; \
     SET timezone = 'UTC'; SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET standard_conforming_strings = on; SET row_security = off; \
     SET default_transaction_read_only = off; SET default_transaction_isolation = 'read committed'; \
     SET default_transaction_deferrable = off; SET check_function_bodies = off; \
+    SET jit = off; SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; SET plan_cache_mode = force_generic_plan; \
     SELECT set_config('log_min_messages', 'fatal', false) WHERE has_parameter_privilege('log_min_messages', 'SET')";
 
 impl Session {
@@ -480,10 +486,7 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         .query(
             &format!(
                 "SELECT {KEY_COLUMNS}, \
-                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
-                   AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
-                 ARRAY(SELECT a.atttypid FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 \
-                   AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum), \
+                 {WRITABLE_NAMES}, {WRITABLE_OIDS}, {WRITABLE_TYPES}, {WRITABLE_READ}, \
                  EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS} \
                  FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')"
             ),
@@ -497,14 +500,22 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         )));
     };
     let columns: Vec<String> = row.try_get(1).map_err(ControlError::from)?;
-    let types: Vec<u32> = row.try_get(2).map_err(ControlError::from)?;
+    let oids: Vec<u32> = row.try_get(2).map_err(ControlError::from)?;
+    let types: Vec<String> = row.try_get(3).map_err(ControlError::from)?;
+    let read: Vec<bool> = row.try_get(4).map_err(ControlError::from)?;
+    let types = oids.into_iter().zip(types).zip(read);
+    let types = types.map(|((type_oid, type_name), reads_text)| TargetColumn {
+        type_oid,
+        type_name,
+        reads_text,
+    });
     Ok(TargetTable {
         key: row.try_get(0).map_err(ControlError::from)?,
         columns: columns.into_iter().zip(types).collect(),
-        key_equals: row.try_get(4).map_err(ControlError::from)?,
+        key_equals: row.try_get(6).map_err(ControlError::from)?,
         counters: Vec::new(),
         uniques: Uniques::default(),
-        fixed: row.try_get(5).map_err(ControlError::from)?,
-        deferrable: row.try_get(3).map_err(ControlError::from)?,
+        fixed: row.try_get(7).map_err(ControlError::from)?,
+        deferrable: row.try_get(5).map_err(ControlError::from)?,
     })
 }

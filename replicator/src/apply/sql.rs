@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use super::counter::{contribution, rest, sum_of};
 use super::incomplete::incomplete;
-use super::row::{NUMERIC, TIMESTAMPTZ};
+use super::params::{Params, Rows, Source, Statement, TargetColumn};
 use super::tombstone::{record, remembered};
 use super::unique::Uniques;
 use crate::origin::node_of;
@@ -24,8 +24,8 @@ pub(super) struct TargetTable {
     pub key_equals: Vec<String>,
     /// Identity columns that an UPDATE may not write (GENERATED ALWAYS).
     pub fixed: Vec<String>,
-    /// Columns that can be written, and the OIDs of their types.
-    pub columns: HashMap<String, u32>,
+    /// Columns that can be written.
+    pub columns: HashMap<String, TargetColumn>,
     /// Columns whose value is a sum of contributions.
     pub counters: Vec<String>,
     /// Constraints besides the primary key on which rows may collide.
@@ -40,71 +40,14 @@ impl TargetTable {
         !self.counters.is_empty() || self.collides()
     }
 
+    /// Whether one statement may take many of its rows.
+    pub(super) fn takes_many(&self) -> bool {
+        self.columns.values().all(|column| column.reads_text)
+    }
+
     /// Whether rows of different keys may collide.
     pub(super) fn collides(&self) -> bool {
         !self.uniques.constraints.is_empty() && !self.key.is_empty()
-    }
-}
-
-/// Where a parameter's value comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    /// Column of the new row.
-    New(usize),
-    /// Column of the old row or key, or of the new row where the old one is not in the stream.
-    Key(usize),
-    /// The source's commit timestamp.
-    Timestamp,
-    /// What the change gives a counter: the new row's value, or 0.
-    Gain(usize),
-    /// What it takes from a counter: the old row's value, or 0.
-    Base(usize),
-}
-
-/// A statement to prepare, and where its parameters come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Statement {
-    /// Its text.
-    pub sql: String,
-    /// Its parameters, in order.
-    pub(super) params: Vec<Source>,
-    /// The OIDs of their types.
-    pub(super) types: Vec<u32>,
-}
-
-impl Statement {
-    pub(super) fn new(
-        sql: String,
-        params: Vec<Source>,
-        relation: &Relation,
-        table: &TargetTable,
-    ) -> Self {
-        let column = |index: usize| {
-            relation
-                .columns
-                .get(index)
-                .and_then(|name| table.columns.get(name))
-        };
-        let types = params.iter().map(|source| match *source {
-            Source::Timestamp => TIMESTAMPTZ,
-            Source::Gain(_) | Source::Base(_) => NUMERIC,
-            Source::New(index) | Source::Key(index) => column(index).copied().unwrap_or(0),
-        });
-        Self {
-            types: types.collect(),
-            sql,
-            params,
-        }
-    }
-
-    /// The same for the row under the new row's key.
-    pub(super) fn by_new_key(mut self) -> Self {
-        for param in &mut self.params {
-            if let Source::Key(index) = *param {
-                *param = Source::New(index);
-            }
-        }
-        self
     }
 }
 
@@ -165,7 +108,7 @@ impl Writer {
         Self { source, node_of }
     }
 
-    /// An INSERT of a row. Where the table has a key it writes nothing if the key is taken; `guarded`: nor if a
+    /// An INSERT of rows. Where the table has a key it writes nothing if the key is taken; `guarded`: nor if a
     /// delete is remembered for it.
     ///
     /// # Errors
@@ -175,18 +118,21 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
         guarded: bool,
+        rows: Rows,
     ) -> Result<Statement, ShapeError> {
+        let mut params = Params::new(relation, table, rows);
+        let all: Vec<_> = (0..relation.columns.len())
+            .map(|index| params.add(Source::New(index)))
+            .collect();
         let mut names = Vec::new();
         let mut values = Vec::new();
-        let mut params: Vec<_> = (0..relation.columns.len()).map(Source::New).collect();
-        for column in &relation.columns {
+        for (column, value) in relation.columns.iter().zip(&all) {
             if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
             names.push(quote(column));
-            let value = format!("${}", values.len() + 1);
             values.push(if guarded || !table.counters.contains(column) {
-                value
+                value.clone()
             } else {
                 let added = contribution(relation, column, &mut params);
                 let rest = sum_of("(SELECT s.counters FROM s)", column);
@@ -200,32 +146,28 @@ impl Writer {
             let list = if names.is_empty() {
                 "DEFAULT VALUES".to_owned()
             } else {
-                format!("({names}) OVERRIDING SYSTEM VALUE VALUES ({values})")
+                let from = params.rows("FROM");
+                format!("({names}) OVERRIDING SYSTEM VALUE SELECT {values}{from}")
             };
-            return Ok(Statement::new(
-                format!("INSERT INTO {target} {list}"),
-                params,
-                relation,
-                table,
-            ));
+            return Ok(params.statement(format!("INSERT INTO {target} {list}")));
         }
-        let places = key_places(relation, table)?;
-        let condition = if guarded {
-            let key: Vec<_> = places
-                .iter()
-                .map(|index| format!("${}", index + 1))
-                .collect();
-            format!(" WHERE NOT EXISTS (SELECT {})", remembered(relation, &key))
-        } else {
-            String::new()
+        let places = key_places(relation, table)?.into_iter();
+        let key: Vec<_> = places.filter_map(|place| all.get(place).cloned()).collect();
+        let condition = match (guarded, rows) {
+            (false, _) => String::new(),
+            (true, Rows::One) => {
+                format!(" WHERE NOT EXISTS (SELECT {})", remembered(relation, &key))
+            }
+            // Whether there is any is asked once, not for each row.
+            (true, Rows::Many) => format!(
+                " WHERE (SELECT NOT EXISTS (SELECT FROM tandem.tombstone d WHERE d.relation = {})) OR NOT EXISTS (SELECT {})",
+                literal(relation),
+                remembered(relation, &key)
+            ),
         };
         let rest = if guarded || table.counters.is_empty() {
             String::new()
         } else {
-            let key: Vec<_> = places
-                .iter()
-                .map(|index| format!("${}", index + 1))
-                .collect();
             let held = format!(
                 "d.relation = {} AND d.key = jsonb_build_array({}) AND d.counters IS NOT NULL",
                 literal(relation),
@@ -238,14 +180,16 @@ impl Writer {
         };
         let key: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
         let sql = format!(
-            "WITH {rest}w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{condition} \
-             ON CONFLICT ({}) DO NOTHING RETURNING 1) SELECT 1 / count(*) FROM w",
-            key.join(", ")
+            "WITH {rest}w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{}{condition} \
+             ON CONFLICT ({}) DO NOTHING RETURNING 1) {}",
+            params.rows("FROM"),
+            key.join(", "),
+            params.all_of_w()
         );
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 
-    /// An UPDATE of the row under the old key. `unchanged` says which columns the stream leaves out, `key_moves`
+    /// An UPDATE of rows under their old keys. `unchanged` says which columns the stream leaves out, `key_moves`
     /// whether the key itself is written; `versioned` adds the version's guard.
     ///
     /// # Errors
@@ -257,8 +201,9 @@ impl Writer {
         unchanged: impl Fn(usize) -> bool,
         key_moves: bool,
         versioned: bool,
+        rows: Rows,
     ) -> Result<Statement, ShapeError> {
-        let mut params = Vec::new();
+        let mut params = Params::new(relation, table, rows);
         let mut sets = Vec::new();
         for (index, column) in relation.columns.iter().enumerate() {
             if unchanged(index)
@@ -275,8 +220,7 @@ impl Writer {
                 let added = contribution(relation, column, &mut params);
                 sets.push(format!("{name} = r.{name} + {added}"));
             } else {
-                params.push(Source::New(index));
-                sets.push(format!("{name} = ${}", params.len()));
+                sets.push(format!("{name} = {}", params.add(Source::New(index))));
             }
         }
         if sets.is_empty() {
@@ -286,22 +230,24 @@ impl Writer {
         }
         let mut condition = key_condition(relation, table, &mut params)?;
         if versioned {
-            params.push(Source::Timestamp);
-            let not_newer = self.not_newer(relation, table, params.len());
+            let timestamp = params.add(Source::Timestamp);
+            let not_newer = self.not_newer(relation, table, &timestamp);
             let _ = write!(condition, " AND {not_newer}");
             if (0..relation.columns.len()).any(&unchanged) {
                 let _ = write!(condition, " AND {}", self.keeps_values(relation, table));
             }
         }
         let sql = format!(
-            "WITH w AS (UPDATE ONLY {} AS r SET {} WHERE {condition} RETURNING 1) SELECT 1 / count(*) FROM w",
+            "WITH w AS (UPDATE ONLY {} AS r SET {}{} WHERE {condition} RETURNING 1) {}",
             qualified(relation),
-            sets.join(", ")
+            sets.join(", "),
+            params.rows("FROM"),
+            params.all_of_w()
         );
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 
-    /// A DELETE of the row under the old key, which is remembered unless `forget`; `versioned` adds the version's
+    /// A DELETE of rows under their old keys, which are remembered unless `forget`; `versioned` adds the version's
     /// guard.
     ///
     /// # Errors
@@ -312,16 +258,16 @@ impl Writer {
         table: &TargetTable,
         versioned: bool,
         forget: bool,
+        rows: Rows,
     ) -> Result<Statement, ShapeError> {
-        let mut params = Vec::new();
+        let mut params = Params::new(relation, table, rows);
         let mut condition = key_condition(relation, table, &mut params)?;
-        params.push(Source::Timestamp);
-        let timestamp = params.len();
+        let timestamp = params.add(Source::Timestamp);
         if versioned {
-            let not_newer = self.not_newer(relation, table, timestamp);
+            let not_newer = self.not_newer(relation, table, &timestamp);
             let _ = write!(condition, " AND {not_newer}");
         } else {
-            let _ = write!(condition, " AND ${timestamp} IS NOT NULL");
+            let _ = write!(condition, " AND {timestamp} IS NOT NULL");
         }
         let rest = if table.counters.is_empty() {
             "NULL::jsonb".to_owned()
@@ -335,7 +281,7 @@ impl Writer {
                 relation,
                 table,
                 "key",
-                timestamp,
+                "deleted",
                 self.source,
                 "rest",
                 "FROM w",
@@ -343,12 +289,14 @@ impl Writer {
             format!(", b AS ({bury})")
         };
         let sql = format!(
-            "WITH w AS (DELETE FROM ONLY {} AS r WHERE {condition} RETURNING {} AS key, {rest} AS rest){bury} \
-             SELECT 1 / count(*) FROM w",
+            "WITH w AS (DELETE FROM ONLY {} AS r{} WHERE {condition} RETURNING {} AS key, {timestamp} AS deleted, {rest} AS rest)\
+             {bury} {}",
             qualified(relation),
-            key_expressions(table)
+            params.rows("USING"),
+            key_expressions(table),
+            params.all_of_w()
         );
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 
     /// Locks the row under a change's key and tells its version, and its image where a conflict may need it.
@@ -364,10 +312,9 @@ impl Writer {
         table: &TargetTable,
         by_new: bool,
     ) -> Result<Statement, ShapeError> {
-        let mut params = Vec::new();
+        let mut params = Params::one(relation, table);
         let condition = key_condition(relation, table, &mut params)?;
-        params.push(Source::Timestamp);
-        let timestamp = format!("${}", params.len());
+        let timestamp = params.add(Source::Timestamp);
         // Scalar expressions only: a function in FROM would keep its row from before the wait for the lock
         // (src/backend/executor/README, "EvalPlanQual": ROW_MARK_COPY).
         let written = self.written(relation, table);
@@ -383,7 +330,7 @@ impl Writer {
             incomplete(relation, table),
             qualified(relation)
         );
-        let statement = Statement::new(sql, params, relation, table);
+        let statement = params.statement(sql);
         Ok(if by_new {
             statement.by_new_key()
         } else {
@@ -423,10 +370,20 @@ pub(super) fn key_places(
     table.key.iter().map(place).collect()
 }
 
+/// The expressions of the old key's values.
+pub(super) fn key_values(
+    relation: &Relation,
+    table: &TargetTable,
+    params: &mut Params<'_>,
+) -> Result<Vec<String>, ShapeError> {
+    let places = key_places(relation, table)?.into_iter();
+    Ok(places.map(|place| params.add(Source::Key(place))).collect())
+}
+
 pub(super) fn key_condition(
     relation: &Relation,
     table: &TargetTable,
-    params: &mut Vec<Source>,
+    params: &mut Params<'_>,
 ) -> Result<String, ShapeError> {
     let mut condition = String::new();
     for (number, (place, column)) in key_places(relation, table)?
@@ -434,15 +391,10 @@ pub(super) fn key_condition(
         .zip(&table.key)
         .enumerate()
     {
-        params.push(Source::Key(place));
+        let value = params.add(Source::Key(place));
         let and = if condition.is_empty() { "" } else { " AND " };
         let equals = table.key_equals.get(number).map_or("=", String::as_str);
-        let _ = write!(
-            condition,
-            "{and}r.{} {equals} ${}",
-            quote(column),
-            params.len()
-        );
+        let _ = write!(condition, "{and}r.{} {equals} {value}", quote(column));
     }
     Ok(condition)
 }
@@ -476,6 +428,8 @@ pub(super) struct StatementKey {
 pub(super) enum Kind {
     /// Of the fast path: guarded by the version.
     Guarded(Operation),
+    /// The same, for many rows at once.
+    Folded(Operation),
     /// Of the slow path: the decision was made under the row's lock. The flag says whether the key moves.
     Decided(Operation, bool),
     /// The lock itself. The flag says whether the new row's key is meant.
@@ -522,6 +476,14 @@ mod tests {
             .expect("a shape")
     }
 
+    fn text() -> TargetColumn {
+        TargetColumn {
+            type_oid: 25,
+            type_name: "pg_catalog.text".to_owned(),
+            reads_text: true,
+        }
+    }
+
     fn table(key: &[&str], columns: &[&str]) -> TargetTable {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         TargetTable {
@@ -532,7 +494,7 @@ mod tests {
             uniques: Uniques::default(),
             columns: owned(columns)
                 .into_iter()
-                .map(|column| (column, 25))
+                .map(|column| (column, text()))
                 .collect(),
             deferrable: false,
         }
@@ -545,7 +507,12 @@ mod tests {
     #[test]
     fn identifiers_are_quoted() {
         let statement = writer()
-            .insert(&relation(&["id"]), &table(&["id"], &["id"]), true)
+            .insert(
+                &relation(&["id"]),
+                &table(&["id"], &["id"]),
+                true,
+                Rows::One,
+            )
             .expect("fits");
         assert!(
             statement.sql.contains(r#""public"."we""ird""#),
@@ -563,6 +530,7 @@ mod tests {
                 |index| index == 2,
                 false,
                 true,
+                Rows::One,
             )
             .expect("fits");
         assert_eq!(
@@ -588,7 +556,12 @@ mod tests {
     #[test]
     fn a_column_that_the_target_lacks_is_named() {
         let error = writer()
-            .insert(&relation(&["id", "status"]), &table(&["id"], &["id"]), true)
+            .insert(
+                &relation(&["id", "status"]),
+                &table(&["id"], &["id"]),
+                true,
+                Rows::One,
+            )
             .expect_err("no column");
         assert!(
             error
@@ -602,11 +575,11 @@ mod tests {
     fn a_table_without_a_key_takes_inserts_only() {
         let bare = table(&[], &["id"]);
         let insert = writer()
-            .insert(&relation(&["id"]), &bare, true)
+            .insert(&relation(&["id"]), &bare, true, Rows::One)
             .expect("fits");
         assert!(!insert.sql.contains("ON CONFLICT"), "{}", insert.sql);
         assert!(matches!(
-            writer().delete(&relation(&["id"]), &bare, true, false),
+            writer().delete(&relation(&["id"]), &bare, true, false, Rows::One),
             Err(ShapeError::NoKey { .. })
         ));
     }

@@ -6,9 +6,9 @@
 use std::fmt::Write as _;
 
 use super::counter::{add_up, whole_rest};
+use super::params::{Params, Source, Statement};
 use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
-    literal, qualified,
+    ShapeError, TargetTable, Writer, key_condition, key_expressions, key_values, literal, qualified,
 };
 use crate::conflict::ConflictType;
 use crate::relation::Relation;
@@ -28,18 +28,17 @@ pub(super) fn record(
     relation: &Relation,
     table: &TargetTable,
     key: &str,
-    timestamp: usize,
+    timestamp: &str,
     node: u16,
     rest: &str,
     from: &str,
 ) -> String {
     if table.counters.is_empty() {
-        let timestamp = format!("${timestamp}");
-        return remember(&literal(relation), key, &timestamp, node, from);
+        return remember(&literal(relation), key, timestamp, node, from);
     }
     format!(
         "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
-         SELECT {}, {key}, ${timestamp}, {node}, {rest} {from} ON CONFLICT (relation, key) DO UPDATE SET {}",
+         SELECT {}, {key}, {timestamp}, {node}, {rest} {from} ON CONFLICT (relation, key) DO UPDATE SET {}",
         literal(relation),
         add_up(table)
     )
@@ -70,18 +69,13 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
-        let mut params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
-        params.push(Source::Timestamp);
-        let key = format!("jsonb_build_array({})", key.join(", "));
+        let mut params = Params::one(relation, table);
+        let key = key_values(relation, table, &mut params)?.join(", ");
+        let key = format!("jsonb_build_array({key})");
+        let timestamp = params.add(Source::Timestamp);
         let node = self.source;
-        let sql = record(relation, table, &key, params.len(), node, "NULL::jsonb", "");
-        Ok(Statement::new(sql, params, relation, table))
+        let sql = record(relation, table, &key, &timestamp, node, "NULL::jsonb", "");
+        Ok(params.statement(sql))
     }
 
     /// Reads the newest delete that is remembered for a change's key. Columns: timestamp in microseconds since
@@ -95,19 +89,14 @@ impl Writer {
         table: &TargetTable,
         by_new: bool,
     ) -> Result<Statement, ShapeError> {
-        let params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
+        let mut params = Params::one(relation, table);
+        let key = key_values(relation, table, &mut params)?;
         let sql = format!(
             "SELECT (extract(epoch FROM d.deleted - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8, d.node {} \
              ORDER BY d.deleted DESC, d.node DESC LIMIT 1",
             remembered(relation, &key)
         );
-        let statement = Statement::new(sql, params, relation, table);
+        let statement = params.statement(sql);
         Ok(if by_new {
             statement.by_new_key()
         } else {
@@ -123,32 +112,35 @@ impl Writer {
         table: &TargetTable,
         strictly: bool,
     ) -> Statement {
+        let mut params = Params::one(relation, table);
         if table.key.is_empty() {
             // Its rows have no identity, so none of them can be told to be newer; and a DELETE of them would be refused
             // for want of a replica identity.
             let sql = format!("TRUNCATE ONLY {}", qualified(relation));
-            return Statement::new(sql, Vec::new(), relation, table);
+            return params.statement(sql);
         }
         let source = self.source;
-        let bury = record(relation, table, "'[]'::jsonb", 1, source, "NULL::jsonb", "");
+        let timestamp = &params.add(Source::Timestamp);
+        let all = "'[]'::jsonb";
+        let bury = record(relation, table, all, timestamp, source, "NULL::jsonb", "");
         let condition = if strictly {
-            self.older(relation, table, 1)
+            self.older(relation, table, timestamp)
         } else {
-            self.not_newer(relation, table, 1)
+            self.not_newer(relation, table, timestamp)
         };
         let rows = self.delete_returning(relation, table, &condition);
         let losers = if strictly {
-            format!(", l AS ({})", self.log_losers(relation, 1))
+            format!(", l AS ({})", self.log_losers(relation, timestamp))
         } else {
             String::new()
         };
-        let rests = self.keep_rests(relation, table, 1);
+        let rests = self.keep_rests(relation, table, timestamp);
         let sql = format!("WITH w AS ({rows}){losers}{rests} {bury}");
-        Statement::new(sql, vec![Source::Timestamp], relation, table)
+        params.statement(sql)
     }
 
     /// What deleted rows `w` had in their counters goes into the deletes that are remembered for their keys.
-    fn keep_rests(&self, relation: &Relation, table: &TargetTable, timestamp: usize) -> String {
+    fn keep_rests(&self, relation: &Relation, table: &TargetTable, timestamp: &str) -> String {
         if table.counters.is_empty() {
             return String::new();
         }
@@ -168,16 +160,16 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
-        let mut params = Vec::new();
+        let mut params = Params::one(relation, table);
         let mut condition = key_condition(relation, table, &mut params)?;
-        params.push(Source::Timestamp);
-        let older = self.older(relation, table, params.len());
+        let timestamp = params.add(Source::Timestamp);
+        let older = self.older(relation, table, &timestamp);
         let _ = write!(condition, " AND {older}");
         let rows = self.delete_returning(relation, table, &condition);
-        let rests = self.keep_rests(relation, table, params.len());
-        let losers = self.log_losers(relation, params.len());
+        let rests = self.keep_rests(relation, table, &timestamp);
+        let losers = self.log_losers(relation, &timestamp);
         let sql = format!("WITH w AS ({rows}){rests} {losers}");
-        Ok(Statement::new(sql, params, relation, table))
+        Ok(params.statement(sql))
     }
 
     fn delete_returning(
@@ -202,12 +194,12 @@ impl Writer {
     }
 
     /// The lines of the conflict log for the rows `w` that lost against the node's own delete.
-    fn log_losers(&self, relation: &Relation, timestamp: usize) -> String {
+    fn log_losers(&self, relation: &Relation, timestamp: &str) -> String {
         let name = format!("{}.{}", relation.schema, relation.name).replace('\'', "''");
         format!(
             "INSERT INTO tandem.conflict (relation, type, resolver, outcome, local_timestamp, local_node, remote_image, \
-             remote_timestamp, remote_node) SELECT '{name}', '{}', 'last_update_wins', 'local', ${timestamp}, {}, image, \
-             coalesce(written, ${timestamp}), coalesce(node, {}) FROM w",
+             remote_timestamp, remote_node) SELECT '{name}', '{}', 'last_update_wins', 'local', {timestamp}, {}, image, \
+             coalesce(written, {timestamp}), coalesce(node, {}) FROM w",
             ConflictType::InsertDeleted.name(),
             self.source,
             self.source

@@ -7,6 +7,7 @@ mod conflicts;
 mod counters;
 mod deletes;
 mod faults;
+mod folding;
 mod histories;
 mod journal;
 mod operator;

@@ -3,7 +3,7 @@
 use tandem_tests::{Cluster, client};
 
 /// What text representations, encodings and settings could spoil, one value each and the extremes.
-const TYPES: &str = r#"
+pub(crate) const TYPES: &str = r#"
 CREATE TYPE mood AS ENUM ('sad', 'so "so"', 'happy');
 CREATE TYPE pair AS (left_one int, right_one text);
 CREATE DOMAIN positive AS int CHECK (value > 0);
@@ -18,7 +18,7 @@ CREATE TABLE typed (
 );
 "#;
 
-const VALUES: &str = r#"
+pub(crate) const VALUES: &str = r#"
 INSERT INTO typed VALUES
 (1, 12345678901234567890.123456789012345678900, 1.5, 1e-45, 4.9e-324, -32768, -9223372036854775808, true,
  E'quote '' double " back\\slash tab\t newline\n unicode é漢🚲', 'a  ', 'trailing  ', '\x00ff5c27',
