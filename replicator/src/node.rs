@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::apply::{self, ApplyError, Carried, LinkContext, Place, Severity};
-use crate::capture::{Capture, CaptureError};
+use crate::capture::{Capture, CaptureError, on_own_thread};
 use crate::carry::Bounds;
 use crate::control::{Control, ControlError};
 use crate::journal::Journal;
@@ -185,13 +185,16 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         );
     }
     let mut tasks = JoinSet::new();
-    tasks.spawn(keep_capture(
-        Arc::clone(shared),
-        index,
-        node.clone(),
-        facts.clone(),
-        Arc::clone(&control),
-    ));
+    let capture = on_own_thread(
+        format!("capture-{}", node.name),
+        keep_capture(
+            Arc::clone(shared),
+            index,
+            node.clone(),
+            facts.clone(),
+            Arc::clone(&control),
+        ),
+    );
     let members = shared.config.nodes.len();
     // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
     for source in (0..members).filter(|_| members > 1) {
@@ -258,7 +261,12 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     if let Some(slot) = shared.controls.get(index) {
         slot.send_replace(Some(Arc::clone(&control)));
     }
-    flush(shared, index, &control).await
+    tokio::select! {
+        ended = flush(shared, index, &control) => ended,
+        ended = capture => Err(ended.map_or_else(SetupError::Capture, |()| {
+            SetupError::Unexpected("end of the reader of the node's stream")
+        })),
+    }
 }
 
 /// Prepares tables with counters that are made later.

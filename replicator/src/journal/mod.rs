@@ -35,8 +35,6 @@ use window::Window;
 
 /// Bytes of changes that are held in memory besides, in all cases but that of a single larger transaction.
 const WINDOW_BYTES: usize = 64 << 20;
-/// More than this is encoded and written on a thread where it may take its time.
-const INLINE_BYTES: usize = 256 << 10;
 
 /// Why a journal cannot be used.
 #[derive(Debug, Error)]
@@ -47,6 +45,9 @@ pub(crate) enum JournalError {
     /// It was not opened.
     #[error("the journal is not open")]
     Closed,
+    /// It was opened again since.
+    #[error("the journal was opened again by another reader of the stream")]
+    Superseded,
     /// The process is ending.
     #[error("the work on the journal was interrupted")]
     Interrupted,
@@ -67,6 +68,8 @@ pub(crate) enum JournalError {
 struct Inner {
     /// Empty until the journal is open.
     segments: Vec<Arc<Segment>>,
+    /// How often it was opened: who writes now.
+    writer: u64,
     /// Where the slot began.
     created: Lsn,
     /// Where the journal began.
@@ -110,6 +113,8 @@ pub(crate) struct Opened {
     pub end: Lsn,
     /// See [`Segment`].
     pub floor: Lsn,
+    /// Who may append what is read from there.
+    pub writer: u64,
 }
 
 /// What there is to tell about a journal.
@@ -139,6 +144,7 @@ impl Journal {
             interner,
             inner: Mutex::new(Inner {
                 segments: Vec::new(),
+                writer: 0,
                 created: Lsn(0),
                 origin: Lsn(0),
                 written: Lsn(0),
@@ -257,40 +263,34 @@ impl Journal {
                 journal: store.end,
             });
         }
+        let mut inner = self.lock();
+        inner.writer += 1;
         Ok(Opened {
             id: store.identity.id,
             end: store.end,
+            writer: inner.writer,
             floor: store.segments().first().map_or(Lsn(0), |first| first.floor),
         })
     }
 
-    /// Appends what one read of the stream brought. The source has written nothing else up to `tail`.
+    /// Appends what one read of the stream brought to the `writer` that [`open`](Self::open) named. The source has written
+    /// nothing else up to `tail`. Blocks while the files are written.
     ///
     /// # Errors
-    /// It is not open. That the files take nothing is no error, see the module.
+    /// It is not open, or was opened again: what that reader brings would otherwise be missed where this one went on
+    /// before it. That the files take nothing is no error, see the module.
     pub(crate) async fn append(
-        self: &Arc<Self>,
+        &self,
+        writer: u64,
         entries: Vec<Entry>,
         tail: Lsn,
     ) -> Result<(), JournalError> {
-        let entries: Vec<_> = entries.into_iter().map(Arc::new).collect();
-        let size: usize = entries.iter().map(|entry| entry.size()).sum();
         let mut store = self.files().await;
-        if size <= INLINE_BYTES && !store.as_ref().is_some_and(Store::is_file_full) {
-            return self.append_now(&mut store, entries, tail);
-        }
-        drop(store);
-        self.on_files(move |journal, store| journal.append_now(store, entries, tail))
-            .await
-    }
-
-    fn append_now(
-        &self,
-        store: &mut Option<Store>,
-        entries: Vec<Arc<Entry>>,
-        tail: Lsn,
-    ) -> Result<(), JournalError> {
         let store = store.as_mut().ok_or(JournalError::Closed)?;
+        if self.lock().writer != writer {
+            return Err(JournalError::Superseded);
+        }
+        let entries: Vec<_> = entries.into_iter().map(Arc::new).collect();
         let memory_only = self.lock().problem.is_some();
         let written = if memory_only || entries.is_empty() {
             Ok(())

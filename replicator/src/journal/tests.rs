@@ -37,6 +37,7 @@ struct Bench {
     journal: Arc<Journal>,
     bytes_max: u64,
     id: Option<u64>,
+    writer: u64,
 }
 
 impl Bench {
@@ -48,6 +49,7 @@ impl Bench {
             journal,
             bytes_max,
             id: None,
+            writer: 0,
         };
         bench.open(100, &[]).await;
         bench
@@ -64,6 +66,7 @@ impl Bench {
         let opened = self.journal.open(source(), known, Lsn(u64::MAX), carried);
         let opened = opened.await.expect("it opens");
         self.id = Some(opened.id);
+        self.writer = opened.writer;
         opened
     }
 
@@ -74,7 +77,11 @@ impl Bench {
 
     async fn append(&self, ends: impl IntoIterator<Item = u64>) {
         let entries: Vec<_> = ends.into_iter().map(transaction).collect();
-        self.journal.append(entries, Lsn(0)).await.expect("open");
+        self.append_entries(entries).await.expect("open");
+    }
+
+    async fn append_entries(&self, entries: Vec<Entry>) -> Result<(), JournalError> {
+        self.journal.append(self.writer, entries, Lsn(0)).await
     }
 
     async fn trim(&self, durable: u64) -> bool {
@@ -145,12 +152,12 @@ async fn an_idle_source_still_tells_how_far_it_is() {
     let bench = Bench::new(1 << 30).await;
     bench
         .journal
-        .append(Vec::new(), Lsn(177))
+        .append(bench.writer, Vec::new(), Lsn(177))
         .await
         .expect("open");
     assert_eq!(bench.read(&mut cursor(0), 0).await, [1_000_177]);
     let empty = vec![Entry::Empty { end_lsn: Lsn(188) }];
-    bench.journal.append(empty, Lsn(0)).await.expect("open");
+    bench.append_entries(empty).await.expect("open");
     assert_eq!(bench.read(&mut cursor(0), 177).await, [1_000_188]);
 }
 
@@ -160,7 +167,7 @@ async fn a_journal_goes_on_where_another_process_left_it() {
     bench.append([110, 120]).await;
     bench
         .journal
-        .append(Vec::new(), Lsn(150))
+        .append(bench.writer, Vec::new(), Lsn(150))
         .await
         .expect("open");
     bench.journal.note(Lsn(150)).await.expect("open");
@@ -304,7 +311,7 @@ async fn a_full_memory_makes_the_stream_wait_only_while_the_files_take_nothing()
     };
     bench
         .journal
-        .append(vec![large(110), large(120)], Lsn(0))
+        .append(bench.writer, vec![large(110), large(120)], Lsn(0))
         .await
         .expect("open");
     bench.journal.has_room().await;
@@ -312,7 +319,7 @@ async fn a_full_memory_makes_the_stream_wait_only_while_the_files_take_nothing()
     bench.journal.lock().problem = Some("no space".to_owned());
     bench
         .journal
-        .append(vec![large(130)], Lsn(0))
+        .append(bench.writer, vec![large(130)], Lsn(0))
         .await
         .expect("open");
     tokio::select! {
@@ -330,6 +337,21 @@ async fn a_full_memory_makes_the_stream_wait_only_while_the_files_take_nothing()
         .await
         .expect("open");
     bench.journal.has_room().await;
+}
+
+#[tokio::test]
+async fn what_an_older_reader_of_the_stream_brings_is_refused() {
+    let mut bench = Bench::new(1 << 30).await;
+    bench.append([110]).await;
+    let older = bench.writer;
+    bench.open(100, &[]).await;
+    let late = bench
+        .journal
+        .append(older, vec![transaction(130)], Lsn(140));
+    assert!(matches!(late.await, Err(JournalError::Superseded)));
+    // What is between would be skipped otherwise.
+    bench.append([120, 130]).await;
+    assert_eq!(bench.read(&mut cursor(110), 110).await, [120, 130]);
 }
 
 #[tokio::test]

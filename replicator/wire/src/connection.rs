@@ -7,6 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use crate::backend::{BackendKeyData, DataRow, ErrorFields, ParameterStatus, ServerError};
@@ -17,6 +18,10 @@ use crate::stream::Stream;
 
 /// How much is read at once.
 const CHUNK: usize = 16 * 1024;
+/// The same after [`Connection::read_in_bulk`].
+const BULK_CHUNK: usize = 256 * 1024;
+/// What the system is asked to hold then of what was not read yet. It may hold less.
+const BULK_RECEIVE_BUFFER: usize = 4 << 20;
 /// Buffers that grew beyond this are given back.
 const KEEP: usize = 64 * 1024;
 /// Settings a server reports that we keep; PostgreSQL reports about fifteen.
@@ -50,7 +55,8 @@ impl From<ReadError> for ConnectionError {
     }
 }
 
-/// One message, refcounted: keeping it keeps the block of the receive buffer it lies in (some 16 KiB).
+/// One message, refcounted: keeping it keeps the block of the receive buffer it lies in (some 16 KiB, or 256 after
+/// [`Connection::read_in_bulk`]).
 #[derive(Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The message type.
@@ -100,6 +106,8 @@ impl fmt::Debug for Parts {
 pub struct Connection {
     stream: Stream,
     rx: BytesMut,
+    /// How much is read at once.
+    chunk: usize,
     /// Queued by the caller.
     out: BytesMut,
     /// Handed over for sending.
@@ -132,6 +140,7 @@ impl Connection {
         Self {
             stream,
             rx: BytesMut::new(),
+            chunk: CHUNK,
             out: BytesMut::new(),
             sending: BytesMut::new(),
             sending_large: false,
@@ -179,6 +188,19 @@ impl Connection {
     /// The secret that a cancel request must carry; empty when the server sent none.
     pub fn cancel_secret(&self) -> &[u8] {
         &self.cancel_secret
+    }
+
+    /// From now on reads large pieces, of which the system holds several while nobody reads: for a stream of many small
+    /// messages.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn read_in_bulk(&mut self) -> io::Result<()> {
+        self.chunk = BULK_CHUNK;
+        if let Some(tcp) = self.stream.tcp() {
+            SockRef::from(tcp).set_recv_buffer_size(BULK_RECEIVE_BUFFER)?;
+        }
+        Ok(())
     }
 
     /// The queue of messages to send. Fill it with [`crate::encode::frontend`], then flush.
@@ -248,6 +270,20 @@ impl Connection {
         self.recv().await
     }
 
+    /// The next message if it is here already, in the buffer or in the system's.
+    ///
+    /// # Errors
+    /// As [`Connection::recv`].
+    pub async fn recv_ready(&mut self) -> Result<Option<Frame>, ConnectionError> {
+        std::future::poll_fn(|cx| {
+            Poll::Ready(match self.poll_recv(cx) {
+                Poll::Ready(frame) => frame.map(Some),
+                Poll::Pending => Ok(None),
+            })
+        })
+        .await
+    }
+
     fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, ConnectionError>> {
         if self.write_error.is_none()
             && let Poll::Ready(Err(error)) = self.poll_send(cx)
@@ -278,12 +314,12 @@ impl Connection {
     /// it waits for: a message of n bytes costs at most 2n, however much it announces.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let len = self.rx.len();
-        if self.rx.capacity() - len < CHUNK / 4 {
+        if self.rx.capacity() - len < self.chunk / 4 {
             let missing = match frame::peek(&self.rx, Sender::Server) {
                 Ok(Some(header)) => header.frame_len().saturating_sub(len),
                 Ok(None) | Err(_) => 0,
             };
-            self.rx.reserve(len.min(missing).max(CHUNK));
+            self.rx.reserve(len.min(missing).max(self.chunk));
         }
         pin!(self.stream.read_buf(&mut self.rx)).poll(cx)
     }

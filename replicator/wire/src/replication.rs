@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::backend::{CopyResponse, ErrorFields};
-use crate::connection::{Connection, ConnectionError, unexpected};
+use crate::connection::{Connection, ConnectionError, Frame, unexpected};
 use crate::encode::frontend as encode;
 use crate::lsn::Lsn;
 use crate::reader::{ReadError, Reader};
@@ -133,17 +133,23 @@ impl ReplicationStream {
     pub async fn next(&mut self) -> Result<ReplicationMessage, ReplicationError> {
         loop {
             let frame = self.conn.recv().await?;
-            match frame.tag {
-                b'd' => return Ok(ReplicationMessage::parse(&frame.body)?),
-                b'c' => return Err(ReplicationError::Ended),
-                b'E' => {
-                    let error = ErrorFields::parse(&frame.body)?.to_owned();
-                    return Err(ConnectionError::Server(error).into());
-                }
-                b'N' | b'S' => {}
-                other => return Err(unexpected(other).into()),
+            if let Some(message) = message(&frame)? {
+                return Ok(message);
             }
         }
+    }
+
+    /// The next message if it is here already.
+    ///
+    /// # Errors
+    /// As [`ReplicationStream::next`].
+    pub async fn next_ready(&mut self) -> Result<Option<ReplicationMessage>, ReplicationError> {
+        while let Some(frame) = self.conn.recv_ready().await? {
+            if let Some(message) = message(&frame)? {
+                return Ok(Some(message));
+            }
+        }
+        Ok(None)
     }
 
     /// Tells the server how far we are. `written`: received; `flushed`: safe with us, the server may forget it, and the
@@ -183,6 +189,20 @@ impl ReplicationStream {
         // Whether the server agreed or not: the connection ends now, and with it the stream.
         let _ = tokio::time::timeout(STOP_TIMEOUT, agreed).await;
         self.conn.close().await;
+    }
+}
+
+/// What a frame of the stream brings; `None`: nothing that concerns the stream.
+fn message(frame: &Frame) -> Result<Option<ReplicationMessage>, ReplicationError> {
+    match frame.tag {
+        b'd' => Ok(Some(ReplicationMessage::parse(&frame.body)?)),
+        b'c' => Err(ReplicationError::Ended),
+        b'E' => {
+            let error = ErrorFields::parse(&frame.body)?.to_owned();
+            Err(ConnectionError::Server(error).into())
+        }
+        b'N' | b'S' => Ok(None),
+        other => Err(unexpected(other).into()),
     }
 }
 

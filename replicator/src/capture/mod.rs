@@ -1,6 +1,10 @@
 //! Reads one node's slot into its journal, and confirms to the slot what may be forgotten.
 
+mod pace;
+mod thread;
+
 use std::sync::Arc;
+use std::time::Instant;
 
 use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
 use tandem_wire::connection::{Connection, ConnectionError};
@@ -9,6 +13,9 @@ use tandem_wire::replication::{ReplicationError, ReplicationMessage, Replication
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
+
+use pace::Pace;
+pub(crate) use thread::on_own_thread;
 
 use crate::carry::{self, Bounds, Carrier, Carry};
 use crate::control::{Control, ControlError};
@@ -82,12 +89,14 @@ pub(crate) struct Capture {
 }
 
 impl Capture {
-    /// Streams until something ends it; it can be run again at once. Says when the stream has `begun`.
+    /// Streams until something ends it; it can be run again at once. Says when the stream has `begun`. Pauses the thread
+    /// while it is behind, so it wants [one of its own](on_own_thread).
     ///
     /// # Errors
     /// Whatever ended it.
     pub(crate) async fn run(&mut self, begun: impl FnOnce()) -> Result<(), CaptureError> {
         let mut connection = self.connect().await?;
+        connection.read_in_bulk().map_err(ConnectionError::Io)?;
         let (source, server) = identify(&mut connection, &self.cluster).await?;
         let opened = self.open_journal(source, server).await?;
         let plugin = [
@@ -116,7 +125,7 @@ impl Capture {
             confirmed,
         };
         let ended = tokio::select! {
-            streamed = self.stream(stream, confirmations) => streamed,
+            streamed = self.stream(opened.writer, stream, confirmations) => streamed,
             carried = carrier.run() => match carried {
                 Ok(()) => Err(CaptureError::Room),
                 Err(error) => Err(error.into()),
@@ -169,6 +178,7 @@ impl Capture {
 
     async fn stream(
         &self,
+        writer: u64,
         mut stream: ReplicationStream,
         confirmations: watch::Receiver<Lsn>,
     ) -> Result<(), CaptureError> {
@@ -176,6 +186,7 @@ impl Capture {
         let mut assembler = Assembler::new(self.node, self.tables.clone(), interner);
         let mut ticks = tokio::time::interval(carry::INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pace = Pace::new(Instant::now());
         loop {
             let reading = async {
                 self.journal.has_room().await;
@@ -185,14 +196,16 @@ impl Capture {
                 message = reading => {
                     let mut burst = Burst::default();
                     burst.take(&mut assembler, message?)?;
-                    while burst.bytes < BURST_BYTES {
-                        tokio::select! {
-                            biased;
-                            message = stream.next() => burst.take(&mut assembler, message?)?,
-                            () = std::future::ready(()) => break,
-                        }
+                    while burst.bytes < BURST_BYTES
+                        && let Some(message) = stream.next_ready().await?
+                    {
+                        burst.take(&mut assembler, message)?;
                     }
-                    self.journal.append(burst.entries, burst.tail).await?;
+                    self.journal.append(writer, burst.entries, burst.tail).await?;
+                    if let Some(nap) = pace.read(Instant::now(), burst.bytes) {
+                        // The thread, not the task: nobody polls the socket meanwhile.
+                        std::thread::sleep(nap);
+                    }
                     burst.answer
                 }
                 _ = ticks.tick() => true,
@@ -202,6 +215,8 @@ impl Capture {
                 let written = self.journal.tail().max(confirmed);
                 stream.status(written, confirmed, confirmed, false).await?;
             }
+            // A stream that always has more would leave no time for the carrier.
+            tokio::task::yield_now().await;
         }
     }
 }
