@@ -1,6 +1,6 @@
 //! Reads one node's slot into its journal, and confirms to the slot what may be forgotten.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
 use tandem_wire::connection::{Connection, ConnectionError};
@@ -13,6 +13,7 @@ use tokio::time::MissedTickBehavior;
 use crate::carry::{self, Bounds, Carrier, Carry};
 use crate::control::{Control, ControlError};
 use crate::journal::{Journal, JournalError, Known, Opened, Source};
+use crate::meter::{Course, lock};
 use crate::progress::Links;
 use crate::relation::Interner;
 use crate::setup::{SlotFacts, application_name, slot_name};
@@ -67,6 +68,8 @@ pub(crate) struct Capture {
     pub(crate) node: u16,
     /// Where to.
     pub journal: Arc<Journal>,
+    /// Counts what the stream brings.
+    pub(crate) course: Arc<Mutex<Course>>,
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the node in the configuration.
@@ -97,6 +100,7 @@ impl Capture {
         ];
         let slot = slot_name(&self.cluster);
         let stream = ReplicationStream::start(connection, &slot, opened.end, &plugin).await?;
+        lock(&self.course).begin(opened.end);
         begun();
         let targets = self.links.of_source(self.source);
         let targets = targets.filter_map(|link| self.node_ids.get(link.target).copied());
@@ -192,6 +196,7 @@ impl Capture {
                             () = std::future::ready(()) => break,
                         }
                     }
+                    lock(&self.course).take(&burst.entries);
                     self.journal.append(burst.entries, burst.tail).await?;
                     burst.answer
                 }
