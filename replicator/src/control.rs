@@ -6,7 +6,7 @@ use std::time::Duration;
 use tandem_wire::auth::Credentials;
 use tandem_wire::connect::{ConnectError, ConnectOptions, dial};
 use thiserror::Error;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::{Client, NoTls, Statement};
 
 /// How long one control query may take. They touch catalogs and single rows only.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +125,26 @@ impl Control {
         params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
     ) -> Result<Vec<tokio_postgres::Row>, ControlError> {
         bounded(self.client.query(sql, params)).await
+    }
+
+    /// Prepares a query that is asked often, under [`QUERY_TIMEOUT`].
+    ///
+    /// # Errors
+    /// When the server refuses it, or does not answer in time.
+    pub async fn prepare(&self, sql: &str) -> Result<Statement, ControlError> {
+        bounded(self.client.prepare(sql)).await
+    }
+
+    /// Runs a prepared query under [`QUERY_TIMEOUT`]: one round trip.
+    ///
+    /// # Errors
+    /// When the server refuses it, or does not answer in time.
+    pub async fn ask(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+    ) -> Result<Vec<tokio_postgres::Row>, ControlError> {
+        bounded(self.client.query(statement, params)).await
     }
 
     /// Runs statements without parameters under [`QUERY_TIMEOUT`].

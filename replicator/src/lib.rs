@@ -8,12 +8,14 @@ mod apply;
 mod capture;
 mod carry;
 pub mod check;
+mod clock;
 mod collect;
 mod conflict;
 pub mod control;
 mod counters;
 mod image;
 mod journal;
+mod meter;
 mod node;
 pub mod operator;
 mod origin;
@@ -28,6 +30,7 @@ mod tables;
 mod transaction;
 mod verify;
 mod version;
+mod vitals;
 mod watermark;
 
 use std::path::PathBuf;
@@ -42,16 +45,21 @@ use tokio::time::Instant;
 pub use check::Problem;
 use control::{Control, ControlError};
 use journal::Journal;
+use meter::Meter;
 use node::{NodeState, Shared};
 use operator::Operator;
 use progress::Links;
 use relation::Interner;
-pub use status::{JournalStatus, LinkStatus, NodeStatus, Status};
+pub use status::{
+    CaptureStatus, ClockStatus, JournalStatus, LinkStatus, NodeStatus, RateStatus, SlotStatus,
+    Status, WaitStatus,
+};
 pub use tables::{TableFilter, TablePolicy, Tables};
 pub use verify::{
     Difference, Event, NodeRow, Progress, RepairRequest, Summary, Verification, VerifyBusy,
     VerifyRequest, VersionText,
 };
+use vitals::Vitals;
 pub use watermark::NotConverged;
 
 /// A member of the cluster.
@@ -109,6 +117,8 @@ impl Replicator {
         };
         let shared = Arc::new(Shared {
             links: Arc::new(Links::new(count)),
+            meter: Meter::new(count),
+            vitals: (0..count).map(|_| Vitals::default()).collect(),
             journals: config.nodes.iter().map(journal).collect(),
             captures: (0..count).map(|_| Mutex::new(None)).collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
@@ -128,6 +138,7 @@ impl Replicator {
         for index in 0..count {
             tasks.spawn(node::keep(Arc::clone(&shared), index));
         }
+        tasks.spawn(meter::keep(Arc::clone(&shared)));
         if count > 1 {
             tasks.spawn(collect::keep(Arc::clone(&shared)));
         }

@@ -12,12 +12,14 @@ use crate::capture::{Capture, CaptureError, on_own_thread};
 use crate::carry::Bounds;
 use crate::control::{Control, ControlError};
 use crate::journal::Journal;
+use crate::meter::Meter;
 use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::shadow::Shadows;
 use crate::tables::Tables;
+use crate::vitals::{self, Vitals};
 use crate::{Config, Node, counters};
 
 /// Pause before a node, a capture or a link that failed is tried again.
@@ -53,6 +55,10 @@ pub(crate) struct Shared {
     pub config: Config,
     /// Positions of all links.
     pub links: Arc<Links>,
+    /// How much goes where, and how fast.
+    pub(crate) meter: Meter,
+    /// What was seen of each node last.
+    pub(crate) vitals: Vec<Vitals>,
     /// The journals, by source.
     pub journals: Vec<Arc<Journal>>,
     /// Why a source's stream is not read, by source.
@@ -145,6 +151,9 @@ pub(crate) async fn keep(shared: Arc<Shared>, index: usize) {
         if let Some(control) = shared.controls.get(index) {
             control.send_replace(None);
         }
+        if let Some(vitals) = shared.vitals.get(index) {
+            vitals.forget();
+        }
         for link in shared.links.of_target(index) {
             link.set_state(LinkState::Waiting);
         }
@@ -195,6 +204,11 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Arc::clone(&control),
         ),
     );
+    tasks.spawn(vitals::keep(
+        Arc::clone(shared),
+        index,
+        Arc::clone(&control),
+    ));
     let members = shared.config.nodes.len();
     // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
     for source in (0..members).filter(|_| members > 1) {
@@ -314,6 +328,7 @@ async fn keep_capture(
         node_ids: Arc::clone(&shared.node_ids),
         interner: Arc::clone(&shared.interner),
         control,
+        course: shared.meter.course(index),
         bounds: Bounds {
             bytes: shared.config.journal.carry_bytes,
             time: shared.config.journal.carry_after,

@@ -1,10 +1,14 @@
 //! How far each target is with each source, as the rest of the process sees it.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use tandem_wire::lsn::Lsn;
 use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::meter::lock;
 
 use crate::version::PgTimestamp;
 
@@ -19,6 +23,8 @@ pub(crate) enum LinkState {
     WaitingForCause {
         /// Whose.
         node: u16,
+        /// Up to where in that node's WAL; `None` while that is being found out.
+        lsn: Option<Lsn>,
     },
     /// It cannot go on; it tries again by itself.
     Blocked {
@@ -38,9 +44,11 @@ pub(crate) struct Link {
     applied: watch::Sender<Lsn>,
     durable: AtomicU64,
     transactions: AtomicU64,
-    conflicts: AtomicU64,
+    /// By type. Taken only when there was one.
+    conflicts: Mutex<BTreeMap<&'static str, u64>>,
     last_timestamp: AtomicU64,
-    state: Mutex<LinkState>,
+    /// With the time since when.
+    state: Mutex<(LinkState, Instant)>,
 }
 
 impl Link {
@@ -52,9 +60,9 @@ impl Link {
             applied: watch::Sender::new(Lsn(0)),
             durable: AtomicU64::new(0),
             transactions: AtomicU64::new(0),
-            conflicts: AtomicU64::new(0),
+            conflicts: Mutex::default(),
             last_timestamp: AtomicU64::new(0),
-            state: Mutex::new(LinkState::Waiting),
+            state: Mutex::new((LinkState::Waiting, Instant::now())),
         }
     }
 
@@ -109,9 +117,16 @@ impl Link {
         );
     }
 
-    /// Counts conflicts.
-    pub(crate) fn count_conflicts(&self, conflicts: u64) {
-        self.conflicts.fetch_add(conflicts, Ordering::Relaxed);
+    /// Counts conflicts, each by the name of its type.
+    pub(crate) fn count_conflicts(&self, types: impl IntoIterator<Item = &'static str>) {
+        let mut types = types.into_iter().peekable();
+        if types.peek().is_none() {
+            return;
+        }
+        let mut conflicts = lock(&self.conflicts);
+        for name in types {
+            *conflicts.entry(name).or_default() += 1;
+        }
     }
 
     /// Transactions applied since the daemon started.
@@ -119,9 +134,9 @@ impl Link {
         self.transactions.load(Ordering::Relaxed)
     }
 
-    /// Conflicts since the daemon started.
-    pub(crate) fn conflicts(&self) -> u64 {
-        self.conflicts.load(Ordering::Relaxed)
+    /// Conflicts since the daemon started, by type.
+    pub(crate) fn conflicts(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.conflicts).clone()
     }
 
     /// Commit timestamp of the last transaction applied; `None` before the first.
@@ -130,19 +145,18 @@ impl Link {
         (raw != 0).then(|| PgTimestamp::from_ne_bytes(raw.to_ne_bytes()))
     }
 
-    /// What it is doing.
-    pub(crate) fn state(&self) -> LinkState {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    /// What it is doing, and since when.
+    pub(crate) fn state(&self) -> (LinkState, Instant) {
+        lock(&self.state).clone()
     }
 
     /// Says what it is doing; answers whether that is news.
     pub(crate) fn set_state(&self, state: LinkState) -> bool {
-        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = *current != state;
-        *current = state;
+        let mut current = lock(&self.state);
+        let news = current.0 != state;
+        if news {
+            *current = (state, Instant::now());
+        }
         news
     }
 }

@@ -1,12 +1,15 @@
 //! What the replicator tells about itself.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
 
+use crate::meter::{Course, Rates};
 use crate::node::{NodeState, Shared};
 use crate::progress::{Link, LinkState};
 use crate::version::pg_now;
+use crate::vitals::{self, Vitals};
 
 /// The state of everything.
 #[derive(Debug, Clone, Serialize)]
@@ -30,8 +33,76 @@ pub struct NodeStatus {
     pub problem: Option<String>,
     /// Why its stream is not read.
     pub capture_problem: Option<String>,
+    /// What its clock says.
+    pub clock: ClockStatus,
+    /// What is read from it.
+    pub capture: CaptureStatus,
     /// What is kept of its stream for targets.
     pub journal: JournalStatus,
+    /// What its slot costs it; `None` while it is away.
+    pub slot: Option<SlotStatus>,
+}
+
+/// The clock of one node.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClockStatus {
+    /// Its clock minus the one in the middle of all nodes that are up; milliseconds. `None` while it is away.
+    pub offset_ms: Option<f64>,
+    /// Its clock minus the daemon's; milliseconds.
+    pub daemon_offset_ms: Option<f64>,
+    /// By how much either may be wrong: half of the quickest round trip; milliseconds.
+    pub error_ms: Option<f64>,
+}
+
+/// What is read from one node's slot. Counted since the daemon started.
+#[derive(Debug, Clone, Serialize)]
+pub struct CaptureStatus {
+    /// Transactions to deliver.
+    pub transactions: u64,
+    /// Changes of rows in them.
+    pub rows: u64,
+    /// Bytes of those changes.
+    pub bytes: u64,
+    /// How fast it goes; bytes are those of changes.
+    pub rates: RateStatus,
+    /// Bytes of the node's WAL that were not read yet, half a second ago.
+    pub lag_bytes: Option<u64>,
+}
+
+/// Per second, over the last ten seconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct RateStatus {
+    /// Transactions.
+    pub transactions: Option<f64>,
+    /// Changes of rows; `None` where they were read before the daemon started.
+    pub rows: Option<f64>,
+    /// Bytes.
+    pub bytes: Option<f64>,
+}
+
+impl From<Rates> for RateStatus {
+    fn from(rates: Rates) -> Self {
+        Self {
+            transactions: rates.transactions,
+            rows: rates.rows,
+            bytes: rates.bytes,
+        }
+    }
+}
+
+/// What a slot costs its node: `pg_replication_slots`, half a second ago.
+#[derive(Debug, Clone, Serialize)]
+pub struct SlotStatus {
+    /// Bytes of WAL that the node cannot remove.
+    pub retained_bytes: u64,
+    /// Bytes of WAL between what was confirmed and the end.
+    pub unconfirmed_bytes: u64,
+    /// Transactions since the oldest whose catalog rows VACUUM has to keep.
+    pub xid_age: Option<i32>,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub wal_status: Option<String>,
+    /// Bytes of WAL until it is in danger, where the node has `max_slot_wal_keep_size`.
+    pub safe_bytes: Option<i64>,
 }
 
 /// The journal of one node's stream.
@@ -70,14 +141,34 @@ pub struct LinkStatus {
     pub durable: String,
     /// Bytes of the source's WAL between what was read from it and what is applied.
     pub lag_bytes: u64,
-    /// Age of the last transaction applied, while there is something left to apply; milliseconds.
+    /// Transactions that were read and are not applied: the queue. `None` while the target is at something that an earlier
+    /// daemon has read. Exact when the target stands at the end of what one read brought.
+    pub lag_transactions: Option<u64>,
+    /// How long ago the next transaction to apply was committed, by its node's clock put right; milliseconds.
     pub lag_ms: Option<i64>,
+    /// How fast it goes; bytes are those of the source's WAL.
+    pub rates: RateStatus,
+    /// What it waits for, while its state is `waiting_for_cause`.
+    pub waiting: Option<WaitStatus>,
+    /// For how long it has been in its state; milliseconds.
+    pub state_ms: u64,
     /// Transactions applied since the daemon started.
     pub transactions: u64,
     /// Conflicts that its changes met since the daemon started.
     pub conflicts: u64,
+    /// The same by type.
+    pub conflicts_by_type: BTreeMap<&'static str, u64>,
     /// Transactions of the source that the target refused and keeps in `tandem.quarantine`.
     pub quarantined: usize,
+}
+
+/// What a link waits for: what the next transaction may have seen.
+#[derive(Debug, Clone, Serialize)]
+pub struct WaitStatus {
+    /// Name of the node whose transactions the target lacks.
+    pub node: String,
+    /// Up to where in that node's WAL; `None` while that is being found out.
+    pub position: Option<String>,
 }
 
 impl fmt::Display for LinkStatus {
@@ -99,6 +190,7 @@ impl fmt::Display for LinkStatus {
 
 /// Takes a picture of everything.
 pub(crate) fn status(shared: &Shared) -> Status {
+    let middle = vitals::middle(&shared.vitals);
     let nodes = shared.config.nodes.iter().enumerate().map(|(index, node)| {
         let (state, problem) = match shared.state(index) {
             NodeState::Connecting => ("connecting", None),
@@ -111,12 +203,15 @@ pub(crate) fn status(shared: &Shared) -> Status {
             state,
             problem,
             capture_problem: shared.capture_problem(index),
+            clock: clock_status(shared, index, middle),
+            capture: capture_status(shared, index),
             journal: journal_status(shared, index),
+            slot: slot_status(shared, index),
         }
     });
     // The link of a node to itself is nobody's business unless something is wrong with it.
     let shown = |link: &&Link| {
-        link.source != link.target || matches!(link.state(), LinkState::Blocked { .. })
+        link.source != link.target || matches!(link.state().0, LinkState::Blocked { .. })
     };
     let links = shared.links.iter().filter(shown);
     Status {
@@ -149,6 +244,49 @@ fn journal_status(shared: &Shared, index: usize) -> JournalStatus {
     }
 }
 
+fn clock_status(shared: &Shared, index: usize, middle: Option<i64>) -> ClockStatus {
+    let estimate = shared.vitals.get(index).and_then(Vitals::clock);
+    let offset = estimate.map(|estimate| estimate.offset_us);
+    ClockStatus {
+        offset_ms: offset
+            .zip(middle)
+            .map(|(offset, middle)| milliseconds(offset - middle)),
+        daemon_offset_ms: offset.map(milliseconds),
+        error_ms: estimate.map(|estimate| milliseconds(estimate.error_us)),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a figure to show")]
+fn milliseconds(us: i64) -> f64 {
+    us as f64 / 1000.0
+}
+
+fn capture_status(shared: &Shared, index: usize) -> CaptureStatus {
+    let total = shared.meter.read(index, Course::total);
+    let end = shared.vitals.get(index).and_then(Vitals::slot);
+    let tail = shared.journals.get(index).map(|journal| journal.tail());
+    CaptureStatus {
+        transactions: total.transactions,
+        rows: total.rows,
+        bytes: total.bytes,
+        rates: shared.meter.captured(index).into(),
+        lag_bytes: end
+            .zip(tail)
+            .map(|(slot, tail)| slot.wal_end.0.saturating_sub(tail.0)),
+    }
+}
+
+fn slot_status(shared: &Shared, index: usize) -> Option<SlotStatus> {
+    let slot = shared.vitals.get(index).and_then(Vitals::slot)?;
+    Some(SlotStatus {
+        retained_bytes: u64::try_from(slot.retained_bytes).unwrap_or(0),
+        unconfirmed_bytes: u64::try_from(slot.unconfirmed_bytes).unwrap_or(0),
+        xid_age: slot.xid_age,
+        wal_status: slot.wal_status,
+        safe_bytes: slot.safe_bytes,
+    })
+}
+
 pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
     let name = |index: usize| {
         shared
@@ -157,31 +295,45 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
             .get(index)
             .map_or_else(String::new, |node| node.name.clone())
     };
-    let (state, problem) = match link.state() {
+    let (state, since) = link.state();
+    let mut waiting = None;
+    let (state, problem) = match state {
         LinkState::Waiting => ("waiting", None),
         LinkState::Streaming => ("streaming", None),
-        LinkState::WaitingForCause { node } => {
-            let cause = shared
-                .node_ids
-                .iter()
-                .position(|&id| id == node)
-                .map_or_else(|| node.to_string(), name);
-            (
-                "waiting_for_cause",
-                Some(format!("transactions of {cause}")),
-            )
+        LinkState::WaitingForCause { node, lsn } => {
+            let cause = shared.node_ids.iter().position(|&id| id == node);
+            let wait = WaitStatus {
+                node: cause.map_or_else(|| node.to_string(), name),
+                position: lsn.map(|lsn| lsn.to_string()),
+            };
+            let problem = match &wait.position {
+                Some(position) => format!("transactions of {} up to {position}", wait.node),
+                None => format!("transactions of {}", wait.node),
+            };
+            waiting = Some(wait);
+            ("waiting_for_cause", Some(problem))
         }
         LinkState::Blocked { problem } => ("blocked", Some(problem)),
     };
     let applied = link.applied();
-    let tail = shared
-        .journals
-        .get(link.source)
-        .map_or(applied, |journal| journal.tail());
+    let journal = shared.journals.get(link.source);
+    let tail = journal.map_or(applied, |journal| journal.tail());
     let lag_bytes = tail.0.saturating_sub(applied.0);
-    let age = link
-        .last_timestamp()
-        .map(|timestamp| (pg_now() - timestamp) / 1000);
+    let (behind, next) = shared.meter.read(link.source, |course| {
+        (course.behind(applied), course.first_behind(applied))
+    });
+    let lag_transactions = behind.map(|behind| behind.transactions);
+    // What was read by an earlier daemon is at least as old as what was applied last.
+    let next = if behind.is_some() {
+        next
+    } else {
+        link.last_timestamp()
+    };
+    let clock = shared.vitals.get(link.source).and_then(Vitals::clock);
+    let offset_us = clock.map_or(0, |clock| clock.offset_us);
+    let age = next.map(|next| ((pg_now() + offset_us - next) / 1000).max(0));
+    let up_to_date = lag_bytes == 0 || lag_transactions == Some(0);
+    let conflicts_by_type = link.conflicts();
     LinkStatus {
         source: name(link.source),
         target: name(link.target),
@@ -190,9 +342,18 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
         applied: applied.to_string(),
         durable: link.durable().to_string(),
         lag_bytes,
-        lag_ms: if lag_bytes == 0 { Some(0) } else { age },
+        lag_transactions: if lag_bytes == 0 {
+            Some(0)
+        } else {
+            lag_transactions
+        },
+        lag_ms: if up_to_date { Some(0) } else { age },
+        rates: shared.meter.applied(link.source, link.target).into(),
+        waiting,
+        state_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),
         transactions: link.transactions(),
-        conflicts: link.conflicts(),
+        conflicts: conflicts_by_type.values().sum(),
+        conflicts_by_type,
         quarantined: quarantined(shared, link),
     }
 }

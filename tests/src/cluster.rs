@@ -13,7 +13,9 @@ use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
 use crate::{
-    Daemon, Node, Program, client, compare,
+    Daemon, Node, Program, client,
+    clock::ClockLibrary,
+    compare,
     node::tail,
     ports::Ports,
     process,
@@ -38,6 +40,7 @@ pub struct ClusterBuilder {
     durable: bool,
     settings: Vec<(String, String)>,
     relays: bool,
+    clocks: bool,
     scale: Option<u32>,
     schema: String,
     proxy: String,
@@ -85,6 +88,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn relays(mut self) -> Self {
         self.relays = true;
+        self
+    }
+
+    /// Gives every server a clock of its own, see [`Node::set_clock_offset_ms`].
+    #[must_use]
+    pub fn clocks(mut self) -> Self {
+        self.clocks = true;
         self
     }
 
@@ -184,13 +194,16 @@ impl ClusterBuilder {
     }
 
     async fn start_nodes(&self, scratch: &Scratch, ports: &mut Ports) -> Vec<Node> {
+        let clock = self.clocks.then(|| ClockLibrary::compile(scratch.path()));
         let mut starting = JoinSet::new();
         for (place, &major) in self.majors.iter().enumerate() {
             let (dir, port, scale) = (scratch.path().to_owned(), ports.port(), self.scale);
             let mut settings = template::settings(self.durable);
             settings.extend(self.settings.iter().cloned());
+            let clock = clock.clone();
             starting.spawn_blocking(move || {
-                Node::start(&dir, place, template::install(major), port, settings, scale)
+                let install = template::install(major);
+                Node::start(&dir, place, install, port, settings, scale, clock)
             });
         }
         let mut nodes = starting.join_all().await;
@@ -246,6 +259,7 @@ impl Cluster {
             durable: false,
             settings: Vec::new(),
             relays: false,
+            clocks: false,
             scale: None,
             schema: String::new(),
             proxy: String::new(),

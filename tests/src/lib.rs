@@ -4,6 +4,7 @@
 //! panics, and when its process is killed.
 
 pub mod client;
+pub mod clock;
 pub mod cluster;
 pub mod compare;
 pub mod daemon;

@@ -16,6 +16,7 @@ use tokio_postgres::Client;
 
 use crate::{
     client,
+    clock::{Clock, ClockLibrary},
     template::{self, DATABASE},
 };
 
@@ -27,11 +28,13 @@ pub struct Node {
     /// Its id.
     pub id: u16,
     spec: ServerSpec,
+    clock: Option<Clock>,
     server: Arc<Mutex<Option<Server>>>,
 }
 
 impl Node {
-    /// Makes the data directory of the `place`-th node below `dir` and starts its server with these settings. Blocks.
+    /// Makes the data directory of the `place`-th node below `dir` and starts its server with these settings and, where
+    /// one is given, a clock of its own. Blocks.
     ///
     /// # Panics
     /// The server does not start.
@@ -43,6 +46,7 @@ impl Node {
         port: u16,
         settings: Vec<(String, String)>,
         scale: Option<u32>,
+        clock: Option<ClockLibrary>,
     ) -> Self {
         let id = u16::try_from(place + 1).expect("a small cluster");
         let name = format!("n{id}");
@@ -50,11 +54,14 @@ impl Node {
         template::copy_to(&data_dir, &install, place, scale);
         let mut spec = ServerSpec::new(install, &data_dir, port).expect("a server's user");
         spec.settings = settings;
+        let clock = clock.map(|library| Clock::new(library, dir.join(format!("{name}.clock"))));
+        spec.environment = clock.as_ref().map(Clock::environment).unwrap_or_default();
         let server = Server::start(&spec).unwrap_or_else(|error| panic!("{name}: {error}"));
         Self {
             name,
             id,
             spec,
+            clock,
             server: Arc::new(Mutex::new(Some(server))),
         }
     }
@@ -63,6 +70,15 @@ impl Node {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.spec.port
+    }
+
+    /// From now on its clock is so many milliseconds ahead of the real one, or behind it; over restarts too.
+    ///
+    /// # Panics
+    /// The cluster was built without [`clocks`](crate::ClusterBuilder::clocks).
+    pub fn set_clock_offset_ms(&self, offset_ms: i64) {
+        let clock = self.clock.as_ref().expect("a clock of its own");
+        clock.set_offset_ms(offset_ms);
     }
 
     /// Its programs.

@@ -223,6 +223,47 @@ async fn the_relay_half_closes_and_passes_an_end_on() {
     assert!(rest.is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_has_a_clock_of_its_own_over_restarts() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .clocks()
+        .without_daemon()
+        .start()
+        .await;
+    let clock = async |place: usize| {
+        let seconds = "SELECT extract(epoch FROM clock_timestamp())";
+        let value = cluster.nodes[place].value(seconds).await;
+        value.parse::<f64>().expect("a number")
+    };
+    let session = cluster.nodes[2].connect().await;
+    for (offset_ms, offset) in [(0, 0.0), (3_600_000, 3600.0), (-3_600_000, -3600.0)] {
+        for node in &cluster.nodes[1..] {
+            node.set_clock_offset_ms(offset_ms);
+        }
+        for place in [1, 2] {
+            let ahead = clock(place).await - clock(0).await;
+            // Far more than a busy machine takes for two questions.
+            assert!((ahead - offset).abs() < 600.0, "{offset_ms}: {ahead}");
+        }
+    }
+    // A session that was there before the change sees it too.
+    let year = client::value(
+        &session,
+        "SELECT clock_timestamp() < '2001-01-01'::timestamptz",
+    );
+    assert_eq!(year.await, "f");
+    cluster.nodes[2].set_clock_offset_ms(-1_000_000_000_000);
+    let year = client::value(
+        &session,
+        "SELECT clock_timestamp() < '2001-01-01'::timestamptz",
+    );
+    assert_eq!(year.await, "t");
+    cluster.nodes[1].stop_immediately().await;
+    cluster.nodes[1].start_again().await;
+    let ahead = clock(1).await - clock(0).await;
+    assert!((ahead + 3600.0).abs() < 600.0, "{ahead}");
+}
+
 /// The process of a test can be killed at any time, as by nextest's timeout.
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_of_a_killed_test_process_are_swept() {

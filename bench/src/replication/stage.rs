@@ -272,7 +272,8 @@ impl Others {
         let settings = self.settings.clone();
         let started = spawn_blocking(move || {
             let install = template::install(MAJOR);
-            Node::start(&dir, place, install, port, settings, Some(PGBENCH_SCALE))
+            let scale = Some(PGBENCH_SCALE);
+            Node::start(&dir, place, install, port, settings, scale, None)
         });
         let node = started.await.expect("not cancelled");
         node.execute(SCHEMA).await;

@@ -1,5 +1,6 @@
 //! Owns the admin port: HTTP behind a token. What is not listed here is refused.
 
+mod metrics;
 mod operator;
 mod token;
 mod verify;
@@ -117,6 +118,7 @@ impl Admin {
 fn router(context: Arc<Context>) -> Router {
     let protected = Router::new()
         .route("/api/status", get(status))
+        .route("/metrics", get(metrics::metrics))
         .route("/api/wait-converged", post(wait_converged))
         .route("/api/diff", post(verify::diff))
         .route("/api/repair", post(verify::repair))
@@ -172,6 +174,8 @@ struct NodeStatus {
     host: String,
     port: u16,
     health: &'static str,
+    /// Whether new sessions may go there.
+    usable: bool,
     problem: Option<String>,
     rtt_ms: Option<f64>,
     sessions: u32,
@@ -187,6 +191,10 @@ struct ClientStatus {
 }
 
 async fn status(State(context): State<Arc<Context>>) -> Json<Status> {
+    Json(snapshot(&context))
+}
+
+fn snapshot(context: &Context) -> Status {
     let shared = &context.shared;
     let nodes = shared
         .nodes
@@ -199,6 +207,7 @@ async fn status(State(context): State<Arc<Context>>) -> Json<Status> {
             host: node.config().host.clone(),
             port: node.config().port,
             health: shared.health.health(index).word(),
+            usable: shared.health.usable(index),
             problem: shared
                 .health
                 .problem(index)
@@ -208,7 +217,7 @@ async fn status(State(context): State<Arc<Context>>) -> Json<Status> {
         })
         .collect();
     let [idle, in_transaction, active] = shared.registry.activities();
-    Json(Status {
+    Status {
         cluster: shared.config.cluster.clone(),
         version: env!("CARGO_PKG_VERSION"),
         nodes,
@@ -221,7 +230,7 @@ async fn status(State(context): State<Arc<Context>>) -> Json<Status> {
             active,
         },
         panics: crate::log::panics(),
-    })
+    }
 }
 
 #[derive(Deserialize)]

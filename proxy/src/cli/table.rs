@@ -9,8 +9,9 @@ pub(super) struct Table {
     rows: Vec<Vec<Cell>>,
 }
 
+/// One cell of a [`Table`].
 #[derive(Debug)]
-struct Cell {
+pub(super) struct Cell {
     text: String,
     is_number: bool,
 }
@@ -25,8 +26,12 @@ impl Table {
 
     /// Adds a row; what is missing or null shows as `-`.
     pub(super) fn row(&mut self, values: &[Option<&Value>]) {
-        self.rows
-            .push(values.iter().map(|value| Cell::new(*value)).collect());
+        self.cells(values.iter().map(|value| Cell::new(*value)));
+    }
+
+    /// Adds a row of cells.
+    pub(super) fn cells(&mut self, cells: impl IntoIterator<Item = Cell>) {
+        self.rows.push(cells.into_iter().collect());
     }
 
     /// The lines of the table, without spaces at their ends.
@@ -68,7 +73,16 @@ impl Table {
 }
 
 impl Cell {
-    fn new(value: Option<&Value>) -> Self {
+    /// A quantity with its unit; what is not known shows as `-`.
+    pub(super) fn quantity(text: Option<String>) -> Self {
+        Self {
+            is_number: text.is_some(),
+            text: text.unwrap_or_else(|| "-".to_owned()),
+        }
+    }
+
+    /// A value as it is; what is missing or null shows as `-`.
+    pub(super) fn new(value: Option<&Value>) -> Self {
         let text = match value {
             None | Some(Value::Null) => "-".to_owned(),
             // One line per row, and no escape sequences on the terminal, whatever the daemon was told.

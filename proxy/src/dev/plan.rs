@@ -342,6 +342,7 @@ fn node_plans(
             port,
             log: layout.log_file(name),
             settings: Vec::new(),
+            environment: Vec::new(),
             run_as: run_as.cloned(),
             start_timeout: START_LIMIT,
         },

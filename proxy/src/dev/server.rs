@@ -4,7 +4,7 @@
 //! It outlives us: a later start finds it by `postmaster.pid` and adopts it. Dropping a [`Server`] leaves it running.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::{
@@ -45,6 +45,8 @@ pub struct ServerSpec {
     pub log: PathBuf,
     /// Settings beyond the defaults; they win over them.
     pub settings: Vec<(String, String)>,
+    /// Variables of its environment, beside those that every server gets.
+    pub environment: Vec<(String, OsString)>,
     /// The user to run as, when we are root.
     pub run_as: Option<RunAs>,
     /// How long a start may take, crash recovery included.
@@ -70,6 +72,7 @@ impl ServerSpec {
             port,
             log: log.into(),
             settings: Vec::new(),
+            environment: Vec::new(),
             run_as,
             start_timeout,
         })
@@ -246,6 +249,7 @@ impl Server {
         let mut command = Command::new(&program);
         scrub_environment(&mut command);
         command
+            .envs(spec.environment.iter().map(|(name, value)| (name, value)))
             .arg("-D")
             .arg(&spec.data_dir)
             .current_dir(&spec.data_dir);

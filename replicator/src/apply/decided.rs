@@ -392,6 +392,7 @@ impl Session {
             Value::Text(remote_node.as_bytes()),
         ];
         batch.execute(self.connection.out(), "conflict", &values, Step::Work)?;
+        self.conflicts.push(conflict.name());
         Ok(())
     }
 }

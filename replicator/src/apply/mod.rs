@@ -254,8 +254,10 @@ impl<'a> Worker<'a> {
                     if let Some(cause) = Self::missing_cause(self.context, *node, *lsn) {
                         self.apply(&batch).await?;
                         batch.clear();
-                        self.link
-                            .set_state(LinkState::WaitingForCause { node: *node });
+                        self.link.set_state(LinkState::WaitingForCause {
+                            node: *node,
+                            lsn: Some(*lsn),
+                        });
                         cause.wait_applied(*lsn).await;
                         self.link.set_state(LinkState::Streaming);
                     }
@@ -440,7 +442,7 @@ impl<'a> Worker<'a> {
             self.careful = self.careful.min(self.penalty);
         }
         self.link.count(1, transaction.timestamp);
-        self.link.count_conflicts(conflicts);
+        self.link.count_conflicts(self.session.take_conflicts());
         self.moved(&[transaction], transaction.end_lsn);
         Ok(())
     }
@@ -490,14 +492,17 @@ impl<'a> Worker<'a> {
         let context = self.context;
         let own = context.links.get(context.target, context.target);
         let own = own.ok_or(ApplyError::Unexpected("no link of the target to itself"))?;
-        self.link.set_state(LinkState::WaitingForCause {
+        let waiting = |lsn| LinkState::WaitingForCause {
             node: context.place.target,
-        });
+            lsn,
+        };
+        self.link.set_state(waiting(None));
         self.session.wait_for_writers(transaction).await?;
         let lsn = watermark::write(&context.place.control).await?;
         // The watermark lies behind everything that the target has written: its stream has to be read up to there
         // even if its own targets are slow, or two nodes could wait for each other.
         let _unbounded = context.target_journal.lift_bound();
+        self.link.set_state(waiting(Some(lsn)));
         own.wait_applied(lsn).await;
         self.link.set_state(LinkState::Streaming);
         Ok(())

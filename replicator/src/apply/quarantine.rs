@@ -114,7 +114,7 @@ impl Worker<'_> {
                 continue;
             };
             match self.apply_settled(&transaction, Some(held)).await {
-                Ok(Ok(conflicts)) => {
+                Ok(Ok(_)) => {
                     tracing::info!(
                         source = self.context.place.source,
                         target = self.context.place.target,
@@ -122,7 +122,7 @@ impl Worker<'_> {
                         "replication: applied out of the quarantine"
                     );
                     self.link.count(1, transaction.timestamp);
-                    self.link.count_conflicts(conflicts);
+                    self.link.count_conflicts(self.session.take_conflicts());
                     // Its timestamp must not be taken for another's when progress is proved.
                     self.note().await?;
                     quarantine.remove(id);

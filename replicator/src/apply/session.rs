@@ -203,6 +203,8 @@ pub(super) struct Session {
     pub(super) statements: Statements,
     pub(super) writer: Writer,
     tables: HashMap<u64, Arc<TargetTable>>,
+    /// Types of the conflicts that the transaction which is being applied has met.
+    pub(super) conflicts: Vec<&'static str>,
 }
 
 /// What is pinned, so that settings of the role or the database do not leak in. `synchronous_commit` is off because
@@ -258,6 +260,7 @@ impl Session {
             statements: Statements::default(),
             writer,
             tables: HashMap::new(),
+            conflicts: Vec::new(),
         };
         session.prepare_fixed().await?;
         Ok((session, progress))
@@ -312,6 +315,11 @@ impl Session {
         Ok(batch
             .run(&mut self.connection, &mut self.statements)
             .await?)
+    }
+
+    /// Types of the conflicts that the last transaction of the slow path has met.
+    pub(super) fn take_conflicts(&mut self) -> Vec<&'static str> {
+        std::mem::take(&mut self.conflicts)
     }
 
     /// Whether it has prepared so much that a new session is better.

@@ -407,6 +407,7 @@ impl Session {
                 Value::Text(remote_node.as_bytes()),
             ];
             batch.execute(self.connection.out(), "conflict", &values, Step::Work)?;
+            self.conflicts.push("multiple_unique_conflicts");
         }
         Ok(())
     }

@@ -233,6 +233,7 @@ impl Session {
 
     /// Opens a transaction on the target, whose clock must be past the change's timestamp.
     pub(super) async fn begin(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
+        self.conflicts.clear();
         let mut batch = Batch::default();
         let out = self.connection.out();
         batch.execute(out, "begin", &[], Step::Work)?;

@@ -3,7 +3,7 @@
 mod pace;
 mod thread;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use tandem_wire::connect::{ConnectError, ConnectOptions, connect};
@@ -20,6 +20,7 @@ pub(crate) use thread::on_own_thread;
 use crate::carry::{self, Bounds, Carrier, Carry};
 use crate::control::{Control, ControlError};
 use crate::journal::{Journal, JournalError, Known, Opened, Source};
+use crate::meter::{Course, lock};
 use crate::progress::Links;
 use crate::relation::Interner;
 use crate::setup::{SlotFacts, application_name, slot_name};
@@ -74,6 +75,8 @@ pub(crate) struct Capture {
     pub(crate) node: u16,
     /// Where to.
     pub journal: Arc<Journal>,
+    /// Counts what the stream brings.
+    pub(crate) course: Arc<Mutex<Course>>,
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the node in the configuration.
@@ -106,6 +109,7 @@ impl Capture {
         ];
         let slot = slot_name(&self.cluster);
         let stream = ReplicationStream::start(connection, &slot, opened.end, &plugin).await?;
+        lock(&self.course).begin(opened.end);
         begun();
         let targets = self.links.of_source(self.source);
         let targets = targets.filter_map(|link| self.node_ids.get(link.target).copied());
@@ -201,6 +205,7 @@ impl Capture {
                     {
                         burst.take(&mut assembler, message)?;
                     }
+                    lock(&self.course).take(&burst.entries);
                     self.journal.append(writer, burst.entries, burst.tail).await?;
                     if let Some(nap) = pace.read(Instant::now(), burst.bytes) {
                         // The thread, not the task: nobody polls the socket meanwhile.

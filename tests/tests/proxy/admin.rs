@@ -16,6 +16,7 @@ async fn the_admin_port_tells_nothing_without_the_token() {
     assert_eq!(ask("GET", "/healthz", None).await.0, "200");
     let paths = [
         "/api/status",
+        "/metrics",
         "/api/nothing",
         "/",
         "/api/wait-converged",

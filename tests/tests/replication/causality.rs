@@ -45,6 +45,14 @@ async fn an_update_waits_for_the_insert_that_it_saw() {
             .is_some_and(|problem| problem.contains("n1")),
         "{link}"
     );
+    assert_eq!(link["waiting"]["node"], "n1", "{link}");
+    let position = link["waiting"]["position"].as_str().unwrap_or_default();
+    let problem = link["problem"].as_str().unwrap_or_default();
+    assert!(
+        position.contains('/') && problem.ends_with(position),
+        "{link}"
+    );
+    assert!(link["state_ms"].is_u64(), "{link}");
     assert_eq!(
         cluster.nodes[2].value("SELECT count(*) FROM item").await,
         "0"

@@ -14,6 +14,7 @@ mod operator;
 mod pgbench;
 mod quarantine;
 mod slot;
+mod status;
 mod tables;
 mod uniques;
 mod verify;
