@@ -159,16 +159,45 @@ impl Batch {
         connection: &mut Connection,
         statements: &mut Statements,
     ) -> Result<Outcome, ConnectionError> {
+        self.send(connection)
+            .await
+            .replies(connection, statements)
+            .await
+    }
+
+    /// Sends it, closed by a Sync. What follows may be put together, but not sent, before its replies are read.
+    pub(super) async fn send(self, connection: &mut Connection) -> Sent {
         frontend::sync(connection.out());
+        connection.start_flush().await;
+        Sent(self)
+    }
+}
+
+/// A batch that the server is working on.
+#[derive(Debug)]
+pub(super) struct Sent(Batch);
+
+impl Sent {
+    /// Reads every reply.
+    ///
+    /// # Errors
+    /// When the connection is lost or the server breaks the protocol; an error that the server reports is in the
+    /// outcome.
+    pub(super) async fn replies(
+        self,
+        connection: &mut Connection,
+        statements: &mut Statements,
+    ) -> Result<Outcome, ConnectionError> {
         let mut outcome = Outcome {
             commits: 0,
             rows: Vec::new(),
             failure: None,
         };
-        let mut steps = self.steps.iter().copied();
+        let Self(batch) = self;
+        let mut steps = batch.steps.iter().copied();
         let mut current = steps.next();
         let mut found = None;
-        let mut frame = connection.flush_and_recv().await?;
+        let mut frame = connection.recv().await?;
         loop {
             match frame.tag {
                 b'C' => {
@@ -194,7 +223,7 @@ impl Batch {
                     if let Some(failure) = &mut outcome.failure {
                         failure.in_transaction = status != b'I';
                         // A Parse behind the error was skipped, one before it may have been the error: forget all.
-                        for key in &self.parsed {
+                        for key in &batch.parsed {
                             statements.by_key.remove(key);
                         }
                     } else if current.is_some() {

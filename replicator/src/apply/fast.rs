@@ -1,11 +1,12 @@
-//! The fast path: many transactions in one batch, each with its own COMMIT, one Sync.
+//! The fast path: many transactions in one batch, each with its own COMMIT, one Sync. The next batch is put together
+//! meanwhile, and sent when all of it is known to be committed.
 //!
 //! Each transaction keeps its own COMMIT because a local transaction has one version only, and there is one Sync
 //! because with a Sync each a failed COMMIT would be followed by the next transaction.
 
 use std::sync::Arc;
 
-use super::batch::{Batch, Step};
+use super::batch::{Batch, Failure, Sent, Step};
 use super::fold;
 use super::params::Rows;
 use super::row::Row;
@@ -14,7 +15,10 @@ use super::sql::{Kind, StatementKey};
 use crate::transaction::{Change, Operation, Transaction};
 use crate::version::PgTimestamp;
 
-/// What a batch came to.
+/// Transactions of one Sync. While the server works on them the next are put together.
+const BATCH_TRANSACTIONS: usize = 64;
+
+/// What some transactions came to.
 pub(super) struct Applied {
     /// How many of the transactions, from the first on, are committed.
     pub committed: usize,
@@ -34,31 +38,75 @@ impl Session {
         transactions: &[&Transaction],
         merging: bool,
     ) -> Result<Applied, ApplyError> {
+        let mut applied = Applied {
+            committed: 0,
+            stopped: false,
+        };
+        let mut under_way: Option<Sent> = None;
+        let mut rest = transactions;
+        while !rest.is_empty() {
+            let (batch, taken) = match self.encode(rest, merging).await {
+                Ok(encoded) => encoded,
+                // What stands before one that does not fit is not held up by it.
+                Err(_) if under_way.is_some() || applied.committed > 0 => break,
+                Err(error) => return Err(error),
+            };
+            rest = rest.get(taken..).unwrap_or_default();
+            if let Some(sent) = under_way.take()
+                && let Some(failure) = self.finish_batch(sent, &mut applied).await?
+            {
+                // Before anything else is sent.
+                batch.discard(self.connection.out(), &mut self.statements);
+                self.roll_back(&failure).await?;
+                return Ok(applied);
+            }
+            under_way = Some(batch.send(&mut self.connection).await);
+        }
+        if let Some(sent) = under_way
+            && let Some(failure) = self.finish_batch(sent, &mut applied).await?
+        {
+            self.roll_back(&failure).await?;
+        }
+        Ok(applied)
+    }
+
+    /// Puts the first of some transactions together; answers how many they are, at least one.
+    async fn encode(
+        &mut self,
+        transactions: &[&Transaction],
+        merging: bool,
+    ) -> Result<(Batch, usize), ApplyError> {
         let mut batch = Batch::default();
-        for (index, &transaction) in transactions.iter().enumerate() {
+        let mut taken = 0;
+        for &transaction in transactions.iter().take(BATCH_TRANSACTIONS) {
             if let Err(error) = self.add_transaction(&mut batch, transaction, merging).await {
-                let (before, _) = transactions.split_at(index);
-                if before.is_empty() {
+                batch.discard(self.connection.out(), &mut self.statements);
+                if taken == 0 {
                     return Err(error);
                 }
-                // What stands before one that does not fit is not held up by it.
-                batch.discard(self.connection.out(), &mut self.statements);
-                return Box::pin(self.apply_batch(before, merging)).await;
+                let (before, _) = transactions.split_at(taken);
+                return Box::pin(self.encode(before, merging)).await;
             }
+            taken += 1;
         }
-        let outcome = self.run(batch).await?;
-        let stopped = match &outcome.failure {
-            None => false,
-            Some(failure) => {
-                tracing::debug!(error = %failure.error, "a batch stopped");
-                self.roll_back(failure).await?;
-                true
-            }
-        };
-        Ok(Applied {
-            committed: outcome.commits,
-            stopped,
-        })
+        Ok((batch, taken))
+    }
+
+    /// Reads the replies to a batch; answers what is to be rolled back.
+    async fn finish_batch(
+        &mut self,
+        sent: Sent,
+        applied: &mut Applied,
+    ) -> Result<Option<Failure>, ApplyError> {
+        let outcome = sent
+            .replies(&mut self.connection, &mut self.statements)
+            .await?;
+        applied.committed += outcome.commits;
+        if let Some(failure) = &outcome.failure {
+            tracing::debug!(error = %failure.error, "a batch stopped");
+            applied.stopped = true;
+        }
+        Ok(outcome.failure)
     }
 
     async fn add_transaction(

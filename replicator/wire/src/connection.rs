@@ -251,6 +251,22 @@ impl Connection {
         std::future::poll_fn(|cx| self.poll_send(cx)).await
     }
 
+    /// Hands over what is queued and writes as much of it as the system takes at once; the rest goes with the next
+    /// receive. The queue is free for what comes after it.
+    ///
+    /// A failed write is told by the next receive.
+    pub async fn start_flush(&mut self) {
+        self.hand_over();
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                self.write_error.get_or_insert(error);
+                self.sending.clear();
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
     /// The next message. Every message is returned, also `ParameterStatus` and `NoticeResponse`. Meanwhile it goes on
     /// writing what an earlier flush left, but takes nothing new from the queue. Cancel-safe.
     ///
