@@ -26,7 +26,7 @@ impl Plan {
         let known: Vec<_> = BACKLOGS
             .map(Backlog::name)
             .into_iter()
-            .chain(["lag", "two-targets"])
+            .chain(["journal", "lag", "two-targets"])
             .collect();
         let cases: Vec<String> = std::env::args().skip(1).collect();
         if let Some(unknown) = cases.iter().find(|case| !known.contains(&case.as_str())) {
@@ -98,6 +98,13 @@ async fn main() -> std::io::Result<()> {
             measure_lags(&mut stage, &plan, round, &mut lags).await?;
         }
     }
+    if plan.wants("journal") {
+        let mut stage = Stage::set_up(1).await;
+        for round in 0..plan.rounds {
+            eprintln!("round {} of {}: journal", round + 1, plan.rounds);
+            journalled(&mut stage, &plan, &mut catch_up).await?;
+        }
+    }
     if plan.wants("two-targets") {
         let mut stage = Stage::set_up(2).await;
         for round in 0..plan.rounds {
@@ -133,6 +140,24 @@ async fn bounded(
         catch_up.time(case, floor.name(), made.0, took);
     }
     drain_all(stage, case, made, round, catch_up).await
+}
+
+/// What the source can send, what native makes of it, and what Tandem's journal does alone.
+async fn journalled(stage: &mut Stage, plan: &Plan, catch_up: &mut CatchUp) -> std::io::Result<()> {
+    let case = "TPC-B, captured";
+    let backlog = Backlog::TpcB;
+    let (size, marks) = stage.make(backlog, plan.size(backlog.full_size())).await?;
+    stage.source().execute("CHECKPOINT").await;
+    for capture in [Capture::Eager, Capture::Patient] {
+        let took = capture.read(&stage.source()).await?;
+        catch_up.time(case, capture.name(), size, took);
+    }
+    capture::forget(&stage.source()).await;
+    let native = stage.drain(0, marks).await?;
+    catch_up.drain(case, stage.ways[0].name(), size, &native);
+    let (took, cpu) = stage.journal().await?;
+    catch_up.journal(case, size, took, cpu);
+    Ok(())
 }
 
 /// Every way in its turn; who begins changes from round to round.

@@ -49,6 +49,14 @@ impl CatchUp {
         self.bound(case, way, size, took);
     }
 
+    /// Adds how the daemon alone read `size` transactions or rows: the time, and the CPU time of the source and the daemon.
+    pub fn journal(&mut self, case: &str, size: u32, took: Duration, cpu: [Duration; 2]) {
+        let [source, daemon] = cpu.map(|time| time.as_secs_f64() * 1e5 / f64::from(size));
+        let samples = self.bound(case, "tandem, journal only", size, took);
+        samples.source_cpu.push(source);
+        samples.daemon_cpu.push(daemon);
+    }
+
     fn bound(&mut self, case: &str, way: &str, size: u32, took: Duration) -> &mut Samples {
         let known = |samples: &Samples| samples.case == case && samples.way == way;
         let index = self.samples.iter().position(known).unwrap_or_else(|| {

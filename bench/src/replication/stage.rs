@@ -223,6 +223,50 @@ impl Stage {
         })
     }
 
+    /// Lets Tandem's daemon read what its slot holds while its target is down, so that only the journal is written; answers
+    /// how long the source took to send it, its CPU time and the daemon's. Afterwards the target has everything too.
+    ///
+    /// # Errors
+    /// When /proc cannot be read.
+    ///
+    /// # Panics
+    /// It does not come to that.
+    pub async fn journal(&mut self) -> std::io::Result<(Duration, [Duration; 2])> {
+        let source = self.source();
+        let index = self.ways.iter().position(|way| way.kind == Kind::Tandem);
+        let way = &self.ways[index.expect("Tandem is among the ways")];
+        let target = way.targets[0].clone();
+        let watching = source.connect().await;
+        let end = source.value("SELECT pg_current_wal_flush_lsn()").await;
+        source.execute("CHECKPOINT").await;
+        target.stop_fast().await;
+        way.start(&mut self.cluster.daemon).await;
+        while way.active(&watching).await == 0 {}
+        let active = Instant::now();
+        let before = [server_cpu(&source).await?, self.daemon_cpu()?];
+        let sent = format!(
+            "SELECT count(*) FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
+             WHERE s.slot_name = '{}' AND r.sent_lsn >= '{end}'",
+            way.slots[0]
+        );
+        while client::value(&watching, &sent).await == "0" {
+            assert!(active.elapsed() < DRAIN_LIMIT, "it is not sent");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let took = active.elapsed();
+        let source_cpu = server_cpu(&source).await?.saturating_sub(before[0]);
+        let daemon_cpu = self.daemon_cpu()?.saturating_sub(before[1]);
+        target.start_again().await;
+        way.wait_confirmed(&source).await;
+        way.stop(&source, &mut self.cluster.daemon).await;
+        Ok((took, [source_cpu, daemon_cpu]))
+    }
+
+    fn daemon_cpu(&self) -> std::io::Result<Duration> {
+        let pid = self.cluster.daemon.pid();
+        cpu_time(pid.ok_or_else(|| std::io::Error::other("the daemon has ended"))?)
+    }
+
     /// Starts the `index`-th way and waits until a write of now is visible on its targets.
     ///
     /// # Panics

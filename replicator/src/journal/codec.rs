@@ -21,6 +21,7 @@
 //! |---|---|
 //! | `R` | a shape; the first of the segment has the number 0, the next 1, and so on |
 //! | `T` | 8 end, 8 timestamp, 4 number of changes, changes as above, by the numbers of the segment's shapes before it |
+//! | `M` | changes of the next `T` that stand before its own: 8 position that is before that one's end and not before the end of anything before it, 4 number of changes, changes as in `T` |
 //! | `C` | a cause: 8 end, 2 node that first committed it, 8 its position in that node's WAL |
 //! | `P` | 8: the source has written nothing else up to this position |
 
@@ -93,7 +94,7 @@ pub(crate) fn encode_transaction(
     for shape in shapes {
         put_bytes(&shape.message, out)?;
     }
-    put_changes(transaction, out, |relation| {
+    put_changes(&transaction.changes, out, |relation| {
         numbers.get(&relation.id).copied()
     })
 }
@@ -135,10 +136,15 @@ pub(crate) fn decode_transaction(
 pub(super) enum Record {
     /// The segment's next shape.
     Shape(Arc<Relation>),
-    /// A transaction or a cause.
+    /// Changes of the transaction that comes next, from its beginning or behind those that came so before, and their size in
+    /// memory.
+    Piece(Vec<Change>, usize),
+    /// A transaction or a cause. Of the transaction what was not in pieces before.
     Entry(Entry),
     /// The source has written nothing else up to here.
     Position(Lsn),
+    /// A piece of such an entry.
+    SkippedPiece,
     /// An entry that ends where the reader did not want to look inside.
     Skipped {
         /// Its end.
@@ -160,12 +166,28 @@ pub(super) fn put_position(lsn: Lsn, out: &mut Vec<u8>) {
     out.put_u64(lsn.0);
 }
 
-/// Appends the record of an entry; `number` knows the segment's shapes. An empty transaction is a position.
+/// Appends the record of a piece of a transaction that ends behind `before`.
+///
+/// # Errors
+/// As [`encode_transaction`].
+pub(super) fn put_piece(
+    changes: &[Change],
+    before: Lsn,
+    out: &mut Vec<u8>,
+    number: impl Fn(&Relation) -> Option<u32>,
+) -> Result<(), CodecError> {
+    out.put_u8(b'M');
+    out.put_u64(before.0);
+    put_changes(changes, out, number)
+}
+
+/// Appends the record of an entry, of a transaction with its changes from `first` on; `number` knows the segment's shapes. An empty transaction is a position.
 ///
 /// # Errors
 /// As [`encode_transaction`].
 pub(super) fn put_entry(
     entry: &Entry,
+    first: usize,
     out: &mut Vec<u8>,
     number: impl Fn(&Relation) -> Option<u32>,
 ) -> Result<(), CodecError> {
@@ -173,7 +195,8 @@ pub(super) fn put_entry(
         Entry::Transaction(transaction) => {
             out.put_u8(b'T');
             put_stamp(transaction, out);
-            put_changes(transaction, out, number)?;
+            let changes = transaction.changes.get(first..).unwrap_or_default();
+            put_changes(changes, out, number)?;
         }
         Entry::Cause { node, lsn, end_lsn } => {
             out.put_u8(b'C');
@@ -205,6 +228,14 @@ pub(super) fn decode_record(
     let transaction = kind == b'T';
     let record = match kind {
         b'P' => Record::Position(end_lsn),
+        b'M' if end_lsn < after => {
+            reader.rest();
+            Record::SkippedPiece
+        }
+        b'M' => {
+            let (changes, size) = changes(bytes, &mut reader, shapes)?;
+            Record::Piece(changes, size)
+        }
         b'T' | b'C' if end_lsn <= after => {
             reader.rest();
             Record::Skipped {
@@ -240,12 +271,12 @@ fn put_stamp(transaction: &Transaction, out: &mut Vec<u8>) {
 }
 
 fn put_changes(
-    transaction: &Transaction,
+    changes: &[Change],
     out: &mut Vec<u8>,
     number: impl Fn(&Relation) -> Option<u32>,
 ) -> Result<(), CodecError> {
-    out.put_u32(length(transaction.changes.len())?);
-    for change in &transaction.changes {
+    out.put_u32(length(changes.len())?);
+    for change in changes {
         let number = number(&change.relation);
         out.put_u32(number.ok_or(CodecError::UnknownShape(u32::MAX))?);
         put_bytes(&change.message, out)?;

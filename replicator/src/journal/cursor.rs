@@ -245,7 +245,12 @@ impl Reading {
                     entries.push(Arc::new(entry));
                 }
                 Some(Record::Position(lsn)) => reached = reached.max(lsn),
-                Some(Record::Skipped { .. } | Record::Shape(_)) => {}
+                Some(
+                    Record::Skipped { .. }
+                    | Record::Shape(_)
+                    | Record::Piece(..)
+                    | Record::SkippedPiece,
+                ) => {}
                 None => break,
             }
         }

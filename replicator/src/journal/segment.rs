@@ -14,7 +14,8 @@
 //!
 //! Then come records, each 4 bytes length, 8 bytes XXH3 of the body with the record's offset in the file as seed, and
 //! the body ([`codec`](super::codec)). The positions at which they end never go back. A file needs no other file to be
-//! read: it repeats the shapes of the tables that its changes are of.
+//! read: it repeats the shapes of the tables that its changes are of. A large transaction is several records, all in one
+//! file; readers see it when the last of them is written.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -33,11 +34,11 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::codec::{self, CodecError, Record};
 use super::identity::Identity;
 use crate::relation::{Interner, Relation};
-use crate::transaction::Entry;
+use crate::transaction::{Change, Entry};
 
 const MAGIC: &[u8; 8] = b"TNDMJRNL";
 /// Version of the file format.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// Magic, version and length.
 const PREFIX: usize = 14;
 /// A header is shorter than this.
@@ -46,6 +47,8 @@ const HEADER_MAX: usize = 4096;
 const RECORD_PREFIX: usize = 12;
 /// How much of a file is read at once; a longer record is read whole.
 const CHUNK: u64 = 1 << 20;
+/// A transaction of more bytes is written, and read, in pieces of so many.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// Why a file cannot be read or written.
 #[derive(Debug, Error)]
@@ -183,6 +186,8 @@ pub(super) struct SegmentWriter {
     /// What readers see of it.
     pub segment: Arc<Segment>,
     file: Arc<File>,
+    /// Bytes of pieces behind what readers see.
+    pieces: u64,
     /// Shapes that are in the file, or staged, and their numbers; by [`Relation::id`]. Held, so that the ids last.
     shapes: Shapes,
     /// How many shapes are in the file, and staged. The same shape may be there more than once.
@@ -227,6 +232,7 @@ impl SegmentWriter {
         Ok(Self {
             segment: Arc::new(segment),
             file: Arc::new(file),
+            pieces: 0,
             shapes: HashMap::new(),
             shapes_written: 0,
             shapes_staged: 0,
@@ -253,6 +259,7 @@ impl SegmentWriter {
         Ok(Self {
             segment,
             file: Arc::new(file),
+            pieces: 0,
             shapes: (0..)
                 .zip(&scan.shapes)
                 .map(|(number, shape)| (shape.id, (number, Arc::clone(shape))))
@@ -268,35 +275,57 @@ impl SegmentWriter {
         Arc::clone(&self.file)
     }
 
-    /// Bytes that were staged and not written.
-    pub(super) fn staged(&self) -> usize {
-        self.staged.len()
+    /// Bytes that were staged, and pieces that were written, since the last [`write`](Self::write).
+    pub(super) fn staged(&self) -> u64 {
+        self.pieces + self.staged.len() as u64
     }
 
-    /// Prepares an entry to be written, after the shapes of its tables that the file does not have.
+    /// Prepares an entry to be written, after the shapes of its tables that the file does not have. Of a large transaction
+    /// all but the last piece are written already.
     ///
     /// # Errors
-    /// It cannot be encoded; [`discard`](Self::discard) what is staged.
+    /// It cannot be encoded, or the file system refuses; [`discard`](Self::discard) what is staged.
     pub(super) fn stage(&mut self, entry: &Entry) -> Result<(), SegmentError> {
+        let mut first = 0;
         if let Entry::Transaction(transaction) = entry {
-            for change in &transaction.changes {
-                if let std::collections::hash_map::Entry::Vacant(vacant) =
-                    self.shapes.entry(change.relation.id)
-                {
-                    vacant.insert((self.shapes_staged, Arc::clone(&change.relation)));
-                    self.shapes_staged += 1;
-                    self.record(|out, _| {
-                        codec::put_shape(&change.relation, out);
-                        Ok(())
-                    })?;
+            let before = Lsn(transaction.end_lsn.0.saturating_sub(1));
+            let mut rest = transaction.changes.as_slice();
+            let mut left = transaction.size;
+            while left > PIECE_BYTES {
+                let (piece, size) = piece(rest);
+                if piece.len() == rest.len() {
+                    break;
                 }
+                self.stage_piece(piece, before)?;
+                self.write_staged()?;
+                first += piece.len();
+                left = left.saturating_sub(size);
+                rest = rest.get(piece.len()..).unwrap_or_default();
+            }
+            self.stage_shapes(rest)?;
+        }
+        self.record(|out, shapes| codec::put_entry(entry, first, out, numbered(shapes)))
+    }
+
+    fn stage_piece(&mut self, changes: &[Change], before: Lsn) -> Result<(), SegmentError> {
+        self.stage_shapes(changes)?;
+        self.record(|out, shapes| codec::put_piece(changes, before, out, numbered(shapes)))
+    }
+
+    fn stage_shapes(&mut self, changes: &[Change]) -> Result<(), SegmentError> {
+        for change in changes {
+            if let std::collections::hash_map::Entry::Vacant(vacant) =
+                self.shapes.entry(change.relation.id)
+            {
+                vacant.insert((self.shapes_staged, Arc::clone(&change.relation)));
+                self.shapes_staged += 1;
+                self.record(|out, _| {
+                    codec::put_shape(&change.relation, out);
+                    Ok(())
+                })?;
             }
         }
-        self.record(|out, shapes| {
-            codec::put_entry(entry, out, |relation: &Relation| {
-                shapes.get(&relation.id).map(|(number, _)| *number)
-            })
-        })
+        Ok(())
     }
 
     /// Prepares a position to be written.
@@ -317,7 +346,7 @@ impl SegmentWriter {
         let start = self.staged.len();
         self.staged.extend([0; RECORD_PREFIX]);
         put(&mut self.staged, &self.shapes)?;
-        let seed = self.segment.len() + start as u64;
+        let seed = self.at() + start as u64;
         let (_, record) = self.staged.split_at_mut(start);
         let (prefix, body) = record.split_at_mut(RECORD_PREFIX);
         let length = u32::try_from(body.len()).map_err(|_| CodecError::TooLong(body.len()))?;
@@ -327,35 +356,64 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Writes what is staged, with one write. When it fails nothing of it is in the file, nor staged any more.
+    /// Where the next bytes go.
+    fn at(&self) -> u64 {
+        self.segment.len() + self.pieces
+    }
+
+    /// Writes what is staged, with one write, and shows it to readers. When it fails nothing of it is in the file, nor
+    /// staged any more.
     ///
     /// # Errors
     /// The file system refuses.
     pub(super) fn write(&mut self) -> Result<(), SegmentError> {
-        let at = self.segment.len();
-        if let Err(error) = self.file.write_all_at(&self.staged, at) {
-            // What was written of it would otherwise be found after a crash: true, but twice.
-            let _ = self.file.set_len(at);
+        if let Err(error) = self.write_staged() {
             self.discard();
-            return Err(io_error(&self.segment.path)(error));
+            return Err(error);
         }
-        self.segment
-            .len
-            .store(at + self.staged.len() as u64, Ordering::Release);
+        self.segment.len.store(self.at(), Ordering::Release);
+        self.pieces = 0;
         self.shapes_written = self.shapes_staged;
-        self.staged.clear();
-        // One large transaction does not keep its room for ever.
-        self.staged.shrink_to(1 << 20);
         Ok(())
     }
 
-    /// Forgets what is staged.
+    fn write_staged(&mut self) -> Result<(), SegmentError> {
+        self.file
+            .write_all_at(&self.staged, self.at())
+            .map_err(io_error(&self.segment.path))?;
+        self.pieces += self.staged.len() as u64;
+        self.staged.clear();
+        // A large change does not keep its room for ever.
+        self.staged.shrink_to(2 * PIECE_BYTES);
+        Ok(())
+    }
+
+    /// Forgets what is staged, and what was written of it.
     pub(super) fn discard(&mut self) {
+        // It would otherwise be found after a crash: true, but twice, and pieces in front of another transaction's.
+        let _ = self.file.set_len(self.segment.len());
         let written = self.shapes_written;
         self.shapes.retain(|_, (number, _)| *number < written);
         self.shapes_staged = written;
         self.staged.clear();
+        self.pieces = 0;
     }
+}
+
+fn numbered(shapes: &Shapes) -> impl Fn(&Relation) -> Option<u32> {
+    |relation| shapes.get(&relation.id).map(|(number, _)| *number)
+}
+
+/// The first of the changes, some [`PIECE_BYTES`] of them and one at least, and their size.
+fn piece(changes: &[Change]) -> (&[Change], usize) {
+    let (mut count, mut size) = (0, 0);
+    for change in changes {
+        if size >= PIECE_BYTES {
+            break;
+        }
+        (count, size) = (count + 1, size + change.size());
+    }
+    (changes.split_at(count).0, size)
 }
 
 /// Reads records one after the other.
@@ -366,6 +424,8 @@ pub(super) struct SegmentReader {
     file: File,
     offset: u64,
     shapes: Vec<Arc<Relation>>,
+    /// Changes of the transaction that comes next, and their size.
+    pieces: (Vec<Change>, usize),
     /// Bytes of the file from `offset` on.
     chunk: Bytes,
 }
@@ -383,11 +443,12 @@ impl SegmentReader {
             file,
             offset,
             shapes: Vec::new(),
+            pieces: (Vec::new(), 0),
             chunk: Bytes::new(),
         })
     }
 
-    /// The next record that is no shape, within the first `limit` bytes of the file. What ends at or before `after` is
+    /// The next record that is no shape and no piece, within the first `limit` bytes of the file. What ends at or before `after` is
     /// not looked into.
     ///
     /// # Errors
@@ -416,6 +477,20 @@ impl SegmentReader {
             self.offset += whole as u64;
             match record {
                 Record::Shape(shape) => self.shapes.push(shape),
+                Record::SkippedPiece => {}
+                Record::Piece(mut changes, size) => {
+                    self.pieces.0.append(&mut changes);
+                    self.pieces.1 += size;
+                }
+                Record::Entry(Entry::Transaction(mut transaction)) => {
+                    let (mut changes, size) = std::mem::take(&mut self.pieces);
+                    if !changes.is_empty() {
+                        changes.append(&mut transaction.changes);
+                        (transaction.changes, transaction.size) =
+                            (changes, transaction.size + size);
+                    }
+                    return Ok(Some(Record::Entry(Entry::Transaction(transaction))));
+                }
                 record => return Ok(Some(record)),
             }
         }
@@ -499,7 +574,12 @@ pub(super) fn scan(segment: &Arc<Segment>, interner: &Interner) -> Result<Scan, 
                 transaction,
             })) => (end_lsn, transaction),
             Ok(Some(Record::Position(lsn))) => (lsn, false),
-            Ok(Some(Record::Entry(_) | Record::Shape(_)) | None) => break,
+            Ok(
+                Some(
+                    Record::Entry(_) | Record::Shape(_) | Record::Piece(..) | Record::SkippedPiece,
+                )
+                | None,
+            ) => break,
             Err(error @ SegmentError::Io { .. }) => return Err(error),
             Err(error) => {
                 scan.torn = Some(error);

@@ -16,7 +16,7 @@ use crate::relation::Interner;
 use crate::transaction::Entry;
 
 /// So much is encoded before it is written.
-const WRITE_BYTES: usize = 4 << 20;
+const WRITE_BYTES: u64 = 4 << 20;
 /// A file is closed at this size, or earlier where little is allowed in all.
 const SEGMENT_BYTES: u64 = 64 << 20;
 const SEGMENT_BYTES_MIN: u64 = 64 << 10;
@@ -275,7 +275,7 @@ impl Store {
         if self.current.staged() == 0 {
             return Ok(());
         }
-        let more = self.bytes() + self.current.staged() as u64;
+        let more = self.bytes() + self.current.staged();
         // One transaction of any size has to find its way through.
         if more > self.bytes_max && !self.is_empty() {
             self.current.discard();

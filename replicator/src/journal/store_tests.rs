@@ -429,3 +429,118 @@ fn one_transaction_of_any_size_finds_its_way() {
     store.append(std::iter::once(&small)).expect("room again");
     assert_eq!(ends(&store), [120]);
 }
+
+/// A transaction of so many changes of 100,000 bytes each.
+fn large_transaction(interner: &Interner, end: u64, changes: u64) -> Entry {
+    let changes: Vec<Change> = (0..changes)
+        .filter_map(
+            |number| match transaction(interner, end + number, 100_000) {
+                Entry::Transaction(transaction) => transaction.changes.into_iter().next(),
+                _ => None,
+            },
+        )
+        .collect();
+    Entry::Transaction(Transaction {
+        xid: None,
+        end_lsn: Lsn(end),
+        timestamp: 7,
+        size: changes.iter().map(Change::size).sum(),
+        changes,
+    })
+}
+
+#[test]
+fn a_large_transaction_is_written_in_pieces_and_read_whole() {
+    let interner = Interner::default();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut store, _) = open(&dir, known(None, 100));
+    let entries = [
+        transaction(&interner, 110, 3),
+        large_transaction(&interner, 120, 150),
+        cause(125),
+        transaction(&interner, 130, 3),
+        large_transaction(&interner, 140, 90),
+    ];
+    store.append(entries.iter()).expect("room");
+    let segment = store.segments().remove(0);
+    let limit = segment.len();
+    let read = |after| {
+        let mut reader = SegmentReader::open(Arc::clone(&segment)).expect("a file");
+        let mut read = Vec::new();
+        while let Some(record) = reader.next(limit, Lsn(after), &interner).expect("sound") {
+            if let Record::Entry(entry) = record {
+                read.push(entry);
+            }
+        }
+        read
+    };
+    for after in [100, 110, 119, 120, 125, 130, 140] {
+        let behind = entries.iter().filter(|entry| entry.end_lsn() > Lsn(after));
+        let read = read(after);
+        assert_eq!(read.len(), behind.clone().count(), "after {after}");
+        for (read, written) in read.iter().zip(behind) {
+            assert_eq!(format!("{read:?}"), format!("{written:?}"));
+        }
+    }
+}
+
+#[test]
+fn a_crash_in_the_middle_of_a_large_transaction_leaves_nothing_of_it() {
+    let interner = Interner::default();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut store, _) = open(&dir, known(None, 100));
+    store
+        .append([transaction(&interner, 110, 3)].iter())
+        .expect("room");
+    let before = store.bytes();
+    let large = [large_transaction(&interner, 120, 150)];
+    store.append(large.iter()).expect("room");
+    let (whole, id) = (store.bytes(), store.identity.id);
+    let path = store.current.segment.path.clone();
+    drop(store);
+    let bytes = fs::read(&path).expect("a file");
+    for part in 0..=7 {
+        let length = before + (whole - before) * part / 8;
+        fs::write(&path, &bytes[..usize::try_from(length).expect("small")]).expect("written");
+        let (mut store, problem) = open(&dir, known(Some(id), 110));
+        assert_eq!((problem, store.end), (None, Lsn(110)), "{part} of 8");
+        store
+            .append([transaction(&interner, 115, 3)].iter())
+            .expect("room");
+        assert_eq!(ends(&store), [110, 115]);
+        let interner = Interner::default();
+        let segment = store.segments().remove(0);
+        let mut reader = SegmentReader::open(Arc::clone(&segment)).expect("a file");
+        let mut last = None;
+        while let Some(Record::Entry(entry)) = reader
+            .next(segment.len(), Lsn(0), &interner)
+            .expect("sound")
+        {
+            last = Some(entry.size());
+        }
+        assert_eq!(last, Some(transaction(&interner, 115, 3).size()));
+    }
+}
+
+#[test]
+fn a_large_transaction_that_does_not_fit_leaves_nothing_behind() {
+    let interner = Interner::default();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("node-1");
+    let bound = 10 << 20;
+    let (mut store, _) =
+        Store::open(&path, &source(), known(None, 100), bound, &interner).expect("a store");
+    store
+        .append([transaction(&interner, 110, 3)].iter())
+        .expect("room");
+    let before = store.bytes();
+    let refused = store.append([large_transaction(&interner, 120, 150)].iter());
+    assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
+    assert_eq!((store.end, store.bytes()), (Lsn(110), before));
+    let file = fs::metadata(&store.current.segment.path).expect("there");
+    assert_eq!(file.len(), before);
+    store
+        .append([transaction(&interner, 120, 3), cause(130)].iter())
+        .expect("room");
+    assert_eq!(ends(&store), [110, 120, 130]);
+}
