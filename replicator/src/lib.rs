@@ -12,6 +12,8 @@ mod collect;
 mod conflict;
 pub mod control;
 mod counters;
+mod debt;
+mod identity;
 mod image;
 mod journal;
 mod node;
@@ -21,6 +23,7 @@ pub mod pgoutput;
 mod progress;
 mod quarantine;
 mod relation;
+mod resolve;
 mod setup;
 mod shadow;
 mod status;
@@ -40,6 +43,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use check::Problem;
+pub use conflict::resolver::Resolver;
 use control::{Control, ControlError};
 use journal::Journal;
 use node::{NodeState, Shared};
@@ -119,6 +123,7 @@ impl Replicator {
             interner,
             shadows: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
+            contests: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             collecting: AsyncMutex::new(()),
             verifying: Arc::new(AsyncMutex::new(())),
@@ -152,7 +157,7 @@ impl Replicator {
     /// # Errors
     /// [`NotConverged`] after `timeout`, with what is behind.
     pub async fn wait_converged(&self, timeout: Duration) -> Result<(), NotConverged> {
-        watermark::everywhere(&self.shared, Instant::now() + timeout).await
+        watermark::settled(&self.shared, Instant::now() + timeout).await
     }
 
     /// Compares all nodes, row by row with versions, while they are in use. Everything that it finds comes out of the
@@ -184,11 +189,17 @@ impl Replicator {
     }
 }
 
-/// Asks a node what keeps it from being a member of a cluster of `nodes` nodes.
+/// Asks a node what keeps it from being a member of a cluster of `nodes` nodes that keeps `tables` converged.
 ///
 /// # Errors
 /// When it cannot be reached.
-pub async fn check_node(node: &Node, nodes: usize) -> Result<Vec<Problem>, ControlError> {
+pub async fn check_node(
+    node: &Node,
+    nodes: usize,
+    tables: &Tables,
+) -> Result<Vec<Problem>, ControlError> {
     let control = Control::connect(&node.connect, "tandem check").await?;
-    check::check(&control, nodes).await
+    let mut problems = check::check(&control, nodes, &tables.filter).await?;
+    problems.extend(identity::problems(&control, tables).await?);
+    Ok(problems)
 }

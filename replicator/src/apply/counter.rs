@@ -5,7 +5,7 @@
 
 use super::kept::keep;
 use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
+    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_params,
     literal, qualified, quote,
 };
 use crate::relation::Relation;
@@ -111,7 +111,11 @@ impl Writer {
             if table.counters.contains(column) {
                 let added = contribution(relation, column, &mut params);
                 sets.push(format!("{name} = r.{name} + {added}"));
-            } else if !judged && !table.fixed.contains(column) && !table.key.contains(column) {
+            } else if !judged
+                && !table.fixed.contains(column)
+                && !table.generated.contains(column)
+                && !table.key.contains(column)
+            {
                 params.push(Source::New(index));
                 sets.push(format!(
                     "{name} = CASE WHEN o.yields THEN ${} ELSE r.{name} END",
@@ -145,22 +149,15 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
-        let mut params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
+        let (mut params, key) = key_params(relation, table)?;
         params.push(Source::Timestamp);
         let timestamp = params.len();
         let added = each(table, |name| contribution(relation, name, &mut params));
         let added = sums(table, &added);
         let sql = format!(
             "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
-             SELECT {}, jsonb_build_array({}), ${timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
+             SELECT {}, {key}, ${timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
             literal(relation),
-            key.join(", "),
             self.source,
             add_up(table)
         );

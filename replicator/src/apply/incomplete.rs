@@ -7,7 +7,7 @@
 //! fetched too.
 
 use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_expressions, key_places, literal,
+    ShapeError, Statement, TargetTable, Writer, key_expressions, key_params, literal,
 };
 use crate::relation::Relation;
 
@@ -41,21 +41,15 @@ impl Writer {
         table: &TargetTable,
         lacks: bool,
     ) -> Result<Statement, ShapeError> {
-        let params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
-        let (relation_text, key) = (literal(relation), key.join(", "));
+        let (params, key) = key_params(relation, table)?;
+        let relation_text = literal(relation);
         let sql = if lacks {
             format!(
-                "INSERT INTO tandem.incomplete VALUES ({relation_text}, jsonb_build_array({key})) ON CONFLICT DO NOTHING"
+                "INSERT INTO tandem.incomplete VALUES ({relation_text}, {key}) ON CONFLICT DO NOTHING"
             )
         } else {
             format!(
-                "DELETE FROM tandem.incomplete WHERE relation = {relation_text} AND key = jsonb_build_array({key})"
+                "DELETE FROM tandem.incomplete WHERE relation = {relation_text} AND key = {key}"
             )
         };
         Ok(Statement::new(sql, params, relation, table))

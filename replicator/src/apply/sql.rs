@@ -11,6 +11,7 @@ use super::incomplete::incomplete;
 use super::row::{NUMERIC, TIMESTAMPTZ};
 use super::tombstone::{record, remembered};
 use super::unique::Uniques;
+use crate::conflict::resolver::Resolver;
 use crate::origin::node_of;
 use crate::relation::Relation;
 use crate::transaction::Operation;
@@ -24,14 +25,20 @@ pub(super) struct TargetTable {
     pub key_equals: Vec<String>,
     /// Identity columns that an UPDATE may not write (GENERATED ALWAYS).
     pub fixed: Vec<String>,
+    /// Columns that are computed: what a stream says of them is left out.
+    pub generated: Vec<String>,
     /// Columns that can be written, and the OIDs of their types.
     pub columns: HashMap<String, u32>,
     /// Columns whose value is a sum of contributions.
     pub counters: Vec<String>,
+    /// Who wins a conflict.
+    pub resolver: Resolver,
     /// Constraints besides the primary key on which rows may collide.
     pub uniques: Uniques,
     /// Whether a constraint is checked at commit only.
     pub deferrable: bool,
+    /// Whether a TRUNCATE of it deletes its rows one by one first.
+    pub truncates_by_row: bool,
 }
 
 impl TargetTable {
@@ -178,13 +185,19 @@ impl Writer {
     ) -> Result<Statement, ShapeError> {
         let mut names = Vec::new();
         let mut values = Vec::new();
-        let mut params: Vec<_> = (0..relation.columns.len()).map(Source::New).collect();
-        for column in &relation.columns {
+        let mut params = Vec::new();
+        let mut parameters = HashMap::new();
+        for (index, column) in relation.columns.iter().enumerate() {
+            if table.generated.contains(column) {
+                continue;
+            }
             if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
             names.push(quote(column));
-            let value = format!("${}", values.len() + 1);
+            params.push(Source::New(index));
+            let value = format!("${}", params.len());
+            parameters.insert(index, value.clone());
             values.push(if guarded || !table.counters.contains(column) {
                 value
             } else {
@@ -210,26 +223,22 @@ impl Writer {
             ));
         }
         let places = key_places(relation, table)?;
+        let values_of_key = places.iter().filter_map(|place| parameters.remove(place));
+        let held_key = key_array(&values_of_key.collect::<Vec<_>>());
         let condition = if guarded {
-            let key: Vec<_> = places
-                .iter()
-                .map(|index| format!("${}", index + 1))
-                .collect();
-            format!(" WHERE NOT EXISTS (SELECT {})", remembered(relation, &key))
+            format!(
+                " WHERE NOT EXISTS (SELECT {})",
+                remembered(relation, &held_key)
+            )
         } else {
             String::new()
         };
         let rest = if guarded || table.counters.is_empty() {
             String::new()
         } else {
-            let key: Vec<_> = places
-                .iter()
-                .map(|index| format!("${}", index + 1))
-                .collect();
             let held = format!(
-                "d.relation = {} AND d.key = jsonb_build_array({}) AND d.counters IS NOT NULL",
-                literal(relation),
-                key.join(", ")
+                "d.relation = {} AND d.key = {held_key} AND d.counters IS NOT NULL",
+                literal(relation)
             );
             format!(
                 "s AS MATERIALIZED (SELECT d.counters FROM tandem.tombstone d WHERE {held}), \
@@ -263,6 +272,7 @@ impl Writer {
         for (index, column) in relation.columns.iter().enumerate() {
             if unchanged(index)
                 || table.fixed.contains(column)
+                || table.generated.contains(column)
                 || (!key_moves && table.key.contains(column))
             {
                 continue;
@@ -399,7 +409,7 @@ pub(super) fn key_expressions(table: &TargetTable) -> String {
         .iter()
         .map(|column| format!("r.{}", quote(column)))
         .collect();
-    format!("jsonb_build_array({})", key.join(", "))
+    key_array(&key)
 }
 
 /// Where the columns of the key stand in the stream's rows.
@@ -421,6 +431,24 @@ pub(super) fn key_places(
             })
     };
     table.key.iter().map(place).collect()
+}
+
+/// Parameters that give a change's key, and the key as Tandem's own tables have it, as SQL over them.
+pub(super) fn key_params(
+    relation: &Relation,
+    table: &TargetTable,
+) -> Result<(Vec<Source>, String), ShapeError> {
+    let places = key_places(relation, table)?;
+    let params: Vec<_> = places.into_iter().map(Source::Key).collect();
+    let numbers: Vec<_> = (1..=params.len())
+        .map(|number| format!("${number}"))
+        .collect();
+    Ok((params, key_array(&numbers)))
+}
+
+/// A key as Tandem's own tables have it, from SQL expressions of its values.
+fn key_array(values: &[String]) -> String {
+    format!("jsonb_build_array({})", values.join(", "))
 }
 
 pub(super) fn key_condition(
@@ -528,13 +556,16 @@ mod tests {
             key: owned(key),
             key_equals: Vec::new(),
             fixed: Vec::new(),
+            generated: Vec::new(),
             counters: Vec::new(),
+            resolver: Resolver::default(),
             uniques: Uniques::default(),
             columns: owned(columns)
                 .into_iter()
                 .map(|column| (column, 25))
                 .collect(),
             deferrable: false,
+            truncates_by_row: false,
         }
     }
 

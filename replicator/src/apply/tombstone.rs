@@ -7,18 +7,20 @@ use std::fmt::Write as _;
 
 use super::counter::{add_up, whole_rest};
 use super::sql::{
-    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_places,
+    ShapeError, Source, Statement, TargetTable, Writer, key_condition, key_expressions, key_params,
     literal, qualified,
 };
 use crate::conflict::ConflictType;
+use crate::conflict::resolver::Resolver;
 use crate::relation::Relation;
+use crate::resolve::PENDING;
+use crate::version::microseconds_sql;
 
-/// A FROM clause that finds the deletes remembered for a key; `key` are SQL expressions of its values.
-pub(super) fn remembered(relation: &Relation, key: &[String]) -> String {
+/// A FROM clause that finds the deletes remembered for a key, an SQL expression.
+pub(super) fn remembered(relation: &Relation, key: &str) -> String {
     format!(
-        "FROM tandem.tombstone d WHERE d.relation = {} AND d.key = ANY (ARRAY[jsonb_build_array({}), '[]'])",
-        literal(relation),
-        key.join(", ")
+        "FROM tandem.tombstone d WHERE d.relation = {} AND d.key = ANY (ARRAY[{key}, '[]'])",
+        literal(relation)
     )
 }
 
@@ -70,15 +72,8 @@ impl Writer {
         relation: &Relation,
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
-        let mut params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
+        let (mut params, key) = key_params(relation, table)?;
         params.push(Source::Timestamp);
-        let key = format!("jsonb_build_array({})", key.join(", "));
         let node = self.source;
         let sql = record(relation, table, &key, params.len(), node, "NULL::jsonb", "");
         Ok(Statement::new(sql, params, relation, table))
@@ -95,16 +90,10 @@ impl Writer {
         table: &TargetTable,
         by_new: bool,
     ) -> Result<Statement, ShapeError> {
-        let params: Vec<_> = key_places(relation, table)?
-            .into_iter()
-            .map(Source::Key)
-            .collect();
-        let key: Vec<_> = (1..=params.len())
-            .map(|number| format!("${number}"))
-            .collect();
+        let (params, key) = key_params(relation, table)?;
         let sql = format!(
-            "SELECT (extract(epoch FROM d.deleted - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8, d.node {} \
-             ORDER BY d.deleted DESC, d.node DESC LIMIT 1",
+            "SELECT {}, d.node {} ORDER BY d.deleted DESC, d.node DESC LIMIT 1",
+            microseconds_sql("d.deleted"),
             remembered(relation, &key)
         );
         let statement = Statement::new(sql, params, relation, table);
@@ -138,7 +127,9 @@ impl Writer {
         };
         let rows = self.delete_returning(relation, table, &condition);
         let losers = if strictly {
-            format!(", l AS ({})", self.log_losers(relation, 1))
+            // A TRUNCATE names no rows, so nobody can be preferred to it.
+            let resolver = Resolver::LastUpdateWins;
+            format!(", l AS ({})", self.log_losers(relation, 1, &resolver))
         } else {
             String::new()
         };
@@ -175,7 +166,7 @@ impl Writer {
         let _ = write!(condition, " AND {older}");
         let rows = self.delete_returning(relation, table, &condition);
         let rests = self.keep_rests(relation, table, params.len());
-        let losers = self.log_losers(relation, params.len());
+        let losers = self.log_losers(relation, params.len(), &table.resolver);
         let sql = format!("WITH w AS ({rows}){rests} {losers}");
         Ok(Statement::new(sql, params, relation, table))
     }
@@ -202,13 +193,19 @@ impl Writer {
     }
 
     /// The lines of the conflict log for the rows `w` that lost against the node's own delete.
-    fn log_losers(&self, relation: &Relation, timestamp: usize) -> String {
+    fn log_losers(&self, relation: &Relation, timestamp: usize, resolver: &Resolver) -> String {
+        let outcome = if resolver.is_layered() {
+            PENDING
+        } else {
+            "local"
+        };
         let name = format!("{}.{}", relation.schema, relation.name).replace('\'', "''");
         format!(
             "INSERT INTO tandem.conflict (relation, type, resolver, outcome, local_timestamp, local_node, remote_image, \
-             remote_timestamp, remote_node) SELECT '{name}', '{}', 'last_update_wins', 'local', ${timestamp}, {}, image, \
+             remote_timestamp, remote_node) SELECT '{name}', '{}', '{}', '{outcome}', ${timestamp}, {}, image, \
              coalesce(written, ${timestamp}), coalesce(node, {}) FROM w",
             ConflictType::InsertDeleted.name(),
+            resolver.name(),
             self.source,
             self.source
         )
