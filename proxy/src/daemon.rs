@@ -259,13 +259,7 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
                 ),
             })
             .collect(),
-        tables: Arc::new(tandem_replicator::Tables {
-            filter: tandem_replicator::TableFilter {
-                include: config.replication.include.clone(),
-                exclude: config.replication.exclude.clone(),
-            },
-            policies: config.replication.policies.clone(),
-        }),
+        tables: Arc::new(config.replication.tables()),
         journal: tandem_replicator::JournalConfig {
             dir: config.replication.journal_dir.clone(),
             bytes_max: config.replication.journal_max,

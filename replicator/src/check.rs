@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::control::{Control, ControlError};
+use crate::tables::TableFilter;
 
 /// Something on a node that an administrator has to change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -51,8 +52,17 @@ struct Facts {
 ///
 /// # Errors
 /// When the node cannot be asked.
-pub async fn check(control: &Control, nodes: usize) -> Result<Vec<Problem>, ControlError> {
-    Ok(judge(&read(control).await?, nodes))
+pub(crate) async fn check(
+    control: &Control,
+    nodes: usize,
+    filter: &TableFilter,
+) -> Result<Vec<Problem>, ControlError> {
+    let mut facts = read(control).await?;
+    facts.without_key.retain(|name| {
+        let (schema, table) = name.split_once('.').unwrap_or_default();
+        filter.allows(schema, table)
+    });
+    Ok(judge(&facts, nodes))
 }
 
 async fn read(control: &Control) -> Result<Facts, ControlError> {
@@ -156,8 +166,8 @@ fn judge(facts: &Facts, nodes: usize) -> Vec<Problem> {
     }
     if !facts.without_key.is_empty() {
         problems.push(Problem {
-            what: format!("no primary key, so only inserts can be replicated: {}", facts.without_key.join(", ")),
-            hint: "ALTER TABLE … ADD PRIMARY KEY; until then PostgreSQL refuses UPDATE and DELETE of these tables".to_owned(),
+            what: format!("no primary key, so rows are told apart by their content only: {}", facts.without_key.join(", ")),
+            hint: "ALTER TABLE … ADD PRIMARY KEY; until then an UPDATE is replicated as a DELETE and an INSERT of one equal row".to_owned(),
             fatal: false,
         });
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::control::ControlError;
+use crate::debt;
 use crate::node::Shared;
 use crate::watermark;
 
@@ -28,13 +29,18 @@ pub(crate) async fn keep(shared: Arc<Shared>) {
                 }
             }
         }
+        let deadline = Instant::now() + ROUND_TIMEOUT;
+        if let Err(error) = debt::pay(&shared, deadline).await {
+            tracing::debug!(%error, "replication: tables without a key still owe rows");
+        }
         if let Err(problem) = collect(&shared).await {
             tracing::debug!(problem, "remembered deletes are kept for now");
         }
     }
 }
 
-/// Forgets the kept versions of one node's rows that are not the ones any more for which they were kept.
+/// Forgets the kept versions of one node's rows that are not the ones any more for which they were kept, and for which
+/// writes rows and deletes stood that do not stand any more.
 async fn collect_kept(shared: &Shared, node: usize) -> Result<(), ControlError> {
     let (Some(control), Some(gate)) = (shared.controls.get(node), shared.gates.get(node)) else {
         return Ok(());
@@ -42,18 +48,29 @@ async fn collect_kept(shared: &Shared, node: usize) -> Result<(), ControlError> 
     let Some(control) = control.borrow().clone() else {
         return Ok(());
     };
-    // The row by its key, so that an index serves; no row of a table that is gone can match.
-    let stale = "SELECT format('DELETE FROM tandem.kept k WHERE k.relation = %L AND NOT EXISTS (SELECT FROM ONLY %s r WHERE %s \
-         AND r.xmin = k.writer)', x.relation, x.oid::regclass, (SELECT string_agg(format('r.%I = (k.key->>%s)::%s', a.attname, \
-           p.place - 1, format_type(a.atttypid, a.atttypmod)), ' AND ') FROM pg_index i, unnest(i.indkey::int2[]) \
-           WITH ORDINALITY p(attnum, place) JOIN pg_attribute a ON a.attnum = p.attnum WHERE i.indrelid = x.oid \
-           AND i.indisprimary AND a.attrelid = x.oid AND p.place <= i.indnkeyatts)) \
-         FROM (SELECT k.relation, to_regclass(k.relation)::oid AS oid FROM tandem.kept k GROUP BY 1) x WHERE x.oid IS NOT NULL";
-    for row in control.query(stale, &[]).await? {
-        if let Some(sql) = row.try_get::<_, Option<String>>(0)? {
-            // Whoever writes such lines is alone at the gate, too.
-            let _alone = gate.write().await;
-            control.execute(&sql).await?;
+    for (table, or_deleted) in [
+        ("kept", ""),
+        (
+            "upheld",
+            "AND NOT EXISTS (SELECT FROM tandem.tombstone d WHERE d.relation = k.relation AND d.key = k.key)",
+        ),
+    ] {
+        // The row by its key, so that an index serves; no row of a table that is gone can match.
+        let stale = format!(
+            "SELECT format('DELETE FROM tandem.{table} k WHERE k.relation = %L AND NOT EXISTS (SELECT FROM ONLY %s r WHERE %s \
+             AND r.xmin = k.writer) {or_deleted}', x.relation, x.oid::regclass, \
+               (SELECT string_agg(format('r.%I = (k.key->>%s)::%s', a.attname, \
+               p.place - 1, format_type(a.atttypid, a.atttypmod)), ' AND ') FROM pg_index i, unnest(i.indkey::int2[]) \
+               WITH ORDINALITY p(attnum, place) JOIN pg_attribute a ON a.attnum = p.attnum WHERE i.indrelid = x.oid \
+               AND i.indisprimary AND a.attrelid = x.oid AND p.place <= i.indnkeyatts)) \
+             FROM (SELECT k.relation, to_regclass(k.relation)::oid AS oid FROM tandem.{table} k GROUP BY 1) x WHERE x.oid IS NOT NULL"
+        );
+        for row in control.query(&stale, &[]).await? {
+            if let Some(sql) = row.try_get::<_, Option<String>>(0)? {
+                // Whoever writes such lines is alone at the gate, too.
+                let _alone = gate.write().await;
+                control.execute(&sql).await?;
+            }
         }
     }
     Ok(())

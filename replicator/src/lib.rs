@@ -13,6 +13,8 @@ mod collect;
 mod conflict;
 pub mod control;
 mod counters;
+mod debt;
+mod identity;
 mod image;
 mod journal;
 mod meter;
@@ -23,6 +25,7 @@ pub mod pgoutput;
 mod progress;
 mod quarantine;
 mod relation;
+mod resolve;
 mod setup;
 mod shadow;
 mod status;
@@ -43,6 +46,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 pub use check::Problem;
+pub use conflict::resolver::Resolver;
 use control::{Control, ControlError};
 use journal::Journal;
 use meter::Meter;
@@ -129,6 +133,7 @@ impl Replicator {
             interner,
             shadows: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
+            contests: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             collecting: AsyncMutex::new(()),
             verifying: Arc::new(AsyncMutex::new(())),
@@ -163,7 +168,7 @@ impl Replicator {
     /// # Errors
     /// [`NotConverged`] after `timeout`, with what is behind.
     pub async fn wait_converged(&self, timeout: Duration) -> Result<(), NotConverged> {
-        watermark::everywhere(&self.shared, Instant::now() + timeout).await
+        watermark::settled(&self.shared, Instant::now() + timeout).await
     }
 
     /// Compares all nodes, row by row with versions, while they are in use. Everything that it finds comes out of the
@@ -195,11 +200,17 @@ impl Replicator {
     }
 }
 
-/// Asks a node what keeps it from being a member of a cluster of `nodes` nodes.
+/// Asks a node what keeps it from being a member of a cluster of `nodes` nodes that keeps `tables` converged.
 ///
 /// # Errors
 /// When it cannot be reached.
-pub async fn check_node(node: &Node, nodes: usize) -> Result<Vec<Problem>, ControlError> {
+pub async fn check_node(
+    node: &Node,
+    nodes: usize,
+    tables: &Tables,
+) -> Result<Vec<Problem>, ControlError> {
     let control = Control::connect(&node.connect, "tandem check").await?;
-    check::check(&control, nodes).await
+    let mut problems = check::check(&control, nodes, &tables.filter).await?;
+    problems.extend(identity::problems(&control, tables).await?);
+    Ok(problems)
 }

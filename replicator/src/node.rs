@@ -16,11 +16,12 @@ use crate::meter::Meter;
 use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
+use crate::resolve::{self, Contests};
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::shadow::Shadows;
 use crate::tables::Tables;
 use crate::vitals::{self, Vitals};
-use crate::{Config, Node, counters};
+use crate::{Config, Node, counters, identity};
 
 /// Pause before a node, a capture or a link that failed is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -30,8 +31,8 @@ const SHORT_PAUSE: Duration = Duration::from_millis(20);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often one transaction may lose a race in a row before its link is called blocked.
 const RACES_MAX: u32 = 20;
-/// How often new tables with counters are looked for.
-const COUNTERS_INTERVAL: Duration = Duration::from_secs(5);
+/// How often new tables are looked for.
+const TABLES_INTERVAL: Duration = Duration::from_secs(5);
 /// How often a target is flushed while something is applied to it.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -76,6 +77,8 @@ pub(crate) struct Shared {
     pub(crate) shadows: Vec<Arc<Shadows>>,
     /// What each node refused, by target.
     pub(crate) quarantines: Vec<Arc<Quarantine>>,
+    /// Conflicts that a layered resolver has yet to settle, by target.
+    pub(crate) contests: Vec<Arc<Contests>>,
     /// Held while deletes are forgotten, and while a repair reads them and writes what they say.
     pub(crate) collecting: AsyncMutex<()>,
     /// Held by the comparison or repair that is running.
@@ -219,6 +222,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Some(gate),
             Some(quarantine),
             Some(shadows),
+            Some(contests),
             Some(source_control),
             Some(of),
         ) = (
@@ -227,6 +231,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             shared.gates.get(index),
             shared.quarantines.get(index),
             shared.shadows.get(index),
+            shared.contests.get(index),
             shared.controls.get(source),
             shared.config.nodes.get(source),
         )
@@ -250,6 +255,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             },
             gate: Arc::clone(gate),
             quarantine: Arc::clone(quarantine),
+            contests: Arc::clone(contests),
             version: facts.version,
             journal: Arc::clone(journal),
             target_journal: Arc::clone(target_journal),
@@ -266,7 +272,8 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         let progress = facts.progress.get(&source_id).copied().unwrap_or(none);
         tasks.spawn(keep_link(context, progress));
     }
-    tasks.spawn(keep_counters(
+    tasks.spawn(resolve::keep(Arc::clone(shared), index));
+    tasks.spawn(keep_tables(
         Arc::clone(&control),
         Arc::clone(&shared.config.tables),
         node.name.clone(),
@@ -283,23 +290,28 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     }
 }
 
-/// Prepares tables with counters that are made later.
-async fn keep_counters(control: Arc<Control>, tables: Arc<Tables>, node: String) {
+/// Prepares tables that are made later.
+async fn keep_tables(control: Arc<Control>, tables: Arc<Tables>, node: String) {
     loop {
-        tokio::time::sleep(COUNTERS_INTERVAL).await;
-        match counters::prepare(&control, &tables).await {
+        tokio::time::sleep(TABLES_INTERVAL).await;
+        let prepared = async {
+            let mut problems = counters::prepare(&control, &tables).await?;
+            problems.extend(identity::prepare(&control, &tables).await?);
+            Ok::<_, ControlError>(problems)
+        };
+        match prepared.await {
             Ok(problems) => {
                 for problem in problems {
                     tracing::error!(
                         node,
                         problem = problem.what,
                         hint = problem.hint,
-                        "replication: counters"
+                        "replication: a table does not fit"
                     );
                 }
             }
             Err(error) => {
-                tracing::warn!(node, %error, "replication: a table with counters is not prepared")
+                tracing::warn!(node, %error, "replication: a table is not prepared")
             }
         }
     }

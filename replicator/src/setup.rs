@@ -8,9 +8,9 @@ use thiserror::Error;
 
 use crate::check::{Problem, check};
 use crate::control::{Control, ControlError};
-use crate::counters;
 use crate::origin::{OriginName, REPAIR};
 use crate::tables::Tables;
+use crate::{counters, identity};
 
 /// Both halves of the advisory lock that a daemon holds on each node it owns: "tndm", and a hash of the cluster.
 const OWNER_LOCK: &str = "1953391725, hashtext($1)";
@@ -123,7 +123,7 @@ pub(crate) async fn take(
     members: &[u16],
     tables: &Tables,
 ) -> Result<NodeFacts, SetupError> {
-    let fatal: Vec<_> = check(control, members.len())
+    let fatal: Vec<_> = check(control, members.len(), &tables.filter)
         .await?
         .into_iter()
         .filter(|problem| problem.fatal)
@@ -145,6 +145,10 @@ pub(crate) async fn take(
              CREATE PUBLICATION tandem FOR ALL TABLES; END IF; END $$",
         )
         .await?;
+    let unfit = identity::prepare(control, tables).await?;
+    if !unfit.is_empty() {
+        return Err(SetupError::Requirements(unfit));
+    }
     let slot = slot(control, &slot_name(cluster)).await?;
     let workers = |&node| [0, REPAIR].map(|worker| OriginName { node, worker }.to_string());
     for name in members.iter().flat_map(workers) {
@@ -178,6 +182,7 @@ pub(crate) async fn take(
 /// deletes (see `apply/tombstone.rs`). `tandem.journal` and `tandem.carried` say which journal the slot is read into and
 /// which targets (node ids) depend on it (see `carry.rs`). Before a slot's `created_lsn` was kept, slots were confirmed
 /// only to what all targets had, so the slot's position serves as well.
+/// `tandem.upheld` says for which write a node's own one stands (see `resolve.rs`).
 /// `tandem.conflict.operation` says what the remote write did where the type does
 /// not, `tandem.quarantine.edits` counts an operator's edits of the payload.
 const SCHEMA: &str = "
@@ -194,10 +199,15 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS tandem.kept (
         relation text, key jsonb, writer xid NOT NULL, written timestamptz NOT NULL, node int NOT NULL,
         PRIMARY KEY (relation, key));
+    CREATE TABLE IF NOT EXISTS tandem.upheld (
+        relation text, key jsonb, writer xid NOT NULL, written timestamptz NOT NULL, node int NOT NULL,
+        own timestamptz NOT NULL, own_node int NOT NULL, PRIMARY KEY (relation, key));
     CREATE TABLE IF NOT EXISTS tandem.incomplete (relation text, key jsonb, PRIMARY KEY (relation, key));
     CREATE TABLE IF NOT EXISTS tandem.shadow (
         relation text, key jsonb, image jsonb NOT NULL, written timestamptz NOT NULL, node int NOT NULL,
         PRIMARY KEY (relation, key));
+    CREATE TABLE IF NOT EXISTS tandem.debt (
+        relation text, digest text, image jsonb NOT NULL, count bigint NOT NULL, PRIMARY KEY (relation, digest));
     CREATE TABLE IF NOT EXISTS tandem.quarantine (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, source int NOT NULL, lsn pg_lsn NOT NULL,
         committed timestamptz NOT NULL, quarantined timestamptz NOT NULL DEFAULT clock_timestamp(), reason text NOT NULL,
@@ -209,6 +219,9 @@ const SCHEMA: &str = "
         relation text NOT NULL, type text NOT NULL, operation text, resolver text NOT NULL, outcome text NOT NULL,
         local_image json, local_timestamp timestamptz, local_node int,
         remote_image json, remote_timestamp timestamptz NOT NULL, remote_node int NOT NULL, reapplied timestamptz);
+    DO $$ BEGIN IF to_regclass('tandem.conflict_pending') IS NULL THEN
+        CREATE INDEX conflict_pending ON tandem.conflict (remote_timestamp, remote_node, id) WHERE outcome = 'pending';
+    END IF; END $$;
 ";
 
 async fn lock(control: &Control, cluster: &str) -> Result<(), SetupError> {

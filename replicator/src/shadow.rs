@@ -1,4 +1,5 @@
-//! Which tables of a target have rows that lost against others on a unique or exclusion constraint (`tandem.shadow`).
+//! Which tables of a target have rows that lost against others on a unique or exclusion constraint (`tandem.shadow`), or,
+//! without a key, owe rows (`tandem.debt`).
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +25,10 @@ impl Shadows {
     /// When the target cannot be asked.
     pub(crate) async fn load(&self, control: &Control) -> Result<(), ControlError> {
         let rows = control
-            .query("SELECT DISTINCT relation FROM tandem.shadow", &[])
+            .query(
+                "SELECT relation FROM tandem.shadow UNION SELECT relation FROM tandem.debt",
+                &[],
+            )
             .await?;
         let mut tables = HashSet::new();
         for row in rows {

@@ -1,5 +1,7 @@
 //! Which tables are kept converged.
 
+use crate::conflict::resolver::Resolver;
+
 /// The schema that holds Tandem's own tables; it is never replicated.
 pub(crate) const OWN_SCHEMA: &str = "tandem";
 
@@ -13,6 +15,8 @@ pub(crate) fn quote(name: &str) -> String {
 pub struct TablePolicy {
     /// Columns whose value is the sum of what all nodes have contributed. Invariant: NOT NULL, of an exact number type.
     pub counters: Vec<String>,
+    /// Who wins a conflict.
+    pub resolver: Resolver,
 }
 
 /// Which tables are kept converged, and how.
@@ -29,6 +33,7 @@ impl Tables {
     pub(crate) fn policy(&self, schema: &str, table: &str) -> &TablePolicy {
         static DEFAULT: TablePolicy = TablePolicy {
             counters: Vec::new(),
+            resolver: Resolver::LastUpdateWins,
         };
         let key = (schema.to_owned(), table.to_owned());
         self.policies.get(&key).unwrap_or(&DEFAULT)

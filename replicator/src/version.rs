@@ -27,6 +27,15 @@ impl fmt::Display for Version {
 }
 
 impl Version {
+    /// Its timestamp as SQL, exactly.
+    pub(crate) fn timestamp_sql(self) -> String {
+        format!(
+            "(timestamptz '2000-01-01 00:00:00+00' + make_interval(secs => {}) + {} * interval '1 microsecond')",
+            self.timestamp.div_euclid(1_000_000),
+            self.timestamp.rem_euclid(1_000_000)
+        )
+    }
+
     /// Its timestamp as a person and PostgreSQL read it, in UTC.
     pub(crate) fn timestamp_text(self) -> String {
         const DAY_US: i64 = 86_400_000_000;

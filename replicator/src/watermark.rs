@@ -73,6 +73,30 @@ pub(crate) async fn everywhere(
     }
 }
 
+/// The same, and that their conflicts are settled: what layered resolvers write again is applied on all, too.
+///
+/// # Errors
+/// [`NotConverged`] at the deadline, with what is behind.
+pub(crate) async fn settled(shared: &Arc<Shared>, deadline: Instant) -> Result<(), NotConverged> {
+    let rewritten = || -> u64 { shared.contests.iter().map(|node| node.rewritten()).sum() };
+    loop {
+        let before = rewritten();
+        everywhere(shared, deadline).await?;
+        for (contests, node) in shared.contests.iter().zip(&shared.config.nodes) {
+            let idle = tokio::time::timeout_at(deadline, contests.idle()).await;
+            if idle.is_err() {
+                return Err(NotConverged {
+                    unreachable: vec![format!("{}: conflicts are not settled", node.name)],
+                    lags: Vec::new(),
+                });
+            }
+        }
+        if rewritten() == before {
+            return Ok(());
+        }
+    }
+}
+
 /// Writes a watermark on a node and waits until it is applied on all others; answers the links that are behind.
 async fn applied(
     shared: &Shared,

@@ -1,6 +1,7 @@
 //! `tandem check`: the files, then the nodes.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use tandem_replicator::{Node, Problem, check_node};
 use tandem_wire::tls::{ClientTls, ServerTls};
@@ -63,6 +64,7 @@ fn certificate_problems(config: &Config) -> Vec<String> {
 /// Asks every node, all at once, and tells what each said in the configuration's order.
 async fn check_nodes(config: &Config) -> Result<Exit, Failure> {
     let count = config.nodes.len();
+    let tables = Arc::new(config.replication.tables());
     let mut asking = JoinSet::new();
     for (index, node) in nodes(&config.nodes)
         .map_err(Failure::other)?
@@ -79,8 +81,9 @@ async fn check_nodes(config: &Config) -> Result<Exit, Failure> {
             id: node.config().id,
             connect: options,
         };
+        let tables = Arc::clone(&tables);
         asking.spawn(async move {
-            let problems = check_node(&node, count)
+            let problems = check_node(&node, count, &tables)
                 .await
                 .map_err(|error| error.to_string());
             (index, node.name, problems)

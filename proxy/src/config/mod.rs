@@ -1,13 +1,13 @@
 //! The configuration: `tandem.toml` and the rules file it names, read and validated as a whole.
 
-mod duration;
 mod error;
 mod listen;
 mod node;
+mod quantity;
 mod read;
 mod reader;
+mod replication;
 mod secrets;
-mod size;
 #[cfg(test)]
 mod tests;
 
@@ -16,13 +16,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tandem_replicator::TablePolicy;
+use tandem_replicator::{TableFilter, TablePolicy, Tables};
 use tandem_routing_rules::Rules;
 use tandem_wire::Secret;
 use tandem_wire::tls::{ClientTlsMode, SslMode};
 
-pub use duration::parse_duration;
 pub use error::{ConfigError, ConfigProblem};
+pub use quantity::parse_duration;
 
 /// A valid configuration. Paths are absolute. Its `Debug` output shows no secret.
 #[derive(Debug, Clone)]
@@ -181,6 +181,19 @@ pub struct ReplicationConfig {
     pub journal_carry_bytes: u64,
     /// A node that is behind for longer than this is carried by the journal.
     pub journal_carry_after: Duration,
+}
+
+impl ReplicationConfig {
+    /// Which tables are kept converged, and how.
+    pub fn tables(&self) -> Tables {
+        Tables {
+            filter: TableFilter {
+                include: self.include.clone(),
+                exclude: self.exclude.clone(),
+            },
+            policies: self.policies.clone(),
+        }
+    }
 }
 
 /// `[[node]]`

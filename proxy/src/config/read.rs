@@ -1,12 +1,10 @@
 //! From the text of `tandem.toml` to a [`Config`], or to everything that is wrong with it.
 
-use std::collections::HashMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tandem_replicator::TablePolicy;
 use tandem_routing_rules::document::{Section, Value};
 use tandem_routing_rules::{NodeInfo, Rules};
 use tandem_wire::tls::ClientTlsMode;
@@ -15,15 +13,10 @@ use super::error::{ConfigError, ConfigProblem};
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{
-    AdminConfig, AuthConfig, AuthMethod, Config, Listen, PoolMode, ProxyConfig, ProxyTls,
-    ReplicationConfig,
-};
+use super::{AdminConfig, AuthConfig, AuthMethod, Config, Listen, PoolMode, ProxyConfig, ProxyTls};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
-/// A journal that may hold less than this would fill with a few changes.
-const JOURNAL_MIN: u64 = 1 << 20;
 
 /// Reads `path` and all it names.
 pub(super) fn load(path: &Path, environment: Environment<'_>) -> Result<Config, ConfigError> {
@@ -100,14 +93,14 @@ impl Reader<'_> {
             Some(section) => self.admin(section, &state_dir, proxy.as_ref()),
             None => None,
         };
-        let replication = root
-            .require("replication", &mut self.problems)
-            .and_then(|value| value.table(&mut self.problems))
-            .and_then(|section| self.replication(section));
         let (nodes, named) = match root.require("node", &mut self.problems) {
             Some(value) => read_nodes(self, &value),
             None => (Vec::new(), Vec::new()),
         };
+        let replication = root
+            .require("replication", &mut self.problems)
+            .and_then(|value| value.table(&mut self.problems))
+            .and_then(|section| self.replication(section, &named));
         root.finish(&mut self.problems);
 
         let rules = self.rules(rules_file, &named);
@@ -448,111 +441,6 @@ impl Reader<'_> {
             listen,
             token_file: token_file.unwrap_or_else(|| state_dir.join("admin.token")),
         })
-    }
-
-    fn replication(&mut self, mut section: Section<'_>) -> Option<ReplicationConfig> {
-        let database = section
-            .require("database", &mut self.problems)
-            .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
-        let mut patterns = |key| {
-            section
-                .take(key)
-                .map_or_else(Vec::new, |value| self.table_patterns(&value))
-        };
-        let include = patterns("include");
-        let exclude = patterns("exclude");
-        let mut policies = HashMap::new();
-        if let Some(tables) = section.take_table("table", &mut self.problems) {
-            for entry in tables.entries() {
-                self.table_pattern(entry.name, entry.value.key_span());
-                if let (Some(section), Some((schema, table))) = (
-                    entry.value.table(&mut self.problems),
-                    entry.name.split_once('.'),
-                ) {
-                    let policy = self.replication_table(section);
-                    policies.insert((schema.to_owned(), table.to_owned()), policy);
-                }
-            }
-        }
-        let journal_dir = section
-            .take("journal_dir")
-            .and_then(|value| self.path(&value));
-        let journal_max = self.size(&mut section, "journal_max", 16 << 30, JOURNAL_MIN);
-        let journal_carry_bytes = self.size(&mut section, "journal_carry_bytes", 64 << 20, 0);
-        let journal_carry_after = self.duration(
-            &mut section,
-            "journal_carry_after",
-            Duration::from_secs(10),
-            Duration::from_millis(100),
-        );
-        section.finish(&mut self.problems);
-        Some(ReplicationConfig {
-            database: database?,
-            include,
-            exclude,
-            policies,
-            journal_dir: journal_dir.unwrap_or_else(|| self.base.join("journal")),
-            journal_max,
-            journal_carry_bytes,
-            journal_carry_after,
-        })
-    }
-
-    fn replication_table(&mut self, mut section: Section<'_>) -> TablePolicy {
-        let counters = section.take("counters");
-        let counters = counters.and_then(|counters| {
-            let columns = counters.strings(&mut self.problems)?;
-            Some(
-                columns
-                    .into_iter()
-                    .map(|(name, _)| name.to_owned())
-                    .collect(),
-            )
-        });
-        let resolvers = [
-            ("last_update_wins", true),
-            ("first_update_wins", false),
-            ("node_priority", false),
-        ];
-        if let Some(resolver) = section.take("resolver")
-            && resolver.choice(&resolvers, &mut self.problems) == Some(false)
-        {
-            let hint = "use resolver = \"last_update_wins\"";
-            self.problems.add_with_hint(
-                resolver.span(),
-                "this resolver is not available yet",
-                hint,
-            );
-        }
-        section.finish(&mut self.problems);
-        TablePolicy {
-            counters: counters.unwrap_or_default(),
-        }
-    }
-
-    fn table_patterns(&mut self, value: &Value<'_>) -> Vec<String> {
-        let listed = value.strings(&mut self.problems).unwrap_or_default();
-        for (text, element) in &listed {
-            self.table_pattern(text, element.span());
-        }
-        listed
-            .into_iter()
-            .map(|(text, _)| text.to_owned())
-            .collect()
-    }
-
-    fn table_pattern(&mut self, text: &str, span: std::ops::Range<usize>) {
-        let both = text.split_once('.').is_some_and(|(schema, table)| {
-            !schema.is_empty() && !table.is_empty() && !table.contains('.')
-        });
-        if !both {
-            let hint = format!(
-                "write schema and table, such as \"public.{}\"",
-                text.trim_matches('.')
-            );
-            self.problems
-                .add_with_hint(span, format!("`{text}` is not `schema.table`"), hint);
-        }
     }
 
     fn rules(&mut self, file: Option<Named>, nodes: &[NodeInfo]) -> RulesFile {

@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use tandem_routing_rules::document::{Document, Problems, Section, Value, line_and_column};
 
-use super::duration::parse_duration;
 use super::error::{ConfigError, ConfigProblem};
-use super::size::parse_size;
+use super::quantity::{parse_duration, parse_size};
 
 /// Looks up an environment variable.
 pub(super) type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;

@@ -193,7 +193,10 @@ journal_max = "2GB"
 journal_carry_bytes = "1MB"
 journal_carry_after = "1s"
 [replication.table."public.t"]
-resolver = "last_update_wins"
+resolver = "first_update_wins"
+[replication.table."public.u"]
+resolver = "node_priority"
+priority = ["oslo-2"]
 [[node]]
 name = "paris"
 id = 1023
@@ -356,7 +359,17 @@ fn broken_files_are_told_with_place_and_mend() {
         (
             "database = \"app\"",
             "database = \"app\"\n[replication.table.\"public.t\"]\nresolver = \"node_priority\"",
-            "tandem.toml:10:12: this resolver is not available yet; use resolver = \"last_update_wins\"",
+            "tandem.toml:10:12: nothing says which node goes first; add priority = [\"NODE\", …], the node whose writes win first",
+        ),
+        (
+            "database = \"app\"",
+            "database = \"app\"\n[replication.table.\"public.t\"]\nresolver = \"node_priority\"\npriority = [\"pari\"]",
+            "tandem.toml:11:13: unknown node `pari`; did you mean `paris`?",
+        ),
+        (
+            "database = \"app\"",
+            "database = \"app\"\n[replication.table.\"public.t\"]\npriority = [\"paris\"]",
+            "tandem.toml:10:1: `priority` is for resolver = \"node_priority\"; add resolver = \"node_priority\", or take it out",
         ),
         (
             "id = 1",

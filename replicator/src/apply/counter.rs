@@ -6,8 +6,8 @@
 use super::kept::keep;
 use super::params::{Params, Source, Statement};
 use super::sql::{
-    ShapeError, TargetTable, Writer, key_condition, key_expressions, key_values, literal,
-    qualified, quote,
+    ShapeError, TargetTable, Writer, key_condition, key_expressions, key_param, literal, qualified,
+    quote,
 };
 use crate::relation::Relation;
 
@@ -115,7 +115,11 @@ impl Writer {
             if table.counters.contains(column) {
                 let added = contribution(relation, column, &mut params);
                 sets.push(format!("{name} = r.{name} + {added}"));
-            } else if !judged && !table.fixed.contains(column) && !table.key.contains(column) {
+            } else if !judged
+                && !table.fixed.contains(column)
+                && !table.generated.contains(column)
+                && !table.key.contains(column)
+            {
                 let value = params.add(Source::New(index));
                 sets.push(format!(
                     "{name} = CASE WHEN o.yields THEN {value} ELSE r.{name} END"
@@ -149,15 +153,14 @@ impl Writer {
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
         let mut params = Params::one(relation, table);
-        let key = key_values(relation, table, &mut params)?;
+        let key = key_param(relation, table, &mut params)?;
         let timestamp = params.add(Source::Timestamp);
         let added = each(table, |name| contribution(relation, name, &mut params));
         let added = sums(table, &added);
         let sql = format!(
             "INSERT INTO tandem.tombstone AS d (relation, key, deleted, node, counters) \
-             SELECT {}, jsonb_build_array({}), {timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
+             SELECT {}, {key}, {timestamp}, {}, {added} ON CONFLICT (relation, key) DO UPDATE SET {}",
             literal(relation),
-            key.join(", "),
             self.source,
             add_up(table)
         );
@@ -176,7 +179,7 @@ impl Writer {
     ) -> Result<Statement, ShapeError> {
         let mut params = Params::one(relation, table);
         let condition = key_condition(relation, table, &mut params)?;
-        let key = key_values(relation, table, &mut params)?;
+        let key = key_param(relation, table, &mut params)?;
         let sets = each(table, |counter| {
             let name = quote(counter);
             format!("{name} = r.{name} + {}", sum_of("o.counters", counter))
@@ -184,7 +187,7 @@ impl Writer {
         let target = qualified(relation);
         let sql = format!(
             "WITH o AS MATERIALIZED (SELECT r.ctid AS place, {} AS written, {} AS node, d.counters FROM ONLY {target} AS r, \
-             tandem.tombstone d WHERE {condition} AND d.relation = {} AND d.key = jsonb_build_array({}) \
+             tandem.tombstone d WHERE {condition} AND d.relation = {} AND d.key = {key} \
              AND d.counters IS NOT NULL FOR UPDATE), w AS (UPDATE ONLY {target} AS r SET {} FROM o WHERE r.ctid = o.place \
              RETURNING {} AS key, o.written, o.node), k AS ({}), \
              u AS (UPDATE tandem.tombstone d SET counters = NULL FROM w WHERE d.relation = {} AND d.key = w.key) \
@@ -192,7 +195,6 @@ impl Writer {
             self.written(relation, table),
             self.written_by(relation, table),
             literal(relation),
-            key.join(", "),
             sets.join(", "),
             key_expressions(table),
             keep(relation, "w WHERE written IS NOT NULL"),

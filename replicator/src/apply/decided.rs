@@ -91,20 +91,16 @@ impl Session {
             return Ok(0);
         }
         if table.key.is_empty() {
-            // Inserts only; anything else has no key to find its row by, which `add` reports.
-            let write = match change.operation {
-                Operation::Insert => Write::Insert,
-                Operation::Update => Write::Update,
-                Operation::Delete | Operation::Truncate => Write::Delete,
-            };
-            self.add(batch, change, &row, write, version)?;
+            self.add_keyless(batch, change, &row, version, change.operation)?;
             return Ok(0);
         }
         let counts = !table.counters.is_empty();
         row.check_counts(change, &table)?;
         if change.operation == Operation::Update && row.key_moves(&change.relation, &table) {
             if counts {
-                return self.add_counted_key_move(batch, change, &mut row, version, rows);
+                return self
+                    .add_counted_key_move(batch, change, &mut row, version, rows)
+                    .await;
             }
             return self
                 .add_key_move(batch, change, &mut row, version, rows)
@@ -141,7 +137,8 @@ impl Session {
             // Nobody knows what was contributed before: the row is taken as it is.
             row.count(Half::Arriving);
         }
-        self.log_conflict(batch, change, &row, decision, &locked, version)?;
+        self.log_conflict(batch, change, &mut row, decision, &locked, version)
+            .await?;
         let writes: &[Write] = match decision.action {
             Action::Skip if overwrites => &[Write::Mark],
             Action::Skip => &[],
@@ -155,16 +152,27 @@ impl Session {
         for &write in if counts { &counting } else { writes } {
             self.add(batch, change, &row, write, version)?;
         }
-        match (decision.action, locked.found) {
-            (Action::Insert | Action::Overwrite, _) => {
-                rows.insert(key, Locked::ours());
-            }
-            (Action::Delete, _) | (Action::Bury, Found::Missing(_)) => {
-                rows.insert(key, locked.buried(version));
-            }
-            (Action::Bury | Action::Skip, _) => {}
-        }
+        keep_true(rows, key, &locked, decision.action, version);
         Ok(conflicts(decision))
+    }
+
+    /// Adds an INSERT into a table without a key, or its TRUNCATE. (`multiset.rs` does the rest.)
+    pub(super) fn add_keyless(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        row: &Row<'_>,
+        version: Version,
+        operation: Operation,
+    ) -> Result<(), ApplyError> {
+        let write = match operation {
+            Operation::Insert => Write::Insert,
+            Operation::Truncate => Write::Truncate,
+            Operation::Update | Operation::Delete => {
+                return Err(ApplyError::Unexpected("a change of a row without a key"));
+            }
+        };
+        self.add(batch, change, row, write, version)
     }
 
     /// A changed primary key is a delete of the old row and an insert of the new one, with one version.
@@ -194,8 +202,10 @@ impl Session {
         if !fits && arrives.action != Action::Skip && !self.complete(change, row, version).await? {
             arrives.action = Action::Skip;
         }
-        self.log_conflict(batch, change, row, leaves, &old, version)?;
-        self.log_conflict(batch, change, row, arrives, &new, version)?;
+        self.log_conflict(batch, change, row, leaves, &old, version)
+            .await?;
+        self.log_conflict(batch, change, row, arrives, &new, version)
+            .await?;
         let writes: &[Write] = match (leaves.action, arrives.action) {
             (Action::Delete, Action::Skip) => &[Write::Delete],
             (Action::Delete, Action::Overwrite) => &[Write::Clear, Write::Update, Write::Bury],
@@ -217,7 +227,7 @@ impl Session {
     }
 
     /// The same where the table has counters: one row's lose what the old row had, the other's get what the new one has.
-    fn add_counted_key_move(
+    async fn add_counted_key_move(
         &mut self,
         batch: &mut Batch,
         change: &Change,
@@ -238,7 +248,8 @@ impl Session {
                 .unwrap_or_else(|| Locked::missing(None));
             row.count(half);
             let decision = decide(operation, version, locked.found);
-            self.log_conflict(batch, change, row, decision, &locked, version)?;
+            self.log_conflict(batch, change, row, decision, &locked, version)
+                .await?;
             count += conflicts(decision);
             let writes: &[Write] = match decision.action {
                 Action::Skip => &[],
@@ -251,15 +262,7 @@ impl Session {
                 let write = if new { write.on_new_key() } else { write };
                 self.add(batch, change, row, write, version)?;
             }
-            match (decision.action, locked.found) {
-                (Action::Insert | Action::Overwrite, _) => {
-                    rows.insert(key, Locked::ours());
-                }
-                (Action::Delete, _) | (Action::Bury, Found::Missing(_)) => {
-                    rows.insert(key, locked.buried(version));
-                }
-                (Action::Bury | Action::Skip, _) => {}
-            }
+            keep_true(rows, key, &locked, decision.action, version);
         }
         Ok(count)
     }
@@ -352,12 +355,13 @@ impl Session {
         Ok(())
     }
 
-    /// Adds the line of the conflict log, if the decision was about a conflict.
-    fn log_conflict(
+    /// Adds the line of the conflict log, if the decision was about a conflict. What lost against the target's own write is
+    /// left for a layered resolver to settle.
+    async fn log_conflict(
         &mut self,
         batch: &mut Batch,
         change: &Change,
-        row: &Row<'_>,
+        row: &mut Row<'_>,
         decision: Decision,
         local: &Locked,
         remote: Version,
@@ -376,24 +380,55 @@ impl Session {
         } else {
             change.operation
         };
+        let table = self.table(&change.relation)?;
+        let (Found::Row(standing) | Found::Missing(standing)) = local.found;
+        let contested = table.resolver.is_layered()
+            && outcome == "local"
+            && conflict != ConflictType::DeleteMissing
+            && standing.is_some_and(|standing| standing.node == self.place.target)
+            // What cannot be written whole has moved on at its source: a later change of it is on its way.
+            && (operation == Operation::Delete || self.complete(change, row, remote).await?);
         let image = row.image(&change.relation, operation);
         let remote_node = remote.node.to_string();
-        let (Found::Row(local_version) | Found::Missing(local_version)) = local.found;
-        let local_node = local_version.map(|version| version.node.to_string());
+        let local_node = standing.map(|version| version.node.to_string());
         let values = [
             Value::Text(relation.as_bytes()),
             Value::Text(conflict.name().as_bytes()),
-            Value::Text(outcome.as_bytes()),
+            Value::Text(if contested {
+                table.resolver.name().as_bytes()
+            } else {
+                outcome.as_bytes()
+            }),
             text(local.image.as_deref()),
-            local_version.map_or(Value::Null, |version| Value::Timestamp(version.timestamp)),
+            standing.map_or(Value::Null, |version| Value::Timestamp(version.timestamp)),
             text(local_node.as_deref()),
             Value::Text(image.as_bytes()),
             Value::Timestamp(remote.timestamp),
             Value::Text(remote_node.as_bytes()),
         ];
-        batch.execute(self.connection.out(), "conflict", &values, Step::Work)?;
+        let statement = if contested { "contest" } else { "conflict" };
+        batch.execute(self.connection.out(), statement, &values, Step::Work)?;
         self.conflicts.push(conflict.name());
         Ok(())
+    }
+}
+
+/// Notes what stands under a key after an action.
+fn keep_true(
+    rows: &mut HashMap<Key, Locked>,
+    key: Key,
+    locked: &Locked,
+    action: Action,
+    version: Version,
+) {
+    match (action, locked.found) {
+        (Action::Insert | Action::Overwrite, _) => {
+            rows.insert(key, Locked::ours());
+        }
+        (Action::Delete, _) | (Action::Bury, Found::Missing(_)) => {
+            rows.insert(key, locked.buried(version));
+        }
+        (Action::Bury | Action::Skip, _) => {}
     }
 }
 

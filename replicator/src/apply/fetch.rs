@@ -49,13 +49,11 @@ impl Place {
             conditions.push(format!("r.{} {equals} '{text}'", quote(name)));
         }
         let sql = format!(
-            "SELECT {} FROM ONLY {} AS r WHERE {} AND pg_xact_commit_timestamp(r.xmin) = \
-             timestamptz '2000-01-01 00:00:00+00' + make_interval(secs => {}) + {} * interval '1 microsecond'",
+            "SELECT {} FROM ONLY {} AS r WHERE {} AND pg_xact_commit_timestamp(r.xmin) = {}",
             columns.join(", "),
             qualified(relation),
             conditions.join(" AND "),
-            version.timestamp.div_euclid(1_000_000),
-            version.timestamp.rem_euclid(1_000_000),
+            version.timestamp_sql(),
         );
         let control = self.source_control.borrow().clone();
         let control = control.ok_or(ApplyError::SourceAway)?;

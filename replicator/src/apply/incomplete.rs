@@ -7,7 +7,7 @@
 //! fetched too.
 
 use super::params::{Params, Statement};
-use super::sql::{ShapeError, TargetTable, Writer, key_expressions, key_values, literal};
+use super::sql::{ShapeError, TargetTable, Writer, key_expressions, key_param, literal};
 use crate::relation::Relation;
 
 /// SQL that is true when row `r` is noted as incomplete.
@@ -41,15 +41,15 @@ impl Writer {
         lacks: bool,
     ) -> Result<Statement, ShapeError> {
         let mut params = Params::one(relation, table);
-        let key = key_values(relation, table, &mut params)?.join(", ");
+        let key = key_param(relation, table, &mut params)?;
         let relation_text = literal(relation);
         let sql = if lacks {
             format!(
-                "INSERT INTO tandem.incomplete VALUES ({relation_text}, jsonb_build_array({key})) ON CONFLICT DO NOTHING"
+                "INSERT INTO tandem.incomplete VALUES ({relation_text}, {key}) ON CONFLICT DO NOTHING"
             )
         } else {
             format!(
-                "DELETE FROM tandem.incomplete WHERE relation = {relation_text} AND key = jsonb_build_array({key})"
+                "DELETE FROM tandem.incomplete WHERE relation = {relation_text} AND key = {key}"
             )
         };
         Ok(params.statement(sql))

@@ -10,6 +10,7 @@ mod fold;
 mod gate;
 mod incomplete;
 mod kept;
+mod multiset;
 mod own;
 mod params;
 mod quarantine;
@@ -32,7 +33,7 @@ use tokio::sync::RwLock;
 use gate::Gate;
 use quarantine::Refusal;
 use session::Session;
-pub(crate) use session::{ApplyError, Place, Severity};
+pub(crate) use session::{ApplyError, Place, Severity, is_poison};
 use slow::{Slow, Unknown};
 pub(crate) use sql::quote;
 pub(crate) use tombstone::remember;
@@ -41,6 +42,7 @@ use crate::journal::{Cursor, Journal, Run};
 use crate::origin::OriginName;
 use crate::progress::{Link, LinkState, Links};
 use crate::quarantine::{Held, Quarantine};
+use crate::resolve::Contests;
 use crate::setup::OriginProgress;
 use crate::transaction::{Entry, Transaction};
 use crate::version::PgTimestamp;
@@ -81,6 +83,8 @@ pub(crate) struct LinkContext {
     pub gate: Arc<RwLock<()>>,
     /// What the target refused.
     pub quarantine: Arc<Quarantine>,
+    /// The target's conflicts that a layered resolver has yet to settle.
+    pub contests: Arc<Contests>,
 }
 
 /// What goes from one run of a link to the next.
@@ -456,7 +460,7 @@ impl<'a> Worker<'a> {
     ) -> Result<Result<u64, ServerError>, ApplyError> {
         let mut settled = Unknown::default();
         let traits = self.session.traits(transaction, false).await?;
-        let mut shadowing = traits.shadowed;
+        let mut shadowing = traits.shadowed || traits.multiset;
         loop {
             let alone = traits.buries() || traits.counts || shadowing;
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
@@ -474,7 +478,12 @@ impl<'a> Worker<'a> {
             };
             self.carried.gate = None;
             match outcome {
-                Slow::Applied { conflicts } => return Ok(Ok(conflicts)),
+                Slow::Applied { conflicts } => {
+                    if traits.layered && conflicts > 0 {
+                        self.context.contests.raise();
+                    }
+                    return Ok(Ok(conflicts));
+                }
                 Slow::Refused(error) => return Ok(Err(error)),
                 Slow::Collides => shadowing = true,
                 Slow::Unsettled(unknown) => {
@@ -511,8 +520,10 @@ impl<'a> Worker<'a> {
     async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
         let mut telling = Vec::new();
         let mut shadowed = Vec::new();
+        let mut layered = false;
         for &transaction in transactions {
             let traits = self.session.traits(transaction, true).await?;
+            layered |= traits.layered;
             let arrives = traits.inserts_counted || (traits.counts && traits.moves_key);
             if arrives || traits.shadowed {
                 self.session.wait_visible(transaction).await?;
@@ -535,6 +546,9 @@ impl<'a> Worker<'a> {
             self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
             self.session.learn(&telling).await?;
             self.carried.gate = None;
+            if layered {
+                self.context.contests.raise();
+            }
         }
         Ok(())
     }

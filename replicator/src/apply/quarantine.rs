@@ -261,7 +261,8 @@ impl Session {
 /// The keys that a change touches; `None` where they cannot be told, or its table has not what the change needs.
 fn change_keys(change: &Change, table: &TargetTable) -> Option<Vec<Vec<String>>> {
     let relation: &Relation = &change.relation;
-    let fits = |column: &String| table.columns.contains_key(column);
+    let fits =
+        |column: &String| table.columns.contains_key(column) || table.generated.contains(column);
     let has_key = key_places(relation, table).is_ok();
     if change.operation == Operation::Truncate || !has_key || !relation.columns.iter().all(fits) {
         return None;

@@ -56,9 +56,10 @@ pub(crate) enum RowError {
         /// The column.
         column: String,
     },
-    /// The stream does not carry the old row, so that nobody can tell what the change adds to a counter.
+    /// The stream does not carry the old row, so that nobody can tell what the change adds to a counter, or, without a key,
+    /// which row it is about.
     #[error(
-        "the stream does not carry the old row of {table}, which has counters; it was written before the table had REPLICA IDENTITY FULL"
+        "the stream does not carry the old row of {table}; it was written before the table had REPLICA IDENTITY FULL"
     )]
     NoOldRow {
         /// Schema and table.
@@ -226,6 +227,14 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// A value of the old row as text; `None` where it is NULL or not in the stream.
+    pub(super) fn old_text(&self, index: usize) -> Option<&[u8]> {
+        match self.old.get(index) {
+            Some(Column::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
     /// The parameters of a statement.
     ///
     /// # Errors
@@ -294,8 +303,10 @@ impl<'a> Row<'a> {
     /// Whether an UPDATE changes nothing but counters, and the stream says so.
     pub(super) fn only_counts(&self, relation: &Relation, table: &TargetTable) -> bool {
         self.old_is_whole
+            && !table.counters.is_empty()
             && relation.columns.iter().enumerate().all(|(index, column)| {
                 table.counters.contains(column)
+                    || table.generated.contains(column)
                     || self.new.get(index) == Some(&Column::Unchanged)
                     || self.new.get(index) == self.old.get(index)
             })
@@ -310,7 +321,15 @@ impl<'a> Row<'a> {
         change: &Change,
         table: &TargetTable,
     ) -> Result<(), RowError> {
-        if table.counters.is_empty() || change.operation == Operation::Insert || self.old_is_whole {
+        if table.counters.is_empty() {
+            return Ok(());
+        }
+        self.check_old(change)
+    }
+
+    /// Whether a change that takes something away tells all of the old row.
+    pub(super) fn check_old(&self, change: &Change) -> Result<(), RowError> {
+        if change.operation == Operation::Insert || self.old_is_whole {
             return Ok(());
         }
         Err(RowError::NoOldRow {
@@ -323,7 +342,8 @@ impl<'a> Row<'a> {
         let image = if operation == Operation::Delete {
             image(relation, self.old.iter().copied(), Nulls::LeftOut)
         } else {
-            image(relation, self.new.iter().copied(), Nulls::Shown)
+            let new = (0..self.new.len()).map(|index| self.new_column(index));
+            image(relation, new, Nulls::Shown)
         };
         serde_json::Value::Object(image).to_string()
     }

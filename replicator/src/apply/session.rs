@@ -17,7 +17,9 @@ use super::params::TargetColumn;
 use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
 use super::unique::Uniques;
+use crate::conflict::resolver::Resolver;
 use crate::control::{Control, ControlError};
+use crate::identity::TRUNCATE_TRIGGER;
 use crate::journal::{Hole, JournalError};
 use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
@@ -152,7 +154,7 @@ impl ApplyError {
 
 /// Whether an error is about the transaction, and not about the server's state at the moment: insufficient resources,
 /// operator intervention, system errors.
-pub(super) fn is_poison(code: &str) -> bool {
+pub(crate) fn is_poison(code: &str) -> bool {
     let environment = ["08", "53", "57", "58", "25", "28", "F0"];
     server_severity(code) == Severity::Blocking
         && !environment.iter().any(|class| code.starts_with(class))
@@ -269,7 +271,7 @@ impl Session {
     /// `setup` is the last statement before COMMIT. The clock is checked in WHERE, so that a failure leaves the
     /// session's origin values alone; `pg_current_xact_id` makes the commit move the origin even if no row changed.
     async fn prepare_fixed(&mut self) -> Result<(), ApplyError> {
-        let fixed: [(&str, &str, &[u32]); 8] = [
+        let fixed: [(&str, &str, &[u32]); 9] = [
             ("begin", "BEGIN", &[]),
             ("commit", "COMMIT", &[]),
             ("immediate", "SET CONSTRAINTS ALL IMMEDIATE", &[]),
@@ -287,6 +289,11 @@ impl Session {
             (
                 "conflict",
                 CONFLICT,
+                &[0, 0, 0, 0, TIMESTAMPTZ, 0, 0, TIMESTAMPTZ, 0],
+            ),
+            (
+                "contest",
+                CONTEST,
                 &[0, 0, 0, 0, TIMESTAMPTZ, 0, 0, TIMESTAMPTZ, 0],
             ),
             (
@@ -346,6 +353,7 @@ impl Session {
             let mut table = load_table(&self.place.control, relation).await?;
             let policy = self.place.tables.policy(&relation.schema, &relation.name);
             table.counters = policy.counters.clone();
+            table.resolver = policy.resolver.clone();
             table.uniques = Uniques::load(&self.place.control, relation).await?;
             self.tables.insert(relation.id, Arc::new(table));
         }
@@ -488,6 +496,11 @@ const CONFLICT: &str = "INSERT INTO tandem.conflict (relation, type, resolver, o
     local_node, remote_image, remote_timestamp, remote_node) \
     VALUES ($1, $2, 'last_update_wins', $3, $4::json, $5, $6, $7::json, $8, $9)";
 
+/// The same for a conflict that a layered resolver has yet to settle.
+const CONTEST: &str = "INSERT INTO tandem.conflict (relation, type, outcome, resolver, local_image, local_timestamp, \
+    local_node, remote_image, remote_timestamp, remote_node) \
+    VALUES ($1, $2, 'pending', $3, $4::json, $5, $6, $7::json, $8, $9)";
+
 async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTable, ApplyError> {
     let name = format!("{}.{}", quote(&relation.schema), quote(&relation.name));
     let rows = control
@@ -495,7 +508,9 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
             &format!(
                 "SELECT {KEY_COLUMNS}, \
                  {WRITABLE_NAMES}, {WRITABLE_OIDS}, {WRITABLE_TYPES}, {WRITABLE_READ}, \
-                 EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS} \
+                 EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS}, \
+                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> ''), \
+                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{TRUNCATE_TRIGGER}') \
                  FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')"
             ),
             &[&name],
@@ -522,8 +537,11 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         columns: columns.into_iter().zip(types).collect(),
         key_equals: row.try_get(6).map_err(ControlError::from)?,
         counters: Vec::new(),
+        resolver: Resolver::default(),
         uniques: Uniques::default(),
         fixed: row.try_get(7).map_err(ControlError::from)?,
+        generated: row.try_get(8).map_err(ControlError::from)?,
         deferrable: row.try_get(5).map_err(ControlError::from)?,
+        truncates_by_row: row.try_get(9).map_err(ControlError::from)?,
     })
 }

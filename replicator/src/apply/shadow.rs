@@ -1,7 +1,7 @@
 //! The slow path for tables where rows of different keys may collide: R(S) of `conflict/unique.rs`.
 //!
-//! Each change is carried out as if nothing collided: the row under its key is brought back from the shadow, what collides
-//! with the new row goes there. Then rows are moved until the table holds R(S) again.
+//! Each change that wins under its key is carried out as if nothing collided: the row under its key is brought back from the
+//! shadow, what collides with the new row goes there. Then rows are moved until the table holds R(S) again.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -80,12 +80,24 @@ impl Session {
         for change in &transaction.changes {
             let table = self.table(&change.relation)?;
             let row = Row::read(change)?;
+            if table.key.is_empty() {
+                self.place.shadows.set(&qualified(&change.relation), true);
+                let applied = self
+                    .apply_to_multiset(change, &row, version, settled)
+                    .await?;
+                match applied {
+                    Ok(met) => conflicts += met,
+                    Err(ends) => return Ok(ends),
+                }
+                continue;
+            }
             if table.collides() {
                 self.place.shadows.set(&qualified(&change.relation), true);
-                self.make_way(change, &row, version, &mut evicted).await?;
             }
+            let staying = self.bring_back(change, &row, version, &mut evicted).await?;
             let changes = std::slice::from_ref(change);
             let mut rows = self.lock_rows(changes, transaction).await?;
+            rows.extend(staying);
             for (_, locked) in rows.iter_mut().filter(|(key, _)| seen.contains(*key)) {
                 locked.written_before();
             }
@@ -98,6 +110,8 @@ impl Session {
                 return Ok(Slow::Unsettled(unknown));
             }
             seen.extend(rows.keys().cloned());
+            self.displace(change, &row, version, &rows, &mut evicted)
+                .await?;
             let mut batch = Batch::default();
             conflicts += self
                 .add_decided(&mut batch, change, transaction, &mut rows)
@@ -130,7 +144,7 @@ impl Session {
     }
 
     /// Runs a part of the transaction; answers what ends it.
-    async fn run_part(&mut self, batch: Batch) -> Result<Option<Slow>, ApplyError> {
+    pub(super) async fn run_part(&mut self, batch: Batch) -> Result<Option<Slow>, ApplyError> {
         match self.run(batch).await?.failure {
             None => Ok(None),
             Some(failure) if failure.error.code == "22012" || is_collision(&failure.error.code) => {
@@ -152,14 +166,8 @@ impl Session {
     }
 
     fn stamp(version: Version) -> Stamp {
-        let (seconds, micros) = (
-            version.timestamp.div_euclid(1_000_000),
-            version.timestamp.rem_euclid(1_000_000),
-        );
         Stamp {
-            timestamp: format!(
-                "(timestamptz '2000-01-01 00:00:00+00' + make_interval(secs => {seconds}) + {micros} * interval '1 microsecond')"
-            ),
+            timestamp: version.timestamp_sql(),
             node: version.node,
         }
     }
@@ -192,37 +200,83 @@ impl Session {
         Ok(())
     }
 
-    /// Brings back what the change's keys have in the shadow, and moves what collides with its new row there.
-    async fn make_way(
+    /// Brings back what the change's keys have in the shadow, where the change may overwrite it. Answers the rows that stay
+    /// there, because they are newer.
+    async fn bring_back(
         &mut self,
         change: &Change,
         row: &Row<'_>,
         version: Version,
         evicted: &mut Vec<Evicted>,
-    ) -> Result<(), ApplyError> {
+    ) -> Result<HashMap<Key, Locked>, ApplyError> {
         let relation = &change.relation;
         let table = self.table(relation)?;
+        let mut staying = HashMap::new();
+        if !table.collides() {
+            return Ok(staying);
+        }
         if change.operation == Operation::Truncate {
-            return self.truncate_shadow(relation, version).await;
+            self.truncate_shadow(relation, version).await?;
         }
         for &new in sides(change, row, &table) {
             let key = self.key_json(relation, &table, row, new).await?;
             let sql = Writer::shadow_image(relation, &key);
             let found = self.connection.simple_query(&sql).await?;
-            let image = found.first().and_then(|row| row.first().cloned().flatten());
-            if let Some(image) = image {
-                self.evict(relation, &table, &image, version, evicted)
-                    .await?;
-                self.restore(relation, &table, &key).await?;
-                evicted.retain(|moved| moved.relation.id != relation.id || moved.key != key);
+            let Some([Some(image), Some(timestamp), Some(node)]) = found.first().map(Vec::as_slice)
+            else {
+                continue;
+            };
+            let shadowed = read_version(timestamp, node);
+            let shadowed = shadowed.ok_or(ApplyError::Unexpected("a version"))?;
+            if shadowed > version {
+                let key = (relation.id, row.key(relation, &table, new)?);
+                staying.insert(key, Locked::shadowed(shadowed, image.clone()));
+                continue;
             }
-        }
-        if change.operation != Operation::Delete {
-            let image = row.text_image(relation);
-            self.evict(relation, &table, &image, version, evicted)
+            self.evict(relation, &table, image, None, version, evicted)
                 .await?;
+            self.restore(relation, &table, &key).await?;
+            evicted.retain(|moved| moved.relation.id != relation.id || moved.key != key);
         }
-        Ok(())
+        Ok(staying)
+    }
+
+    /// Moves what collides with the change's new row into the shadow, unless the change loses against what stands under its
+    /// own key. `rows` has what stands there.
+    async fn displace(
+        &mut self,
+        change: &Change,
+        row: &Row<'_>,
+        version: Version,
+        rows: &HashMap<Key, Locked>,
+        evicted: &mut Vec<Evicted>,
+    ) -> Result<(), ApplyError> {
+        let relation = &change.relation;
+        let table = self.table(relation)?;
+        let (true, Some(&new)) = (table.collides(), sides(change, row, &table).last()) else {
+            return Ok(());
+        };
+        let key = (relation.id, row.key(relation, &table, new)?);
+        let loses = rows.get(&key).is_some_and(|found| found.is_newer(version));
+        if loses || change.operation == Operation::Delete {
+            return Ok(());
+        }
+        // The row that the change moves to another key does not collide with itself, unless it is newer and stays.
+        let old_key = match change.operation {
+            Operation::Update => Some((relation.id, row.key(relation, &table, false)?)),
+            Operation::Insert | Operation::Delete | Operation::Truncate => None,
+        };
+        let moves = old_key
+            .and_then(|key| rows.get(&key))
+            .is_some_and(|old| !old.is_newer(version));
+        let old = if moves {
+            Some(self.key_json(relation, &table, row, false).await?)
+        } else {
+            None
+        };
+        let image = row.text_image(relation);
+        self.evict(relation, &table, &image, old.as_deref(), version, evicted)
+            .await
     }
 
     /// The key as Tandem's own tables have it.
@@ -256,11 +310,12 @@ impl Session {
         relation: &Arc<Relation>,
         table: &TargetTable,
         image: &str,
+        except: Option<&str>,
         winner_version: Version,
         evicted: &mut Vec<Evicted>,
     ) -> Result<(), ApplyError> {
         let stamp = Self::stamp(winner_version);
-        let sql = self.writer.evict(relation, table, image, &stamp);
+        let sql = self.writer.evict(relation, table, image, except, &stamp);
         for row in self.connection.simple_query(&sql).await.map_err(raced)? {
             let [Some(key), Some(loser), Some(timestamp), Some(node)] = row.as_slice() else {
                 return Err(ApplyError::Unexpected("a shadowed row"));
@@ -316,7 +371,7 @@ impl Session {
                 .and_then(|row| row.into_iter().next());
             let image = image.flatten().ok_or(ApplyError::Raced)?;
             let before = evicted.len();
-            self.evict(relation, &table, &image, version, evicted)
+            self.evict(relation, &table, &image, None, version, evicted)
                 .await?;
             for moved in evicted.iter_mut().skip(before) {
                 moved.winner_version = row_version;
@@ -329,7 +384,7 @@ impl Session {
 
     async fn has_shadow(&mut self, relation: &Relation) -> Result<bool, ApplyError> {
         let sql = format!(
-            "SELECT 1 FROM tandem.shadow WHERE relation = {} LIMIT 1",
+            "SELECT 1 FROM tandem.shadow WHERE relation = {0} UNION ALL SELECT 1 FROM tandem.debt WHERE relation = {0} LIMIT 1",
             literal(relation)
         );
         Ok(!self.connection.simple_query(&sql).await?.is_empty())
@@ -434,10 +489,16 @@ impl Session {
                 continue;
             };
             let name = qualified(&change.relation);
-            if !table.collides() || !self.place.shadows.may_have(&name) {
+            let concerned = table.collides() || table.key.is_empty();
+            if !concerned || !self.place.shadows.may_have(&name) {
                 continue;
             }
             let row = Row::read(change)?;
+            if table.key.is_empty() {
+                self.cancel_owed(change, &row, version).await?;
+                left.insert(change.relation.id, Arc::clone(&change.relation));
+                continue;
+            }
             if change.operation == Operation::Truncate {
                 self.truncate_shadow(&change.relation, version).await?;
             } else if change.operation != Operation::Insert {

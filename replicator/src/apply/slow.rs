@@ -82,6 +82,22 @@ impl Locked {
         self.ours |= self.found == Found::Row(None);
     }
 
+    /// A row that stays in the shadow.
+    pub(super) fn shadowed(version: Version, image: String) -> Self {
+        Self {
+            found: Found::Row(Some(version)),
+            image: Some(image),
+            incomplete: false,
+            ours: false,
+        }
+    }
+
+    /// Whether it is newer than a change of that version.
+    pub(super) fn is_newer(&self, change: Version) -> bool {
+        let (Found::Row(version) | Found::Missing(version)) = self.found;
+        version > Some(change)
+    }
+
     pub(super) fn missing(tombstone: Option<Version>) -> Self {
         Self {
             found: Found::Missing(tombstone),
@@ -122,6 +138,14 @@ pub(super) struct Unknown {
 }
 
 impl Unknown {
+    /// A whole table.
+    pub(super) fn table() -> Self {
+        Self {
+            tables: true,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn is_within(&self, settled: &Self) -> bool {
         self.rows.is_subset(&settled.rows) && self.tables <= settled.tables
     }

@@ -11,6 +11,7 @@ use super::incomplete::incomplete;
 use super::params::{Params, Rows, Source, Statement, TargetColumn};
 use super::tombstone::{record, remembered};
 use super::unique::Uniques;
+use crate::conflict::resolver::Resolver;
 use crate::origin::node_of;
 use crate::relation::Relation;
 use crate::transaction::Operation;
@@ -24,14 +25,20 @@ pub(super) struct TargetTable {
     pub key_equals: Vec<String>,
     /// Identity columns that an UPDATE may not write (GENERATED ALWAYS).
     pub fixed: Vec<String>,
+    /// Columns that are computed: what a stream says of them is left out.
+    pub generated: Vec<String>,
     /// Columns that can be written.
     pub columns: HashMap<String, TargetColumn>,
     /// Columns whose value is a sum of contributions.
     pub counters: Vec<String>,
+    /// Who wins a conflict.
+    pub resolver: Resolver,
     /// Constraints besides the primary key on which rows may collide.
     pub uniques: Uniques,
     /// Whether a constraint is checked at commit only.
     pub deferrable: bool,
+    /// Whether a TRUNCATE of it deletes its rows one by one first.
+    pub truncates_by_row: bool,
 }
 
 impl TargetTable {
@@ -121,12 +128,19 @@ impl Writer {
         rows: Rows,
     ) -> Result<Statement, ShapeError> {
         let mut params = Params::new(relation, table, rows);
-        let all: Vec<_> = (0..relation.columns.len())
-            .map(|index| params.add(Source::New(index)))
+        let all: Vec<_> = relation
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(index, column)| {
+                let is_written = !table.generated.contains(column);
+                is_written.then(|| params.add(Source::New(index)))
+            })
             .collect();
         let mut names = Vec::new();
         let mut values = Vec::new();
         for (column, value) in relation.columns.iter().zip(&all) {
+            let Some(value) = value else { continue };
             if !table.columns.contains_key(column) {
                 return Err(missing_column(relation, column));
             }
@@ -152,7 +166,10 @@ impl Writer {
             return Ok(params.statement(format!("INSERT INTO {target} {list}")));
         }
         let places = key_places(relation, table)?.into_iter();
-        let key: Vec<_> = places.filter_map(|place| all.get(place).cloned()).collect();
+        let key: Vec<_> = places
+            .filter_map(|place| all.get(place).cloned()?)
+            .collect();
+        let key = key_array(&key);
         let condition = match (guarded, rows) {
             (false, _) => String::new(),
             (true, Rows::One) => {
@@ -169,21 +186,20 @@ impl Writer {
             String::new()
         } else {
             let held = format!(
-                "d.relation = {} AND d.key = jsonb_build_array({}) AND d.counters IS NOT NULL",
-                literal(relation),
-                key.join(", ")
+                "d.relation = {} AND d.key = {key} AND d.counters IS NOT NULL",
+                literal(relation)
             );
             format!(
                 "s AS MATERIALIZED (SELECT d.counters FROM tandem.tombstone d WHERE {held}), \
                  u AS (UPDATE tandem.tombstone d SET counters = NULL WHERE {held}), "
             )
         };
-        let key: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
+        let arbiter: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
         let sql = format!(
             "WITH {rest}w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{}{condition} \
              ON CONFLICT ({}) DO NOTHING RETURNING 1) {}",
             params.rows("FROM"),
-            key.join(", "),
+            arbiter.join(", "),
             params.all_of_w()
         );
         Ok(params.statement(sql))
@@ -208,6 +224,7 @@ impl Writer {
         for (index, column) in relation.columns.iter().enumerate() {
             if unchanged(index)
                 || table.fixed.contains(column)
+                || table.generated.contains(column)
                 || (!key_moves && table.key.contains(column))
             {
                 continue;
@@ -346,7 +363,7 @@ pub(super) fn key_expressions(table: &TargetTable) -> String {
         .iter()
         .map(|column| format!("r.{}", quote(column)))
         .collect();
-    format!("jsonb_build_array({})", key.join(", "))
+    key_array(&key)
 }
 
 /// Where the columns of the key stand in the stream's rows.
@@ -370,14 +387,20 @@ pub(super) fn key_places(
     table.key.iter().map(place).collect()
 }
 
-/// The expressions of the old key's values.
-pub(super) fn key_values(
+/// The old key as Tandem's own tables have it.
+pub(super) fn key_param(
     relation: &Relation,
     table: &TargetTable,
     params: &mut Params<'_>,
-) -> Result<Vec<String>, ShapeError> {
+) -> Result<String, ShapeError> {
     let places = key_places(relation, table)?.into_iter();
-    Ok(places.map(|place| params.add(Source::Key(place))).collect())
+    let values: Vec<_> = places.map(|place| params.add(Source::Key(place))).collect();
+    Ok(key_array(&values))
+}
+
+/// A key as Tandem's own tables have it, from SQL expressions of its values.
+fn key_array(values: &[String]) -> String {
+    format!("jsonb_build_array({})", values.join(", "))
 }
 
 pub(super) fn key_condition(
@@ -490,13 +513,16 @@ mod tests {
             key: owned(key),
             key_equals: Vec::new(),
             fixed: Vec::new(),
+            generated: Vec::new(),
             counters: Vec::new(),
+            resolver: Resolver::default(),
             uniques: Uniques::default(),
             columns: owned(columns)
                 .into_iter()
                 .map(|column| (column, text()))
                 .collect(),
             deferrable: false,
+            truncates_by_row: false,
         }
     }
 

@@ -8,17 +8,19 @@ use std::fmt::Write as _;
 use super::counter::{add_up, whole_rest};
 use super::params::{Params, Source, Statement};
 use super::sql::{
-    ShapeError, TargetTable, Writer, key_condition, key_expressions, key_values, literal, qualified,
+    ShapeError, TargetTable, Writer, key_condition, key_expressions, key_param, literal, qualified,
 };
 use crate::conflict::ConflictType;
+use crate::conflict::resolver::Resolver;
 use crate::relation::Relation;
+use crate::resolve::PENDING;
+use crate::version::microseconds_sql;
 
-/// A FROM clause that finds the deletes remembered for a key; `key` are SQL expressions of its values.
-pub(super) fn remembered(relation: &Relation, key: &[String]) -> String {
+/// A FROM clause that finds the deletes remembered for a key, an SQL expression.
+pub(super) fn remembered(relation: &Relation, key: &str) -> String {
     format!(
-        "FROM tandem.tombstone d WHERE d.relation = {} AND d.key = ANY (ARRAY[jsonb_build_array({}), '[]'])",
-        literal(relation),
-        key.join(", ")
+        "FROM tandem.tombstone d WHERE d.relation = {} AND d.key = ANY (ARRAY[{key}, '[]'])",
+        literal(relation)
     )
 }
 
@@ -70,8 +72,7 @@ impl Writer {
         table: &TargetTable,
     ) -> Result<Statement, ShapeError> {
         let mut params = Params::one(relation, table);
-        let key = key_values(relation, table, &mut params)?.join(", ");
-        let key = format!("jsonb_build_array({key})");
+        let key = key_param(relation, table, &mut params)?;
         let timestamp = params.add(Source::Timestamp);
         let node = self.source;
         let sql = record(relation, table, &key, &timestamp, node, "NULL::jsonb", "");
@@ -90,10 +91,10 @@ impl Writer {
         by_new: bool,
     ) -> Result<Statement, ShapeError> {
         let mut params = Params::one(relation, table);
-        let key = key_values(relation, table, &mut params)?;
+        let key = key_param(relation, table, &mut params)?;
         let sql = format!(
-            "SELECT (extract(epoch FROM d.deleted - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8, d.node {} \
-             ORDER BY d.deleted DESC, d.node DESC LIMIT 1",
+            "SELECT {}, d.node {} ORDER BY d.deleted DESC, d.node DESC LIMIT 1",
+            microseconds_sql("d.deleted"),
             remembered(relation, &key)
         );
         let statement = params.statement(sql);
@@ -130,7 +131,12 @@ impl Writer {
         };
         let rows = self.delete_returning(relation, table, &condition);
         let losers = if strictly {
-            format!(", l AS ({})", self.log_losers(relation, timestamp))
+            // A TRUNCATE names no rows, so nobody can be preferred to it.
+            let resolver = Resolver::LastUpdateWins;
+            format!(
+                ", l AS ({})",
+                self.log_losers(relation, timestamp, &resolver)
+            )
         } else {
             String::new()
         };
@@ -167,7 +173,7 @@ impl Writer {
         let _ = write!(condition, " AND {older}");
         let rows = self.delete_returning(relation, table, &condition);
         let rests = self.keep_rests(relation, table, &timestamp);
-        let losers = self.log_losers(relation, &timestamp);
+        let losers = self.log_losers(relation, &timestamp, &table.resolver);
         let sql = format!("WITH w AS ({rows}){rests} {losers}");
         Ok(params.statement(sql))
     }
@@ -194,13 +200,19 @@ impl Writer {
     }
 
     /// The lines of the conflict log for the rows `w` that lost against the node's own delete.
-    fn log_losers(&self, relation: &Relation, timestamp: &str) -> String {
+    fn log_losers(&self, relation: &Relation, timestamp: &str, resolver: &Resolver) -> String {
+        let outcome = if resolver.is_layered() {
+            PENDING
+        } else {
+            "local"
+        };
         let name = format!("{}.{}", relation.schema, relation.name).replace('\'', "''");
         format!(
             "INSERT INTO tandem.conflict (relation, type, resolver, outcome, local_timestamp, local_node, remote_image, \
-             remote_timestamp, remote_node) SELECT '{name}', '{}', 'last_update_wins', 'local', {timestamp}, {}, image, \
+             remote_timestamp, remote_node) SELECT '{name}', '{}', '{}', '{outcome}', {timestamp}, {}, image, \
              coalesce(written, {timestamp}), coalesce(node, {}) FROM w",
             ConflictType::InsertDeleted.name(),
+            resolver.name(),
             self.source,
             self.source
         )

@@ -18,6 +18,10 @@ pub(super) struct Traits {
     pub inserts_counted: bool,
     /// It changes a table with counters.
     pub counts: bool,
+    /// It changes a table whose conflicts a layered resolver settles.
+    pub layered: bool,
+    /// It does more than insert into a table without a key.
+    pub multiset: bool,
     /// It changes a table with shadowed rows.
     pub shadowed: bool,
 }
@@ -30,7 +34,7 @@ impl Traits {
 
     /// Whether it cannot take the fast path.
     pub(super) fn needs_locks(self) -> bool {
-        self.truncates || self.moves_key || self.shadowed
+        self.truncates || self.moves_key || self.shadowed || self.multiset
     }
 }
 
@@ -54,6 +58,8 @@ impl Session {
             let table = self.table(&change.relation)?;
             let counts = !table.counters.is_empty();
             traits.counts |= counts;
+            traits.multiset |= table.key.is_empty() && change.operation != Operation::Insert;
+            traits.layered |= table.resolver.is_layered();
             match change.operation {
                 Operation::Insert => traits.inserts_counted |= counts,
                 Operation::Update if change.has_old_key() => {

@@ -7,6 +7,7 @@ use super::sql::{TargetTable, Writer, key_expressions, literal, qualified, quote
 use crate::conflict::ConflictType;
 use crate::control::{Control, ControlError};
 use crate::relation::Relation;
+use crate::version::microseconds_sql;
 
 /// A unique or exclusion constraint, or a unique index, besides the primary key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,7 +154,7 @@ impl Writer {
         table: &TargetTable,
         image: &str,
         stamp: &Stamp,
-        lock: &str,
+        rest: &str,
     ) -> String {
         let uniques = &table.uniques;
         let mut values = Vec::new();
@@ -187,7 +188,7 @@ impl Writer {
             "{} n CROSS JOIN LATERAL (SELECT {} FROM (SELECT n.*) q) nv CROSS JOIN LATERAL (SELECT r.ctid AS place, {key} AS key, \
              {} AS image, coalesce({written}, CASE WHEN {ours} THEN {} ELSE '1970-01-01 00:00:00+00' END) AS written, \
              CASE WHEN {ours} AND {written} IS NULL THEN {} ELSE {node} END AS node FROM ONLY {} AS r \
-             WHERE ({}) AND {key} <> {}{lock}) c",
+             WHERE ({}) AND {key} <> {}{rest}) c",
             uniques.row_of(image),
             values.join(", "),
             uniques.image(),
@@ -200,16 +201,21 @@ impl Writer {
     }
 
     /// Moves the rows that collide with an image into the shadow. Columns: key, image, timestamp in microseconds since
-    /// 2000-01-01, node.
+    /// 2000-01-01, node. `except`: a key whose row stays.
     pub(super) fn evict(
         &self,
         relation: &Relation,
         table: &TargetTable,
         image: &str,
+        except: Option<&str>,
         stamp: &Stamp,
     ) -> String {
         let image = format!("{}::jsonb", text(image));
-        let collisions = self.collisions(relation, table, &image, stamp, " FOR UPDATE");
+        let except = except.map_or_else(String::new, |key| {
+            format!(" AND {} <> {}::jsonb", key_expressions(table), text(key))
+        });
+        let rest = format!("{except} FOR UPDATE");
+        let collisions = self.collisions(relation, table, &image, stamp, &rest);
         format!(
             "WITH c AS MATERIALIZED (SELECT c.* FROM {collisions}), \
              d AS (DELETE FROM ONLY {} AS r USING c WHERE r.ctid = c.place RETURNING c.key, c.image, c.written, c.node), \
@@ -219,7 +225,7 @@ impl Writer {
              SELECT key::text, image::text, {}, node FROM d",
             qualified(relation),
             literal(relation),
-            micros("written"),
+            microseconds_sql("written"),
         )
     }
 
@@ -235,16 +241,17 @@ impl Writer {
         format!(
             "SELECT h.key::text, {}, h.node, {}, c.node FROM tandem.shadow h LEFT JOIN LATERAL (SELECT c.* FROM {collisions}) c ON true \
              WHERE h.relation = {} ORDER BY h.written DESC, h.node DESC, h.key",
-            micros("h.written"),
-            micros("c.written"),
+            microseconds_sql("h.written"),
+            microseconds_sql("c.written"),
             literal(relation),
         )
     }
 
-    /// The image of the shadowed row under a key, if there is one.
+    /// The shadowed row under a key, if there is one. Columns: image, timestamp in microseconds since 2000-01-01, node.
     pub(super) fn shadow_image(relation: &Relation, key: &str) -> String {
         format!(
-            "SELECT image::text FROM tandem.shadow WHERE relation = {} AND key = {}::jsonb",
+            "SELECT image::text, {}, node FROM tandem.shadow WHERE relation = {} AND key = {}::jsonb",
+            microseconds_sql("written"),
             literal(relation),
             text(key)
         )
@@ -332,11 +339,4 @@ impl Writer {
             keep(relation, "s"),
         )
     }
-}
-
-/// SQL of a timestamp in microseconds since 2000-01-01.
-pub(super) fn micros(timestamp: &str) -> String {
-    format!(
-        "(extract(epoch FROM {timestamp} - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8"
-    )
 }

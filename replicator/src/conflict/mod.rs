@@ -1,6 +1,7 @@
 //! The decision when a change meets a row: a pure function of versions, the same on every node.
 
 pub(crate) mod counter;
+pub(crate) mod resolver;
 pub(crate) mod unique;
 
 use crate::transaction::Operation;

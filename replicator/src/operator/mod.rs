@@ -7,10 +7,10 @@
 mod conflicts;
 mod edit;
 mod quarantine;
-mod reapply;
+pub(crate) mod reapply;
 mod retry;
 mod skip;
-mod target;
+pub(crate) mod target;
 
 use std::fmt;
 use std::str::FromStr;
@@ -163,7 +163,7 @@ pub enum ErrorKind {
 
 impl OperatorError {
     /// The SQLSTATE with which a node refused.
-    fn server_code(&self) -> Option<&str> {
+    pub(crate) fn server_code(&self) -> Option<&str> {
         match self {
             Self::Node { source, .. } => match source.as_ref() {
                 ControlError::Postgres(error) => Some(error.as_db_error()?.code().code()),
@@ -250,15 +250,19 @@ impl Operator {
 }
 
 /// A connection to one node. What was begun on it and not committed is rolled back when it is dropped.
-struct Session {
+pub(crate) struct Session {
     shared: Arc<Shared>,
     index: usize,
-    node: Node,
+    pub(crate) node: Node,
     control: Control,
 }
 
 impl Session {
-    async fn open(shared: &Arc<Shared>, index: usize) -> Result<Self, OperatorError> {
+    /// Opens one.
+    ///
+    /// # Errors
+    /// When the node cannot be reached.
+    pub(crate) async fn open(shared: &Arc<Shared>, index: usize) -> Result<Self, OperatorError> {
         let nodes = &shared.config.nodes;
         let node = nodes.get(index).cloned();
         let node = node.ok_or_else(|| OperatorError::NoNode {
@@ -286,7 +290,11 @@ impl Session {
         Ok(session)
     }
 
-    async fn query(
+    /// Runs a query, bounded in time.
+    ///
+    /// # Errors
+    /// When the node refuses it or does not answer.
+    pub(crate) async fn query(
         &self,
         sql: &str,
         params: &[&(dyn ToSql + Sync)],
@@ -295,13 +303,20 @@ impl Session {
         rows.map_err(|source| self.failed(source))
     }
 
-    async fn execute(&self, sql: &str) -> Result<(), OperatorError> {
+    /// Runs statements without parameters, bounded in time.
+    ///
+    /// # Errors
+    /// When the node refuses one or does not answer.
+    pub(crate) async fn execute(&self, sql: &str) -> Result<(), OperatorError> {
         let done = self.control.execute(sql).await;
         done.map_err(|source| self.failed(source))
     }
 
     /// A column of a row.
-    fn get<'r, T: FromSql<'r>>(
+    ///
+    /// # Errors
+    /// When it has another type.
+    pub(crate) fn get<'r, T: FromSql<'r>>(
         &self,
         row: &'r tokio_postgres::Row,
         column: usize,

@@ -8,10 +8,14 @@ use thiserror::Error;
 use super::target::{Column, Target, names};
 use super::{ItemId, Operator, OperatorError};
 use crate::image::Image;
+use crate::resolve::PENDING;
 
 /// Why a losing write is not written again.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ReapplyRefusal {
+    /// Nobody has lost yet.
+    #[error("its conflict is being settled")]
+    Pending,
     /// It was already.
     #[error("it was reapplied at {at}; --force does it once more")]
     Already {
@@ -106,12 +110,37 @@ struct Line {
 
 /// A losing write.
 #[derive(Debug, PartialEq, Eq)]
-struct Lost {
+pub(crate) struct Lost {
     /// The row, or for a delete at least its key.
-    image: String,
+    pub(crate) image: String,
     /// Whether all its values are texts: then they are their types' texts. Otherwise `row_to_json` made it.
-    is_text: bool,
+    pub(crate) is_text: bool,
     deletes: bool,
+}
+
+impl Lost {
+    /// Reads its image, as a line of the conflict log has it.
+    ///
+    /// # Errors
+    /// When that is no JSON object.
+    pub(crate) fn new(image: String, deletes: bool) -> Result<Self, ReapplyRefusal> {
+        let values = members(&image)?;
+        let is_text = |value: &Value| matches!(value, Value::String(_) | Value::Null);
+        Ok(Self {
+            is_text: values.values().all(is_text),
+            image,
+            deletes,
+        })
+    }
+}
+
+/// What becomes of a row that stands under the key of a write that is to be written whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Existing {
+    /// It gets the write's values.
+    Overwritten,
+    /// It stays, and nothing is written.
+    Kept,
 }
 
 impl Operator {
@@ -151,7 +180,7 @@ impl Operator {
         let lost = lost(line).map_err(refused)?;
         let target = Target::load(&session, &table).await?;
         let target = target.ok_or_else(|| refused(ReapplyRefusal::NoTable { table }))?;
-        let statement = statement(&target, &lost).map_err(refused)?;
+        let statement = statement(&target, &lost, Existing::Overwritten).map_err(refused)?;
         let written = session.query(&statement.sql, &[&lost.image]).await?;
         if written.is_empty() {
             return Err(refused(statement.otherwise));
@@ -175,6 +204,9 @@ impl Operator {
 
 /// Which of the two writes of a line lost.
 fn lost(line: Line) -> Result<Lost, ReapplyRefusal> {
+    if line.outcome == PENDING {
+        return Err(ReapplyRefusal::Pending);
+    }
     if line.operation.as_deref() == Some("truncate") {
         return Err(ReapplyRefusal::Truncate);
     }
@@ -190,14 +222,7 @@ fn lost(line: Line) -> Result<Lost, ReapplyRefusal> {
         _ if line.local_timestamp.is_some() => (remote, true),
         _ => return Err(ReapplyRefusal::NothingLost),
     };
-    let image = image.ok_or(ReapplyRefusal::NoImage)?;
-    let values = members(&image)?;
-    let is_text = |value: &Value| matches!(value, Value::String(_) | Value::Null);
-    Ok(Lost {
-        is_text: values.values().all(is_text),
-        image,
-        deletes,
-    })
+    Lost::new(image.ok_or(ReapplyRefusal::NoImage)?, deletes)
 }
 
 fn members(image: &str) -> Result<Image, ReapplyRefusal> {
@@ -206,13 +231,21 @@ fn members(image: &str) -> Result<Image, ReapplyRefusal> {
 
 /// A statement with the image as its parameter, which returns the row that it wrote.
 #[derive(Debug)]
-struct Statement {
-    sql: String,
+pub(crate) struct Statement {
+    pub(crate) sql: String,
     /// What it means that there is none.
     otherwise: ReapplyRefusal,
 }
 
-fn statement(target: &Target, lost: &Lost) -> Result<Statement, ReapplyRefusal> {
+/// The statement that writes a losing write again.
+///
+/// # Errors
+/// When its image does not say enough.
+pub(crate) fn statement(
+    target: &Target,
+    lost: &Lost,
+    existing: Existing,
+) -> Result<Statement, ReapplyRefusal> {
     let table = target.plain();
     let image = members(&lost.image)?;
     let key = target.key();
@@ -283,11 +316,15 @@ fn statement(target: &Target, lost: &Lost) -> Result<Statement, ReapplyRefusal> 
     let columns: Vec<_> = given.iter().chain(&counters).copied().collect();
     let zeros = ", 0".repeat(counters.len());
     let sets = set("excluded");
-    let sets = if sets.is_empty() { touch(target) } else { sets };
+    let clash = match existing {
+        Existing::Kept => "NOTHING".to_owned(),
+        Existing::Overwritten if sets.is_empty() => format!("UPDATE SET {}", touch(target)),
+        Existing::Overwritten => format!("UPDATE SET {sets}"),
+    };
     Ok(Statement {
         sql: format!(
             "INSERT INTO {name} AS r ({}) OVERRIDING SYSTEM VALUE SELECT {}{zeros} FROM {record} \
-             ON CONFLICT ({}) DO UPDATE SET {sets} RETURNING 1",
+             ON CONFLICT ({}) DO {clash} RETURNING 1",
             names(&columns, ""),
             names(&given, "n."),
             target.key_list()

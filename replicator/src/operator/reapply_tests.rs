@@ -54,6 +54,16 @@ fn where_nothing_was_lost_or_nothing_is_known_it_is_refused() {
     assert_eq!(lost(bare), Err(ReapplyRefusal::NoImage));
 }
 
+#[test]
+fn while_a_conflict_is_being_settled_nobody_has_lost() {
+    let pending = line("update_origin_differs", PENDING);
+    assert_eq!(lost(pending), Err(ReapplyRefusal::Pending));
+}
+
+fn statement(target: &Target, lost: &Lost) -> Result<Statement, ReapplyRefusal> {
+    super::statement(target, lost, Existing::Overwritten)
+}
+
 fn target() -> Target {
     let mut target = Target {
         schema: "public".to_owned(),

@@ -5,7 +5,7 @@ use crate::tables::quote;
 
 /// A column of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Column {
+pub(crate) struct Column {
     pub name: String,
     /// The type, with its modifier, as SQL.
     pub type_name: String,
@@ -22,7 +22,7 @@ pub(super) struct Column {
 
 /// A table.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
+pub(crate) struct Target {
     pub schema: String,
     pub name: String,
     pub columns: Vec<Column>,
@@ -47,7 +47,7 @@ impl Target {
     ///
     /// # Errors
     /// When the node cannot be asked, or the name stands for several.
-    pub(super) async fn load(
+    pub(crate) async fn load(
         session: &Session,
         table: &str,
     ) -> Result<Option<Self>, OperatorError> {
@@ -84,33 +84,33 @@ impl Target {
     }
 
     /// Schema and table, quoted.
-    pub(super) fn qualified(&self) -> String {
+    pub(crate) fn qualified(&self) -> String {
         format!("{}.{}", quote(&self.schema), quote(&self.name))
     }
 
     /// The same as people and the conflict log have it.
-    pub(super) fn plain(&self) -> String {
+    pub(crate) fn plain(&self) -> String {
         format!("{}.{}", self.schema, self.name)
     }
 
-    pub(super) fn column(&self, name: &str) -> Option<&Column> {
+    pub(crate) fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|column| column.name == name)
     }
 
     /// The columns of the primary key, in its order; empty where there is none.
-    pub(super) fn key(&self) -> Vec<&Column> {
+    pub(crate) fn key(&self) -> Vec<&Column> {
         let mut key: Vec<_> = self.columns.iter().filter(|c| c.key.is_some()).collect();
         key.sort_by_key(|column| column.key.as_ref().map(|(place, _)| *place));
         key
     }
 
     /// The primary key's columns as a list.
-    pub(super) fn key_list(&self) -> String {
+    pub(crate) fn key_list(&self) -> String {
         names(&self.key(), "")
     }
 
     /// SQL that is true for the row under the image's key. Invariant: the table has a key, and `n` its columns.
-    pub(super) fn same_key(&self) -> String {
+    pub(crate) fn same_key(&self) -> String {
         let equal = |column: &&Column| {
             let name = quote(&column.name);
             let equals = column.key.as_ref().map_or("=", |(_, equals)| equals);
@@ -122,7 +122,7 @@ impl Target {
 
     /// A FROM item `n` with the given columns of an image, an SQL expression of type text. `is_text`: every value of the
     /// image is its type's text, as the stream has it; otherwise it is what `row_to_json` made.
-    pub(super) fn record(&self, image: &str, is_text: bool, columns: &[&Column]) -> String {
+    pub(crate) fn record(&self, image: &str, is_text: bool, columns: &[&Column]) -> String {
         let json: Vec<_> = columns
             .iter()
             .filter(|column| column.is_json && is_text)
@@ -147,7 +147,7 @@ impl Target {
 }
 
 /// A list of columns, each with `prefix` before it.
-pub(super) fn names(columns: &[&Column], prefix: &str) -> String {
+pub(crate) fn names(columns: &[&Column], prefix: &str) -> String {
     let names: Vec<_> = columns
         .iter()
         .map(|column| format!("{prefix}{}", quote(&column.name)))
@@ -157,7 +157,7 @@ pub(super) fn names(columns: &[&Column], prefix: &str) -> String {
 
 /// A column for unit tests.
 #[cfg(test)]
-pub(super) fn plain_column(name: &str, type_name: &str, key: Option<i32>) -> Column {
+pub(crate) fn plain_column(name: &str, type_name: &str, key: Option<i32>) -> Column {
     Column {
         name: name.to_owned(),
         type_name: type_name.to_owned(),

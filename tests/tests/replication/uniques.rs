@@ -137,6 +137,51 @@ async fn a_winner_that_loses_to_a_third_lets_the_loser_back_in() {
     assert_rows(&cluster, MAIL, "(1,b) (2,a)").await;
 }
 
+/// What a client would find gone while it waits for the row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_loses_under_its_own_key_moves_no_other_row() {
+    let statements = [
+        (0, "INSERT INTO person VALUES (5, 'e'), (7, 'g')"),
+        (1, "INSERT INTO person VALUES (6, 'e')"),
+    ];
+    let cluster = apart(SCHEMA, &statements).await;
+    assert_shadow(&cluster, "([5])").await;
+    for relay in &cluster.relays {
+        relay.silence_only("apply");
+    }
+    for (node, sql) in [
+        (0, "UPDATE person SET email = 'h' WHERE id = 7"),
+        (2, "UPDATE person SET email = 'i' WHERE id = 7"),
+        (2, "INSERT INTO person VALUES (8, 'h')"),
+    ] {
+        cluster.nodes[node].execute(sql).await;
+    }
+    let place = "SELECT ctid || ' ' || xmin FROM person WHERE id = 8";
+    let before = cluster.nodes[2].value(place).await;
+    for relay in &cluster.relays {
+        relay.heal();
+    }
+    cluster.assert_converged().await;
+    assert_eq!(cluster.nodes[2].value(place).await, before);
+    assert_rows(&cluster, MAIL, "(6,e) (7,i) (8,h)").await;
+    assert_shadow(&cluster, "([5])").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_changes_its_key_does_not_collide_with_itself() {
+    let statements = [
+        (0, "INSERT INTO person VALUES (5, 'e')"),
+        (1, "INSERT INTO person VALUES (6, 'e')"),
+    ];
+    let cluster = apart(SCHEMA, &statements).await;
+    cluster.nodes[2]
+        .execute("UPDATE person SET id = 9 WHERE id = 6")
+        .await;
+    cluster.assert_converged().await;
+    assert_rows(&cluster, MAIL, "(9,e)").await;
+    assert_shadow(&cluster, "([5])").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deferrable_constraint_takes_a_swap_and_nulls_may_be_told_not_distinct() {
     let schema = "CREATE TABLE person (id int PRIMARY KEY, email text UNIQUE DEFERRABLE INITIALLY DEFERRED, \
