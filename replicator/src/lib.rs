@@ -21,6 +21,7 @@ pub mod pgoutput;
 mod progress;
 mod quarantine;
 mod relation;
+mod runs;
 mod setup;
 mod shadow;
 mod status;
@@ -76,6 +77,9 @@ pub struct Config {
     pub tables: Arc<Tables>,
     /// Where what targets still need is kept.
     pub journal: JournalConfig,
+    /// When so many transactions of a node wait to be applied to another, they are brought together and applied as one;
+    /// `None`: each is applied by itself always.
+    pub group_from: Option<usize>,
 }
 
 /// Where what targets still need is kept, and how much of it.
@@ -118,6 +122,7 @@ impl Replicator {
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
             interner,
             shadows: (0..count).map(|_| Arc::default()).collect(),
+            runs: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
             collecting: AsyncMutex::new(()),
