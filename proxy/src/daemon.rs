@@ -266,6 +266,7 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
             carry_bytes: config.replication.journal_carry_bytes,
             carry_after: config.replication.journal_carry_after,
         },
+        group_from: (config.replication.group_apply > 0).then_some(config.replication.group_apply),
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::control::ControlError;
+use crate::control::{Control, ControlError};
 use crate::debt;
 use crate::node::Shared;
+use crate::runs::Runs;
 use crate::watermark;
 
 /// Pause between two collections.
@@ -76,6 +77,21 @@ async fn collect_kept(shared: &Shared, node: usize) -> Result<(), ControlError> 
     Ok(())
 }
 
+/// Forgets what the rows of runs up to `last` really are: from now on they are what they look like, on this node. Each
+/// source's newest stamp stays, for whoever compares versions.
+async fn close_runs(control: &Control, runs: &Runs, last: i64) -> Result<(), String> {
+    let sql = "WITH d AS (DELETE FROM tandem.run r WHERE r.id <= $1 AND EXISTS (SELECT FROM tandem.run n \
+         WHERE n.source = r.source AND n.id <= $1 AND (n.stamp, n.id) > (r.stamp, r.id))) \
+         UPDATE tandem.run r SET versions = NULL WHERE r.id <= $1 AND versions IS NOT NULL AND NOT EXISTS \
+         (SELECT FROM tandem.run n WHERE n.source = r.source AND n.id <= $1 AND (n.stamp, n.id) > (r.stamp, r.id))";
+    control
+        .query(sql, &[&last])
+        .await
+        .map_err(|error| error.to_string())?;
+    runs.close(last);
+    Ok(())
+}
+
 /// One collection. A delete goes only after every node has applied it (the first round), and after every node has
 /// applied whatever any node wrote before it had (the second): never by age.
 async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
@@ -93,14 +109,19 @@ async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
     }
     let mut marks = Vec::new();
     for control in &controls {
-        let sql = "SELECT max(id) FROM tandem.tombstone WHERE counters IS NULL";
+        let sql = "SELECT (SELECT max(id) FROM tandem.tombstone WHERE counters IS NULL), \
+             (SELECT max(id) FROM tandem.run WHERE versions IS NOT NULL)";
         let rows = control
             .query(sql, &[])
             .await
             .map_err(|error| error.to_string())?;
-        marks.push(rows.first().and_then(|row| row.get::<_, Option<i64>>(0)));
+        let mark = |column| {
+            let row = rows.first();
+            row.and_then(|row| row.get::<_, Option<i64>>(column))
+        };
+        marks.push((mark(0), mark(1)));
     }
-    if marks.iter().all(Option::is_none) {
+    if marks.iter().all(|mark| *mark == (None, None)) {
         return Ok(());
     }
     for _ in 0..2 {
@@ -112,7 +133,10 @@ async fn collect(shared: &Arc<Shared>) -> Result<(), String> {
     if quarantined() {
         return Err("a transaction was put into quarantine".to_owned());
     }
-    for (control, mark) in controls.iter().zip(marks) {
+    for ((control, runs), (mark, last_run)) in controls.iter().zip(&shared.runs).zip(marks) {
+        if let Some(last) = last_run {
+            close_runs(control, runs, last).await?;
+        }
         // In steps, so that no query keeps the connection from its other work for long.
         let sql = "WITH d AS (DELETE FROM tandem.tombstone WHERE ctid = ANY (ARRAY(SELECT ctid FROM tandem.tombstone \
              WHERE id <= $1 AND counters IS NULL LIMIT 10000)) AND id <= $1 AND counters IS NULL RETURNING 1) SELECT count(*) FROM d";

@@ -26,6 +26,7 @@ mod progress;
 mod quarantine;
 mod relation;
 mod resolve;
+mod runs;
 mod setup;
 mod shadow;
 mod status;
@@ -88,6 +89,9 @@ pub struct Config {
     pub tables: Arc<Tables>,
     /// Where what targets still need is kept.
     pub journal: JournalConfig,
+    /// When so many transactions of a node wait to be applied to another, they are brought together and applied as one;
+    /// `None`: each is applied by itself always.
+    pub group_from: Option<usize>,
 }
 
 /// Where what targets still need is kept, and how much of it.
@@ -132,6 +136,7 @@ impl Replicator {
             controls: (0..count).map(|_| watch::Sender::new(None)).collect(),
             interner,
             shadows: (0..count).map(|_| Arc::default()).collect(),
+            runs: (0..count).map(|_| Arc::default()).collect(),
             quarantines: (0..count).map(|_| Arc::default()).collect(),
             contests: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),

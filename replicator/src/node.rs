@@ -17,6 +17,7 @@ use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
 use crate::resolve::{self, Contests};
+use crate::runs::Runs;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::shadow::Shadows;
 use crate::tables::Tables;
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) gates: Vec<Arc<RwLock<()>>>,
     /// Which tables have shadowed rows, by target.
     pub(crate) shadows: Vec<Arc<Shadows>>,
+    /// Which runs of each node an older change may still meet, by target.
+    pub(crate) runs: Vec<Arc<Runs>>,
     /// What each node refused, by target.
     pub(crate) quarantines: Vec<Arc<Quarantine>>,
     /// Conflicts that a layered resolver has yet to settle, by target.
@@ -179,7 +182,10 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     if let Some(shadows) = shared.shadows.get(index) {
         shadows.load(&control).await?;
     }
-    // Before any link works: what one link has applied, and what is in quarantine, decides what another may apply.
+    if let Some(runs) = shared.runs.get(index) {
+        runs.clear();
+    }
+    // Before any link works: what one link has applied, in what runs, and what is in quarantine, decides what another may apply.
     for link in shared.links.of_target(index) {
         let source = shared
             .node_ids
@@ -188,6 +194,9 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             .unwrap_or_default();
         if let Some(quarantine) = shared.quarantines.get(index) {
             quarantine.load(&control, source).await?;
+        }
+        if let Some(runs) = shared.runs.get(index) {
+            runs.load(&control, source).await?;
         }
         link.reset(
             facts
@@ -223,6 +232,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Some(quarantine),
             Some(shadows),
             Some(contests),
+            Some(runs),
             Some(source_control),
             Some(of),
         ) = (
@@ -232,6 +242,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             shared.quarantines.get(index),
             shared.shadows.get(index),
             shared.contests.get(index),
+            shared.runs.get(index),
             shared.controls.get(source),
             shared.config.nodes.get(source),
         )
@@ -256,6 +267,8 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             gate: Arc::clone(gate),
             quarantine: Arc::clone(quarantine),
             contests: Arc::clone(contests),
+            runs: Arc::clone(runs),
+            group_from: shared.config.group_from,
             version: facts.version,
             journal: Arc::clone(journal),
             target_journal: Arc::clone(target_journal),

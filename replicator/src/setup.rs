@@ -183,6 +183,7 @@ pub(crate) async fn take(
 /// which targets (node ids) depend on it (see `carry.rs`). Before a slot's `created_lsn` was kept, slots were confirmed
 /// only to what all targets had, so the slot's position serves as well.
 /// `tandem.upheld` says for which write a node's own one stands (see `resolve.rs`).
+/// `tandem.run` holds the stamps of runs and, while an older change may arrive, what their rows really are (see `runs.rs`).
 /// `tandem.conflict.operation` says what the remote write did where the type does
 /// not, `tandem.quarantine.edits` counts an operator's edits of the payload.
 const SCHEMA: &str = "
@@ -202,6 +203,10 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS tandem.upheld (
         relation text, key jsonb, writer xid NOT NULL, written timestamptz NOT NULL, node int NOT NULL,
         own timestamptz NOT NULL, own_node int NOT NULL, PRIMARY KEY (relation, key));
+    CREATE TABLE IF NOT EXISTS tandem.run (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, source int NOT NULL, stamp timestamptz NOT NULL,
+        versions bytea);
+    ALTER TABLE tandem.run ALTER versions SET STORAGE EXTERNAL;
     CREATE TABLE IF NOT EXISTS tandem.incomplete (relation text, key jsonb, PRIMARY KEY (relation, key));
     CREATE TABLE IF NOT EXISTS tandem.shadow (
         relation text, key jsonb, image jsonb NOT NULL, written timestamptz NOT NULL, node int NOT NULL,

@@ -55,6 +55,15 @@ pub(crate) const KEY_EQUALS: &str = "ARRAY(SELECT format('OPERATOR(%I.%s)', n.ns
     JOIN pg_operator p ON p.oid = a.amopopr JOIN pg_namespace n ON n.oid = p.oprnamespace \
     WHERE i.indrelid = c.oid AND i.indisprimary ORDER BY k.place)";
 
+/// SQL over `pg_class c`: whether there is a primary key, and keys that are equal have equal bytes, so equal texts: their
+/// operator classes say so (support function 4, `equalimage`), and their collations are deterministic.
+pub(crate) const KEY_IS_PLAIN: &str = "coalesce((SELECT bool_and(EXISTS (SELECT FROM pg_opclass o JOIN pg_amproc p \
+      ON p.amprocfamily = o.opcfamily AND p.amproclefttype = o.opcintype AND p.amprocrighttype = o.opcintype \
+      WHERE o.oid = k.opclass AND p.amprocnum = 4) \
+      AND NOT EXISTS (SELECT FROM pg_collation l WHERE l.oid = k.coll AND NOT l.collisdeterministic)) \
+    FROM pg_index i, unnest(i.indclass::oid[], i.indcollation::oid[]) k(opclass, coll) \
+    WHERE i.indrelid = c.oid AND i.indisprimary), false)";
+
 /// SQL over `pg_class c`: the identity columns that an UPDATE may not write (GENERATED ALWAYS).
 pub(crate) const FIXED_COLUMNS: &str = "ARRAY(SELECT a.attname::text FROM pg_attribute a \
     WHERE a.attrelid = c.oid AND a.attidentity = 'a')";

@@ -32,14 +32,19 @@ struct Table {
 }
 
 /// What differs, for a person to read; empty when all nodes hold the same. Rows of transactions before `since` (an SQL
-/// timestamp) are compared by content only.
+/// timestamp), or before the newest run on any node, are compared by content only.
 ///
 /// # Panics
 /// A node does not answer.
 pub async fn differences(nodes: &[Node], since: &str) -> String {
+    // Rows of a run carry another version on the node that applied it than on the others.
+    let mut latest = since.to_owned();
+    for node in nodes {
+        latest = behind_runs(node, &latest).await;
+    }
     let mut sides = Vec::new();
     for node in nodes {
-        sides.push(Side::open(node, since).await);
+        sides.push(Side::open(node, &latest).await);
     }
     let Some((first, others)) = sides.split_first() else {
         return String::new();
@@ -71,6 +76,18 @@ pub async fn differences(nodes: &[Node], since: &str) -> String {
         }
     }
     text
+}
+
+/// The later of `since` and what is behind the newest run on the node.
+async fn behind_runs(node: &Node, since: &str) -> String {
+    let client = node.connect().await;
+    if client::value(&client, "SELECT to_regclass('tandem.run') IS NOT NULL").await != "t" {
+        return since.to_owned();
+    }
+    let sql = format!(
+        "SELECT greatest(timestamptz '{since}', (SELECT max(stamp) + interval '1 microsecond' FROM tandem.run))::text"
+    );
+    client::value(&client, &sql).await
 }
 
 /// One node in a comparison.

@@ -181,6 +181,8 @@ pub struct ReplicationConfig {
     pub journal_carry_bytes: u64,
     /// A node that is behind for longer than this is carried by the journal.
     pub journal_carry_after: Duration,
+    /// So many transactions that wait to be applied to a node are merged instead of replayed; 0: never.
+    pub group_apply: usize,
 }
 
 impl ReplicationConfig {

@@ -12,6 +12,8 @@ use super::reader::Reader;
 
 /// A journal that may hold less than this would fill with a few changes.
 const JOURNAL_MIN: u64 = 1 << 20;
+/// The default of `group_apply`: fewer transactions than this wait for a link that keeps up.
+const GROUP_APPLY: usize = 256;
 
 impl Reader<'_> {
     /// `[replication]`. `None` only when there is a problem.
@@ -54,6 +56,9 @@ impl Reader<'_> {
             Duration::from_secs(10),
             Duration::from_millis(100),
         );
+        let group_apply = section
+            .take("group_apply")
+            .and_then(|value| value.integer(0..=1_000_000, &mut self.problems));
         section.finish(&mut self.problems);
         Some(ReplicationConfig {
             database: database?,
@@ -64,6 +69,9 @@ impl Reader<'_> {
             journal_max,
             journal_carry_bytes,
             journal_carry_after,
+            group_apply: group_apply
+                .and_then(|count| usize::try_from(count).ok())
+                .unwrap_or(GROUP_APPLY),
         })
     }
 

@@ -192,6 +192,7 @@ journal_dir = "j"
 journal_max = "2GB"
 journal_carry_bytes = "1MB"
 journal_carry_after = "1s"
+group_apply = 7
 [replication.table."public.t"]
 resolver = "first_update_wins"
 [replication.table."public.u"]
@@ -257,6 +258,7 @@ sslrootcert = "ca.crt"
         ),
         (2 << 30, 1 << 20, Duration::from_secs(1))
     );
+    assert_eq!(config.replication.group_apply, 7);
     assert_eq!(
         (config.replication.include, config.replication.exclude),
         (vec!["public.*".to_owned()], vec!["public.log".to_owned()])

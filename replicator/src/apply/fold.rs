@@ -36,7 +36,7 @@ struct Array(BytesMut);
 impl Array {
     fn new(source: Source) -> Self {
         let kind = match source {
-            Source::Timestamp => TIMESTAMPTZ,
+            Source::Timestamp | Source::Last => TIMESTAMPTZ,
             _ => TEXT,
         };
         let mut bytes = BytesMut::with_capacity(ARRAY_HEADER + 16 * ROWS_MAX);
@@ -78,7 +78,7 @@ impl Array {
 
 /// The rows of a statement that is being filled.
 #[derive(Debug)]
-struct Filling {
+pub(super) struct Filling {
     /// One for each parameter.
     arrays: Vec<Array>,
     rows: usize,
@@ -87,7 +87,8 @@ struct Filling {
 }
 
 impl Filling {
-    fn new(sources: &[Source]) -> Self {
+    /// For so many parameters.
+    pub(super) fn new(sources: &[Source]) -> Self {
         Self {
             arrays: sources.iter().map(|&source| Array::new(source)).collect(),
             rows: 0,
@@ -95,12 +96,22 @@ impl Filling {
         }
     }
 
-    fn is_full(&self) -> bool {
+    /// Whether it takes no more.
+    pub(super) fn is_full(&self) -> bool {
         let bytes: usize = self.arrays.iter().map(|array| array.0.len()).sum();
         self.rows >= ROWS_MAX || bytes >= BYTES_MAX
     }
 
-    fn push(&mut self, values: &[Value<'_>]) -> Result<(), ApplyError> {
+    /// Whether it has taken nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
+    /// Takes a row.
+    ///
+    /// # Errors
+    /// When a value has no form in an array.
+    pub(super) fn push(&mut self, values: &[Value<'_>]) -> Result<(), ApplyError> {
         for (array, value) in self.arrays.iter_mut().zip(values) {
             array.push(value)?;
         }
@@ -109,7 +120,7 @@ impl Filling {
     }
 
     /// The parameters' values.
-    fn values(&mut self) -> Vec<Value<'_>> {
+    pub(super) fn values(&mut self) -> Vec<Value<'_>> {
         let rows = i32::try_from(self.rows).unwrap_or(i32::MAX);
         for array in &mut self.arrays {
             array.set(ARRAY_LENGTH, rows);

@@ -8,9 +8,11 @@ mod fast;
 mod fetch;
 mod fold;
 mod gate;
+mod group;
 mod incomplete;
 mod kept;
 mod multiset;
+mod net;
 mod own;
 mod params;
 mod quarantine;
@@ -21,6 +23,7 @@ mod slow;
 mod sql;
 mod tombstone;
 mod traits;
+mod truth;
 mod unique;
 
 use std::sync::Arc;
@@ -31,10 +34,12 @@ use tandem_wire::lsn::Lsn;
 use tokio::sync::RwLock;
 
 use gate::Gate;
+use group::{Grouping, Settled};
 use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity, is_poison};
 use slow::{Slow, Unknown};
+use sql::qualified;
 pub(crate) use sql::quote;
 pub(crate) use tombstone::remember;
 
@@ -43,6 +48,7 @@ use crate::origin::OriginName;
 use crate::progress::{Link, LinkState, Links};
 use crate::quarantine::{Held, Quarantine};
 use crate::resolve::Contests;
+use crate::runs::Runs;
 use crate::setup::OriginProgress;
 use crate::transaction::{Entry, Transaction};
 use crate::version::PgTimestamp;
@@ -85,6 +91,10 @@ pub(crate) struct LinkContext {
     pub quarantine: Arc<Quarantine>,
     /// The target's conflicts that a layered resolver has yet to settle.
     pub contests: Arc<Contests>,
+    /// The target's open runs.
+    pub runs: Arc<Runs>,
+    /// So many transactions make a backlog that is merged instead of replayed; `None`: none do.
+    pub group_from: Option<usize>,
 }
 
 /// What goes from one run of a link to the next.
@@ -99,6 +109,8 @@ pub(crate) struct Carried {
     retried: i64,
     /// Timestamps of what was committed since the progress was last noted (PostgreSQL 16 and later).
     unnoted: Vec<PgTimestamp>,
+    /// How runs went.
+    grouping: Grouping,
 }
 
 impl Carried {
@@ -132,6 +144,7 @@ pub(crate) async fn run(
     // Before anybody may learn how far this link is: what it says to be applied may be in quarantine.
     let (control, source) = (&context.place.control, context.place.source);
     context.quarantine.load(control, source).await?;
+    context.runs.load(control, source).await?;
     carried.gate = None;
     carried.current = None;
     // Nobody else holds the origin now, so what it says is final.
@@ -139,7 +152,12 @@ pub(crate) async fn run(
         link.reset(said);
         None
     } else {
-        let applied = progress.applied.max(link.applied()).min(said);
+        let noted = session.noted_progress().await?;
+        if noted > link.applied() {
+            // A run noted it, and was committed without saying so: what was not noted before it is by now.
+            carried.unnoted.clear();
+        }
+        let applied = progress.applied.max(link.applied()).max(noted).min(said);
         link.reset(applied);
         // What a node learns of itself may be learnt twice, so there it is not proved but done again.
         let proof = || Proof {
@@ -160,6 +178,7 @@ pub(crate) async fn run(
         careful: 0,
         penalty: 0,
         unmerged: false,
+        settled: None,
     };
     if worker.unproved.is_none() {
         worker.note().await?;
@@ -201,16 +220,20 @@ struct Worker<'a> {
     penalty: u32,
     /// The next transaction stopped a batch that merges.
     unmerged: bool,
+    /// What is known of the target's own transactions, for runs.
+    settled: Option<Settled>,
 }
 
 impl<'a> Worker<'a> {
     async fn run(&mut self) -> Result<(), ApplyError> {
         self.link.set_state(LinkState::Streaming);
+        let mut backlog = false;
         loop {
             let journal = &self.context.journal;
             let applied = self.link.applied();
+            let (most, bytes) = self.context.read_limits(backlog);
             let run = tokio::select! {
-                run = journal.read(&mut self.cursor, applied, BATCH_TRANSACTIONS, BATCH_BYTES) => run?,
+                run = journal.read(&mut self.cursor, applied, most, bytes) => run?,
                 () = Self::retry_due(self.context, self.retried) => {
                     self.retry_quarantined().await?;
                     continue;
@@ -218,7 +241,10 @@ impl<'a> Worker<'a> {
             };
             match run {
                 Run::UpTo(lsn) => self.link.advance(lsn),
-                Run::Entries(entries) => self.entries(&entries).await?,
+                Run::Entries(entries) => {
+                    backlog = entries.len() >= BATCH_TRANSACTIONS;
+                    self.entries(&entries).await?;
+                }
                 Run::Hole(hole) => {
                     let [of, target] = self.context.names.clone();
                     let origin = OriginName {
@@ -356,6 +382,12 @@ impl<'a> Worker<'a> {
         }
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
+            self.carried.current = None;
+            let merged = Box::pin(self.apply_run(rest)).await?;
+            if merged > 0 {
+                rest = rest.get(merged..).unwrap_or_default();
+                continue;
+            }
             self.carried.current = Some(first.end_lsn);
             if let Some(refusal) = self.refusal(first).await? {
                 self.quarantine(first, refusal).await?;
@@ -371,8 +403,13 @@ impl<'a> Worker<'a> {
                 continue;
             }
             let mut run = 1;
+            let mut size = first.size;
             let mut alone = merging || traits.buries();
             for transaction in others {
+                if run >= BATCH_TRANSACTIONS || size >= BATCH_BYTES {
+                    break;
+                }
+                size += transaction.size;
                 if self.refusal(transaction).await?.is_some() {
                     break;
                 }
@@ -426,6 +463,7 @@ impl<'a> Worker<'a> {
 
     /// Transactions up to `lsn` are committed.
     fn moved(&mut self, done: &[&Transaction], lsn: Lsn) {
+        self.carried.grouping.passed(done.len());
         if self.context.version >= 160_000 {
             let timestamps = done.iter().map(|transaction| transaction.timestamp);
             self.carried.unnoted.extend(timestamps);
@@ -459,6 +497,7 @@ impl<'a> Worker<'a> {
         quarantined: Option<Held>,
     ) -> Result<Result<u64, ServerError>, ApplyError> {
         let mut settled = Unknown::default();
+        self.note_true_versions(transaction).await?;
         let traits = self.session.traits(transaction, false).await?;
         let mut shadowing = traits.shadowed || traits.multiset;
         loop {
@@ -487,17 +526,19 @@ impl<'a> Worker<'a> {
                 Slow::Refused(error) => return Ok(Err(error)),
                 Slow::Collides => shadowing = true,
                 Slow::Unsettled(unknown) => {
-                    self.settle(transaction).await?;
+                    let changes = transaction.changes.iter();
+                    let tables = changes.map(|change| qualified(&change.relation));
+                    self.settle(tables.collect()).await?;
                     settled.add(unknown);
                 }
             }
         }
     }
 
-    /// Waits until what the target's own clients are committing now is visible, and everything that they have deleted
+    /// Waits until what the target's own clients are committing to some tables now is visible, and everything that they have deleted
     /// so far is remembered. A commit has its timestamp before it is visible, so one that is older than the change may
     /// still be on its way; whatever begins later is newer.
-    async fn settle(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
+    async fn settle(&mut self, tables: Vec<String>) -> Result<(), ApplyError> {
         let context = self.context;
         let own = context.links.get(context.target, context.target);
         let own = own.ok_or(ApplyError::Unexpected("no link of the target to itself"))?;
@@ -506,7 +547,7 @@ impl<'a> Worker<'a> {
             lsn,
         };
         self.link.set_state(waiting(None));
-        self.session.wait_for_writers(transaction).await?;
+        self.session.wait_for_writers(tables).await?;
         let lsn = watermark::write(&context.place.control).await?;
         // The watermark lies behind everything that the target has written: its stream has to be read up to there
         // even if its own targets are slow, or two nodes could wait for each other.

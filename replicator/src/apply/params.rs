@@ -7,6 +7,7 @@
 use super::row::{NUMERIC, TIMESTAMPTZ};
 use super::sql::TargetTable;
 use crate::relation::Relation;
+use crate::version::PgTimestamp;
 
 /// OID of text[] (src/include/catalog/pg_type.dat).
 const TEXT_ARRAY: u32 = 1009;
@@ -20,12 +21,33 @@ pub(super) enum Source {
     New(usize),
     /// Column of the old row or key, or of the new row where the old one is not in the stream.
     Key(usize),
-    /// The source's commit timestamp.
+    /// When the source committed the change, of several ones the first.
     Timestamp,
+    /// The same of the last.
+    Last,
     /// What the change gives a counter: the new row's value, or 0.
     Gain(usize),
     /// What it takes from a counter: the old row's value, or 0.
     Base(usize),
+}
+
+/// When a row was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamps {
+    /// First.
+    pub first: PgTimestamp,
+    /// Last.
+    pub last: PgTimestamp,
+}
+
+impl From<PgTimestamp> for Stamps {
+    /// Once only.
+    fn from(at: PgTimestamp) -> Self {
+        Self {
+            first: at,
+            last: at,
+        }
+    }
 }
 
 /// A statement to prepare, and where its parameters come from.
@@ -91,7 +113,7 @@ impl<'a> Params<'a> {
         let number = self.sources.len();
         match (self.rows, source) {
             (Rows::One, _) => format!("${number}"),
-            (Rows::Many, Source::Timestamp) => format!("u.p{number}"),
+            (Rows::Many, Source::Timestamp | Source::Last) => format!("u.p{number}"),
             (Rows::Many, Source::Gain(_) | Source::Base(_)) => format!("u.p{number}::numeric"),
             (Rows::Many, Source::New(index) | Source::Key(index)) => {
                 let column = self.column(index);
@@ -113,7 +135,7 @@ impl<'a> Params<'a> {
         }
         let arrays = self.sources.iter().zip(1..).map(|(source, number)| {
             let kind = match source {
-                Source::Timestamp => "timestamptz",
+                Source::Timestamp | Source::Last => "timestamptz",
                 _ => "text",
             };
             format!("${number}::{kind}[]")
@@ -137,14 +159,14 @@ impl<'a> Params<'a> {
     /// The statement with these parameters.
     pub(super) fn statement(self, sql: String) -> Statement {
         let one = |source: &Source| match *source {
-            Source::Timestamp => TIMESTAMPTZ,
+            Source::Timestamp | Source::Last => TIMESTAMPTZ,
             Source::Gain(_) | Source::Base(_) => NUMERIC,
             Source::New(index) | Source::Key(index) => {
                 self.column(index).map_or(0, |column| column.type_oid)
             }
         };
         let many = |source: &Source| match source {
-            Source::Timestamp => TIMESTAMPTZ_ARRAY,
+            Source::Timestamp | Source::Last => TIMESTAMPTZ_ARRAY,
             _ => TEXT_ARRAY,
         };
         let types = match self.rows {

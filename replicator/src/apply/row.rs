@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use tandem_wire::lsn::Lsn;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::params::{Source, Statement};
+use super::params::{Source, Stamps, Statement};
 use super::sql::TargetTable;
 use crate::image::{Nulls, image};
 use crate::pgoutput::{Column, DecodeError, Message, OldTuple, decode};
 use crate::relation::Relation;
+use crate::runs::put_key_column;
 use crate::transaction::{Change, Operation};
 use crate::version::PgTimestamp;
 
@@ -219,6 +220,46 @@ impl<'a> Row<'a> {
         hash
     }
 
+    /// Appends the values at `places`, the key's columns, to a key as runs have it; answers whether all are there.
+    pub(super) fn put_key(&self, places: &[usize], key: &mut Vec<u8>) -> bool {
+        places.iter().all(|&place| match self.key_column(place) {
+            Column::Text(text) => {
+                put_key_column(key, text);
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// Takes over what a later change of the same row makes of it.
+    pub(super) fn absorb(&mut self, later: &Row<'a>) {
+        for (index, column) in later.new.iter().enumerate() {
+            let column = match column {
+                Column::Unchanged if later.old_is_whole => later.old.get(index).unwrap_or(column),
+                column => column,
+            };
+            if let (Some(known), false) = (self.new.get_mut(index), *column == Column::Unchanged) {
+                *known = *column;
+            }
+        }
+    }
+
+    /// Whether a later change of the same row finds its counters as this one left them: otherwise somebody else has added
+    /// to them at the source meanwhile.
+    pub(super) fn counts_on(
+        &self,
+        later: &Row<'_>,
+        relation: &Relation,
+        table: &TargetTable,
+    ) -> bool {
+        let mut columns = relation.columns.iter().enumerate();
+        table.counters.is_empty()
+            || columns.all(|(index, name)| {
+                !table.counters.contains(name)
+                    || later.old.get(index) == Some(&self.new_column(index))
+            })
+    }
+
     /// A value of the new row as text; `None` where it is NULL or not in the stream.
     pub(super) fn new_text(&self, index: usize) -> Option<&[u8]> {
         match self.new_column(index) {
@@ -243,13 +284,15 @@ impl<'a> Row<'a> {
         &'r self,
         statement: &Statement,
         relation: &Relation,
-        timestamp: PgTimestamp,
+        stamps: impl Into<Stamps>,
         out: &mut Vec<Value<'r>>,
     ) -> Result<(), RowError> {
+        let stamps = stamps.into();
         out.clear();
         for source in &statement.params {
             out.push(match *source {
-                Source::Timestamp => Value::Timestamp(timestamp),
+                Source::Timestamp => Value::Timestamp(stamps.first),
+                Source::Last => Value::Timestamp(stamps.last),
                 Source::New(index) => match self.new_column(index) {
                     Column::Text(text) => Value::Text(text),
                     _ => Value::Null,

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
 use super::params::TargetColumn;
 use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
-use super::sql::{ShapeError, TargetTable, Writer, qualified, quote};
+use super::sql::{ShapeError, TargetTable, Writer, quote};
 use super::unique::Uniques;
 use crate::conflict::resolver::Resolver;
 use crate::control::{Control, ControlError};
@@ -26,8 +26,8 @@ use crate::relation::{Interner, Relation};
 use crate::setup::application_name;
 use crate::shadow::Shadows;
 use crate::tables::{
-    FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, Tables, WRITABLE_NAMES, WRITABLE_OIDS, WRITABLE_READ,
-    WRITABLE_TYPES,
+    FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, KEY_IS_PLAIN, Tables, WRITABLE_NAMES, WRITABLE_OIDS,
+    WRITABLE_READ, WRITABLE_TYPES,
 };
 use crate::transaction::Transaction;
 use crate::version::PgTimestamp;
@@ -271,7 +271,7 @@ impl Session {
     /// `setup` is the last statement before COMMIT. The clock is checked in WHERE, so that a failure leaves the
     /// session's origin values alone; `pg_current_xact_id` makes the commit move the origin even if no row changed.
     async fn prepare_fixed(&mut self) -> Result<(), ApplyError> {
-        let fixed: [(&str, &str, &[u32]); 9] = [
+        let fixed: [(&str, &str, &[u32]); 11] = [
             ("begin", "BEGIN", &[]),
             ("commit", "COMMIT", &[]),
             ("immediate", "SET CONSTRAINTS ALL IMMEDIATE", &[]),
@@ -301,6 +301,17 @@ impl Session {
                 "INSERT INTO tandem.quarantine (source, lsn, committed, reason, behind, holds, payload) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING id",
                 &[0, PG_LSN, TIMESTAMPTZ, 0, 0, 0, BYTEA],
+            ),
+            (
+                "run",
+                "INSERT INTO tandem.run (source, stamp, versions) VALUES ($1, $2, $3) RETURNING id",
+                &[0, TIMESTAMPTZ, BYTEA],
+            ),
+            (
+                "progress",
+                "INSERT INTO tandem.progress VALUES ($1, $2, pg_current_xact_id()::text::int8 + 1) \
+                 ON CONFLICT (origin) DO UPDATE SET lsn = excluded.lsn, xid = excluded.xid",
+                &[0, PG_LSN],
             ),
             (
                 "release",
@@ -413,6 +424,27 @@ impl Session {
         Ok(row.try_get(0).map_err(ControlError::from)?)
     }
 
+    /// Up to where everything is noted to be committed.
+    ///
+    /// # Errors
+    /// When the target cannot be asked.
+    pub(super) async fn noted_progress(&self) -> Result<Lsn, ApplyError> {
+        let origin = OriginName {
+            node: self.place.source,
+            worker: 0,
+        }
+        .to_string();
+        let sql = "SELECT lsn::text FROM tandem.progress WHERE origin = $1";
+        let rows = self.place.control.query(sql, &[&origin]).await?;
+        let noted: Option<String> = rows
+            .first()
+            .map(|row| row.try_get(0))
+            .transpose()
+            .map_err(ControlError::from)?;
+        let noted = noted.as_deref().unwrap_or("0/0").parse();
+        noted.map_err(|_| ApplyError::Unexpected("tandem.progress"))
+    }
+
     /// Notes that everything up to `lsn` is committed. The caller has no batch under way.
     ///
     /// # Errors
@@ -434,19 +466,11 @@ impl Session {
         Ok(())
     }
 
-    /// Waits until the transactions that are writing the transaction's tables now have ended.
+    /// Waits until the transactions that are writing some tables now have ended.
     ///
     /// # Errors
-    /// When one of them takes longer than the lock timeout; the transaction is then tried again.
-    pub(super) async fn wait_for_writers(
-        &self,
-        transaction: &Transaction,
-    ) -> Result<(), ApplyError> {
-        let mut tables: Vec<String> = transaction
-            .changes
-            .iter()
-            .map(|change| qualified(&change.relation))
-            .collect();
+    /// When one of them takes longer than the lock timeout; what they are waited for is then tried again.
+    pub(super) async fn wait_for_writers(&self, mut tables: Vec<String>) -> Result<(), ApplyError> {
         tables.sort();
         tables.dedup();
         let writers = "SELECT array_agg(DISTINCT virtualtransaction) FROM pg_locks WHERE locktype = 'relation' \
@@ -479,14 +503,27 @@ impl Session {
         transaction: &Transaction,
         deferrable: bool,
     ) -> io::Result<()> {
+        self.finish_at(
+            batch,
+            transaction.end_lsn,
+            transaction.timestamp,
+            deferrable,
+        )
+    }
+
+    /// Commits what was applied up to `end_lsn` under a timestamp.
+    pub(super) fn finish_at(
+        &mut self,
+        batch: &mut Batch,
+        end_lsn: Lsn,
+        timestamp: PgTimestamp,
+        deferrable: bool,
+    ) -> io::Result<()> {
         let out = self.connection.out();
         if deferrable {
             batch.execute(out, "immediate", &[], Step::Work)?;
         }
-        let stamp = [
-            Value::Lsn(transaction.end_lsn),
-            Value::Timestamp(transaction.timestamp),
-        ];
+        let stamp = [Value::Lsn(end_lsn), Value::Timestamp(timestamp)];
         batch.execute(out, "setup", &stamp, Step::Work)?;
         batch.execute(out, "commit", &[], Step::Commit)
     }
@@ -510,7 +547,7 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
                  {WRITABLE_NAMES}, {WRITABLE_OIDS}, {WRITABLE_TYPES}, {WRITABLE_READ}, \
                  EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS}, \
                  ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> ''), \
-                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{TRUNCATE_TRIGGER}') \
+                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{TRUNCATE_TRIGGER}'), {KEY_IS_PLAIN} \
                  FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')"
             ),
             &[&name],
@@ -536,6 +573,7 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         key: row.try_get(0).map_err(ControlError::from)?,
         columns: columns.into_iter().zip(types).collect(),
         key_equals: row.try_get(6).map_err(ControlError::from)?,
+        key_is_plain: row.try_get(10).map_err(ControlError::from)?,
         counters: Vec::new(),
         resolver: Resolver::default(),
         uniques: Uniques::default(),

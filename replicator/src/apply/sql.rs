@@ -21,6 +21,8 @@ use crate::transaction::Operation;
 pub(super) struct TargetTable {
     /// Columns of the primary key; empty where there is none.
     pub key: Vec<String>,
+    /// Whether equal keys have equal texts.
+    pub key_is_plain: bool,
     /// The operators that the key's index compares them with: an extension's type has its own, outside the search path.
     pub key_equals: Vec<String>,
     /// Identity columns that an UPDATE may not write (GENERATED ALWAYS).
@@ -248,7 +250,7 @@ impl Writer {
         let mut condition = key_condition(relation, table, &mut params)?;
         if versioned {
             let timestamp = params.add(Source::Timestamp);
-            let not_newer = self.not_newer(relation, table, &timestamp);
+            let not_newer = self.surely_not_newer(relation, table, &timestamp);
             let _ = write!(condition, " AND {not_newer}");
             if (0..relation.columns.len()).any(&unchanged) {
                 let _ = write!(condition, " AND {}", self.keeps_values(relation, table));
@@ -280,8 +282,9 @@ impl Writer {
         let mut params = Params::new(relation, table, rows);
         let mut condition = key_condition(relation, table, &mut params)?;
         let timestamp = params.add(Source::Timestamp);
+        let deleted = params.add(Source::Last);
         if versioned {
-            let not_newer = self.not_newer(relation, table, &timestamp);
+            let not_newer = self.surely_not_newer(relation, table, &timestamp);
             let _ = write!(condition, " AND {not_newer}");
         } else {
             let _ = write!(condition, " AND {timestamp} IS NOT NULL");
@@ -306,7 +309,7 @@ impl Writer {
             format!(", b AS ({bury})")
         };
         let sql = format!(
-            "WITH w AS (DELETE FROM ONLY {} AS r{} WHERE {condition} RETURNING {} AS key, {timestamp} AS deleted, {rest} AS rest)\
+            "WITH w AS (DELETE FROM ONLY {} AS r{} WHERE {condition} RETURNING {} AS key, {deleted} AS deleted, {rest} AS rest)\
              {bury} {}",
             qualified(relation),
             params.rows("USING"),
@@ -463,6 +466,8 @@ pub(super) enum Kind {
     Replace,
     /// Remembers a delete.
     Bury,
+    /// Of runs: remembers deletes of many rows that came and went.
+    BuryUnseen,
     /// Notes that the row lacks what an update left out.
     Mark,
     /// Notes that it does not any more.
@@ -511,6 +516,7 @@ mod tests {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         TargetTable {
             key: owned(key),
+            key_is_plain: true,
             key_equals: Vec::new(),
             fixed: Vec::new(),
             generated: Vec::new(),

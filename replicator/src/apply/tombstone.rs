@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 
 use super::counter::{add_up, whole_rest};
-use super::params::{Params, Source, Statement};
+use super::params::{Params, Rows, Source, Statement};
 use super::sql::{
     ShapeError, TargetTable, Writer, key_condition, key_expressions, key_param, literal, qualified,
 };
@@ -76,6 +76,33 @@ impl Writer {
         let timestamp = params.add(Source::Timestamp);
         let node = self.source;
         let sql = record(relation, table, &key, &timestamp, node, "NULL::jsonb", "");
+        Ok(params.statement(sql))
+    }
+
+    /// Remembers deletes of many rows of which the target has seen nothing. Fails (division by zero) if it has, or a delete
+    /// is remembered for one of them.
+    ///
+    /// # Errors
+    /// When the target's table has no key, or not the source's.
+    pub(super) fn bury_unseen(
+        &self,
+        relation: &Relation,
+        table: &TargetTable,
+    ) -> Result<Statement, ShapeError> {
+        let mut params = Params::new(relation, table, Rows::Many);
+        let condition = key_condition(relation, table, &mut params)?;
+        let key = key_param(relation, table, &mut params)?;
+        let deleted = params.add(Source::Last);
+        let (from, node) = ("FROM w", self.source);
+        let bury = record(relation, table, "key", "deleted", node, "NULL::jsonb", from);
+        let sql = format!(
+            "WITH w AS MATERIALIZED (SELECT {key} AS key, {deleted} AS deleted{} \
+             WHERE NOT EXISTS (SELECT FROM ONLY {} AS r WHERE {condition}) AND NOT EXISTS (SELECT {})), b AS ({bury}) {}",
+            params.rows("FROM"),
+            qualified(relation),
+            remembered(relation, &key),
+            params.all_of_w()
+        );
         Ok(params.statement(sql))
     }
 

@@ -2,8 +2,35 @@
 
 use super::row::Row;
 use super::session::{ApplyError, Session};
-use super::sql::qualified;
+use super::sql::{TargetTable, qualified};
+use crate::relation::Relation;
+use crate::runs::put_key_column;
 use crate::transaction::{Operation, Transaction};
+
+/// The keys of a table that a change of a row touches, as runs have them.
+///
+/// # Errors
+/// When the stream does not carry one.
+pub(super) fn keys_of(
+    row: &Row<'_>,
+    relation: &Relation,
+    table: &TargetTable,
+) -> Result<Vec<Vec<u8>>, ApplyError> {
+    let sides: &[bool] = if row.key_moves(relation, table) {
+        &[false, true]
+    } else {
+        &[false]
+    };
+    let mut keys = Vec::new();
+    for &new in sides {
+        let mut key = Vec::new();
+        for column in row.key(relation, table, new)? {
+            put_key_column(&mut key, &column);
+        }
+        keys.push(key);
+    }
+    Ok(keys)
+}
 
 /// See the module.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

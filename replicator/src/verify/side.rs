@@ -87,13 +87,19 @@ pub(super) async fn open(shared: &Shared) -> Result<Vec<Side>, VerifyError> {
         .zip(&opened)
         .filter_map(|(node, (_, facts))| Some((node.id, facts.since.clone()?)))
         .collect();
+    // Rows of a run carry another version on the node that applied it than on the others.
+    let mut compared_from: HashMap<u16, Vec<String>> = HashMap::new();
+    let runs = opened.iter().flat_map(|(_, facts)| facts.runs.clone());
+    for (node, at) in since.into_iter().chain(runs) {
+        compared_from.entry(node).or_default().push(at);
+    }
     let sides = config.nodes.iter().zip(opened);
     Ok(sides
         .map(|(node, (control, facts))| Side {
             name: node.name.clone(),
             id: node.id,
             control: Arc::new(control),
-            version: RowVersion::new(node.id, &facts.origins, &since),
+            version: RowVersion::new(node.id, &facts.origins, &compared_from),
         })
         .collect())
 }
@@ -101,6 +107,8 @@ pub(super) async fn open(shared: &Shared) -> Result<Vec<Side>, VerifyError> {
 struct Facts {
     origins: HashMap<u32, u16>,
     since: Option<String>,
+    /// Behind which timestamps no row of a node is a run's.
+    runs: Vec<(u16, String)>,
 }
 
 async fn facts(control: &Control, cluster: &str) -> Result<Facts, ControlError> {
@@ -115,7 +123,18 @@ async fn facts(control: &Control, cluster: &str) -> Result<Facts, ControlError> 
     let sql = "SELECT created::text FROM tandem.slot WHERE name = $1";
     let rows = control.query(sql, &[&slot_name(cluster)]).await?;
     let since = rows.first().map(|row| row.try_get(0)).transpose()?;
-    Ok(Facts { origins, since })
+    let sql =
+        "SELECT source, (max(stamp) + interval '1 microsecond')::text FROM tandem.run GROUP BY 1";
+    let mut runs = Vec::new();
+    for row in control.query(sql, &[]).await? {
+        let node: i32 = row.try_get(0)?;
+        runs.push((u16::try_from(node).unwrap_or_default(), row.try_get(1)?));
+    }
+    Ok(Facts {
+        origins,
+        since,
+        runs,
+    })
 }
 
 impl Side {

@@ -23,14 +23,26 @@ pub(super) struct RowVersion {
 
 impl RowVersion {
     /// The version of a row as the apply sessions know it (`apply/sql.rs`), on the node `own` with these origins.
-    /// `since` says for each node id when its changes began to be replicated, as a timestamp's text: each node has its
-    /// own version of rows that were there before.
-    pub(super) fn new(own: u16, origins: &HashMap<u32, u16>, since: &HashMap<u16, String>) -> Self {
+    /// `since` says for each node id from when on its versions are the same on all nodes, as texts of timestamps of which
+    /// the latest counts: when its changes began to be replicated, because each node has its own version of rows that were
+    /// there before, and what runs have stamped.
+    pub(super) fn new(
+        own: u16,
+        origins: &HashMap<u32, u16>,
+        since: &HashMap<u16, Vec<String>>,
+    ) -> Self {
         let roident = "(s.written).roident";
         let node = format!("coalesce(s.kept_node, {})", node_of(roident, own, origins));
         let begin = |node| {
-            let text = since.get(node).map_or("-infinity", String::as_str);
-            format!("timestamptz '{}'", text.replace('\'', "''"))
+            let texts = since.get(node).into_iter().flatten();
+            let texts: Vec<_> = texts
+                .map(|text| format!("timestamptz '{}'", text.replace('\'', "''")))
+                .collect();
+            match texts.as_slice() {
+                [] => "timestamptz '-infinity'".to_owned(),
+                [one] => one.clone(),
+                several => format!("greatest({})", several.join(", ")),
+            }
         };
         let mut ids: Vec<_> = origins.iter().collect();
         ids.sort();
@@ -424,7 +436,9 @@ mod tests {
     }
 
     fn version() -> RowVersion {
-        let since = HashMap::from([(1, "2026-01-02".to_owned()), (2, "2026-01-03".to_owned())]);
+        let since = [(1, "2026-01-02"), (2, "2026-01-03")]
+            .map(|(node, at)| (node, vec![at.to_owned()]))
+            .into();
         RowVersion::new(1, &HashMap::from([(7, 2), (9, 3)]), &since)
     }
 

@@ -279,13 +279,21 @@ async fn remembered(node: &Node, key: i32) -> String {
 }
 
 async fn ends_as_the_model_says(majors: &[u32], kills: u32, counted: bool) {
+    Box::pin(so_configured(majors, kills, counted, "")).await;
+}
+
+/// `replication`: lines of that section.
+async fn so_configured(majors: &[u32], kills: u32, counted: bool, replication: &str) {
     let seed = std::env::var("TANDEM_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or_else(|| fastrand::u64(..));
     eprintln!("TANDEM_TEST_SEED={seed}");
     let mut random = Rng::with_seed(seed);
-    let builder = Cluster::of(majors).relays().schema(SCHEMA);
+    let builder = Cluster::of(majors)
+        .relays()
+        .replication(replication)
+        .schema(SCHEMA);
     let builder = if counted {
         builder.sections(COUNTED)
     } else {
@@ -350,4 +358,19 @@ async fn counters_in_a_random_history_end_as_the_sum_of_all_contributions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_in_a_random_history_with_killed_daemons_end_as_the_sum_of_all_contributions() {
     ends_as_the_model_says(&[18, 15, 15], 3, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_random_history_applied_in_runs_ends_as_the_model_says() {
+    Box::pin(so_configured(&[15, 17, 18], 0, false, "group_apply = 2")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_random_history_applied_in_runs_by_killed_daemons_ends_as_the_model_says() {
+    Box::pin(so_configured(&[18, 15, 15], 3, false, "group_apply = 2")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counters_in_a_random_history_applied_in_runs_end_as_the_sum_of_all_contributions() {
+    Box::pin(so_configured(&[15, 17, 18], 3, true, "group_apply = 2")).await;
 }

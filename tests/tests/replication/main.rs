@@ -8,6 +8,7 @@ mod counters;
 mod deletes;
 mod faults;
 mod folding;
+mod group;
 mod histories;
 mod identity;
 mod journal;
