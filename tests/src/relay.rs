@@ -3,7 +3,15 @@
 //! It reads the `application_name` of a connection's startup packet (the harness uses no TLS towards nodes), so that a
 //! fault can be given to some connections only, such as those that apply one source's changes.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tandem_wire::startup::{FirstPacket, first_packet};
@@ -82,6 +90,7 @@ pub struct Relay {
     address: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
     half_close: Arc<watch::Sender<HalfCloses>>,
+    refused: Arc<AtomicU32>,
     accepting: JoinHandle<()>,
 }
 
@@ -102,16 +111,19 @@ impl Relay {
         let address = listener.local_addr()?;
         let faults = Arc::new(watch::Sender::new(Faults::default()));
         let half_close = Arc::new(watch::Sender::new(HalfCloses::default()));
+        let refused = Arc::new(AtomicU32::new(0));
         let accepting = tokio::spawn(accept(
             listener,
             target,
             Arc::clone(&faults),
             Arc::clone(&half_close),
+            Arc::clone(&refused),
         ));
         Ok(Self {
             address,
             faults,
             half_close,
+            refused,
             accepting,
         })
     }
@@ -130,6 +142,12 @@ impl Relay {
     /// Resets the connections whose `application_name` contains `part`, and every new one.
     pub fn cut_only(&self, part: &str) {
         self.add(part, Fault::Reset);
+    }
+
+    /// How many connections were reset when they were opened.
+    #[must_use]
+    pub fn refused(&self) -> u32 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Nothing passes any more, and nobody is told.
@@ -177,13 +195,15 @@ async fn accept(
     target: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
     half_close: Arc<watch::Sender<HalfCloses>>,
+    refused: Arc<AtomicU32>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(relay(client, target, faults.subscribe(), half_close.subscribe()));
+                    let refused = Arc::clone(&refused);
+                    connections.spawn(relay(client, target, faults.subscribe(), half_close.subscribe(), refused));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -197,6 +217,7 @@ async fn relay(
     target: SocketAddr,
     mut faults: watch::Receiver<Faults>,
     half_close: watch::Receiver<HalfCloses>,
+    refused: Arc<AtomicU32>,
 ) {
     let (name, first) = match startup(&mut client).await {
         Ok(read) => read,
@@ -204,6 +225,7 @@ async fn relay(
     };
     let at_start = faults.borrow_and_update().of(&name);
     if at_start == Fault::Reset {
+        refused.fetch_add(1, Ordering::Relaxed);
         reset(&client);
         return;
     }

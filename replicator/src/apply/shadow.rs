@@ -11,7 +11,7 @@ use tandem_wire::lsn::Lsn;
 use super::batch::{Batch, Step};
 use super::row::{Row, Value};
 use super::session::{ApplyError, Session, is_poison};
-use super::slow::{Key, Locked, Slow};
+use super::slow::{Key, Locked, Missing, Slow, missing};
 use super::sql::{TargetTable, Writer, literal, qualified};
 use super::unique::{Stamp, text};
 use crate::conflict::Found;
@@ -57,14 +57,14 @@ impl Session {
     pub(super) async fn apply_with_shadows(
         &mut self,
         transaction: &Transaction,
-        settled: bool,
+        settled: Option<&Missing>,
         quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.know_uniques(transaction);
         self.load_tables(transaction).await?;
         let mut evicted = Vec::new();
         let mut conflicts = 0;
-        let mut seen = HashSet::new();
+        let (mut seen, mut gone) = (HashSet::new(), Missing::new());
         let version = Version {
             timestamp: transaction.timestamp,
             node: self.place.source,
@@ -89,9 +89,10 @@ impl Session {
             for (_, locked) in rows.iter_mut().filter(|(key, _)| seen.contains(*key)) {
                 locked.written_before();
             }
-            if !settled && self.is_unsettled(changes, transaction, &rows, &mut seen)? {
+            gone.extend(missing(&rows).filter(|key| !seen.contains(key)));
+            if self.is_unsettled(changes, transaction, &rows, &mut seen, settled)? {
                 self.connection.simple_query("ROLLBACK").await?;
-                return Ok(Slow::Unsettled);
+                return Ok(Slow::Unsettled(gone));
             }
             seen.extend(rows.keys().cloned());
             let mut batch = Batch::default();

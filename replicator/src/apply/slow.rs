@@ -95,6 +95,10 @@ impl Locked {
 /// A key of a table, within one transaction.
 pub(super) type Key = (u64, Vec<Vec<u8>>);
 
+/// The rows that were missing in an attempt. Once what the target's own clients did before it is visible, and what they
+/// deleted is remembered, nothing more will be known of these; of a row that has gone since there will.
+pub(super) type Missing = HashSet<Key>;
+
 /// What came of a transaction.
 #[derive(Debug)]
 pub(super) enum Slow {
@@ -105,7 +109,7 @@ pub(super) enum Slow {
     },
     /// Nothing was done: it writes a row that is missing, or a whole table, and what the target's own clients did at the
     /// same time is not all visible or known yet.
-    Unsettled,
+    Unsettled(Missing),
     /// Nothing was done: a row collides with another one on a unique constraint.
     Collides,
     /// Nothing was done: the target refuses it, and will again.
@@ -113,15 +117,15 @@ pub(super) enum Slow {
 }
 
 impl Session {
-    /// Applies one transaction. `settled`: what the target's own clients did before the last attempt is visible, and
-    /// what they deleted is remembered. `quarantined`: what it is in the quarantine, which it leaves.
+    /// Applies one transaction. `settled`: what was missing in the attempt before, if there was one. `quarantined`: what it
+    /// is in the quarantine, which it leaves.
     ///
     /// # Errors
     /// When it cannot be applied now: nothing of it is, and the session has to be given up.
     pub(super) async fn apply_slowly(
         &mut self,
         transaction: &Transaction,
-        settled: bool,
+        settled: Option<&Missing>,
         quarantined: Option<Held>,
     ) -> Result<Slow, ApplyError> {
         self.load_tables(transaction).await?;
@@ -129,9 +133,9 @@ impl Session {
         let changes = &transaction.changes;
         let mut rows = self.lock_rows(changes, transaction).await?;
         let mut seen = HashSet::new();
-        if !settled && self.is_unsettled(changes, transaction, &rows, &mut seen)? {
+        if self.is_unsettled(changes, transaction, &rows, &mut seen, settled)? {
             self.connection.simple_query("ROLLBACK").await?;
-            return Ok(Slow::Unsettled);
+            return Ok(Slow::Unsettled(missing(&rows).collect()));
         }
         let mut batch = Batch::default();
         let mut conflicts = 0;
@@ -168,14 +172,15 @@ impl Session {
         }
     }
 
-    /// Whether one of the changes truncates, or is the first of some row, updates or deletes it, and it is missing. `seen`
-    /// holds the rows that the transaction has changed before.
+    /// Whether one of the changes truncates, or is the first of some row, updates or deletes it, and it is missing, unless
+    /// that is `settled`. `seen` holds the rows that the transaction has changed before.
     pub(super) fn is_unsettled(
         &self,
         changes: &[Change],
         transaction: &Transaction,
         rows: &HashMap<Key, Locked>,
         seen: &mut HashSet<Key>,
+        settled: Option<&Missing>,
     ) -> Result<bool, ApplyError> {
         let version = Version {
             timestamp: transaction.timestamp,
@@ -183,7 +188,10 @@ impl Session {
         };
         for change in changes {
             if change.operation == Operation::Truncate {
-                return Ok(true);
+                if settled.is_none() {
+                    return Ok(true);
+                }
+                continue;
             }
             let table = self.table(&change.relation)?;
             if table.key.is_empty() {
@@ -197,7 +205,9 @@ impl Session {
             );
             let unknown = match rows.get(&key).map(|locked| locked.found) {
                 // A newer delete settles it.
-                Some(Found::Missing(deleted)) => deleted < Some(version),
+                Some(Found::Missing(deleted)) => {
+                    deleted < Some(version) && settled.is_none_or(|settled| !settled.contains(&key))
+                }
                 Some(Found::Row(_)) | None => false,
             };
             if seen.insert(key) && !by_new && unknown {
@@ -318,6 +328,14 @@ impl Session {
         batch.execute(self.connection.out(), &prepared.name, &values, Step::Read)?;
         Ok(())
     }
+}
+
+/// The rows that are missing.
+pub(super) fn missing(rows: &HashMap<Key, Locked>) -> impl Iterator<Item = Key> {
+    let missing = rows
+        .iter()
+        .filter(|(_, locked)| matches!(locked.found, Found::Missing(_)));
+    missing.map(|(key, _)| key.clone())
 }
 
 fn version(row: &TextRow) -> Option<Version> {
