@@ -219,6 +219,19 @@ impl Session {
             self.evict(relation, &table, &image, version, evicted)
                 .await?;
         }
+        if let [old, _] = *sides(change, row, &table) {
+            // It may have made way for the row that comes under the new key: the change takes it away all the same.
+            let key = self.key_json(relation, &table, row, old).await?;
+            let stamp = Self::stamp(version);
+            let sql = format!(
+                "DELETE FROM tandem.shadow WHERE relation = {} AND key = {}::jsonb AND (written, node) <= ({}, {})",
+                literal(relation),
+                text(&key),
+                stamp.timestamp,
+                stamp.node
+            );
+            self.connection.simple_query(&sql).await?;
+        }
         Ok(())
     }
 
