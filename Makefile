@@ -18,7 +18,7 @@ help:
 	@echo "make build        the tandem program: $(TANDEM)"
 	@echo "make fmt lint     format; clippy with warnings as errors"
 	@echo "make bench        the benchmarks (release build), about 20 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
-	@echo "make soak         the tests again and again: SOAK_ROUNDS=10"
+	@echo "make soak         random histories for an hour (SOAK_MINUTES=60 SOAK_SEED=), and the large scenarios"
 	@echo "make clean-demo   remove the demo's data"
 
 deps:
@@ -64,13 +64,15 @@ bench: deps
 	$(TARGET)/release/session-proxy
 	$(TARGET)/release/replication
 
-SOAK_ROUNDS ?= 10
+# The seeds that follow each other from SOAK_SEED on (random where none is given), for SOAK_MINUTES; before that the
+# scenarios whose full size is too much for `make test`. Stops at the first finding and says how to see it again.
+SOAK_MINUTES ?= 60
+SOAK_SEED ?=
+SCENARIO := $(CARGO) test --locked -p tandem-tests --test replication -- --exact --nocapture --test-threads=1
 soak: deps test-postgres
-	@for round in $$(seq $(SOAK_ROUNDS)); do \
-	    echo "== round $$round of $(SOAK_ROUNDS)"; \
-	    if $(CARGO) nextest --version >/dev/null 2>&1; then \
-	        $(CARGO) nextest run --locked --workspace || exit 1; \
-	    else \
-	        $(CARGO) test --locked --workspace || exit 1; \
-	    fi; \
-	done
+	TANDEM_TEST_CAUSALITY_READS=1000000 TANDEM_TEST_BACKLOG_MB=1024 TANDEM_TEST_PGBENCH_SECONDS=60 $(SCENARIO) \
+	    causality::nobody_ever_reads_a_step_without_the_one_before_it \
+	    journal::a_long_absence_costs_the_others_no_wal_and_the_daemon_no_memory \
+	    counters::pgbenchs_balances_add_up_over_three_majors_although_daemon_and_node_are_killed
+	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(SCENARIO) --ignored \
+	    histories::histories_go_on_for_as_long_as_they_shall

@@ -134,7 +134,7 @@ pub(crate) async fn take(
     lock(control, cluster).await?;
     control.execute(SCHEMA).await?;
     let epoch = next_epoch(control, cluster).await?;
-    evict(control, cluster).await?;
+    evict(control, &format!("tandem:{cluster}")).await?;
     let unfit = counters::prepare(control, tables).await?;
     if !unfit.is_empty() {
         return Err(SetupError::Requirements(unfit));
@@ -267,17 +267,20 @@ async fn next_epoch(control: &Control, cluster: &str) -> Result<i64, SetupError>
     Ok(row.try_get(0).map_err(ControlError::from)?)
 }
 
-/// Ends every session of older epochs and waits until they are gone: one of them may still be working on a batch
-/// that its daemon sent before it died.
-async fn evict(control: &Control, cluster: &str) -> Result<(), SetupError> {
-    let pattern = format!("tandem:{cluster}:");
+/// Ends every session of this name, or whose name goes on behind it, and waits until they are gone: one of them may
+/// still be working on a batch that was sent before its daemon died or its connection was lost.
+///
+/// # Errors
+/// When the node cannot be asked, or a session does not end.
+pub(crate) async fn evict(control: &Control, name: &str) -> Result<(), SetupError> {
     let deadline = tokio::time::Instant::now() + EVICTION_TIMEOUT;
     loop {
         let rows = control
             .query(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                 WHERE starts_with(application_name, $1) AND pid <> pg_backend_pid() AND datname = current_database()",
-                &[&pattern],
+                 WHERE (application_name = $1 OR starts_with(application_name, $1 || ':')) AND pid <> pg_backend_pid() \
+                 AND datname = current_database()",
+                &[&name],
             )
             .await?;
         let left: i64 = rows

@@ -3,6 +3,7 @@
 //! Everything that a test starts lives in a [`scratch::Scratch`] directory and is ended with it: when the test ends, when it
 //! panics, and when its process is killed.
 
+pub mod audit;
 pub mod client;
 pub mod clock;
 pub mod cluster;

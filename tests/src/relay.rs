@@ -6,7 +6,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -91,6 +94,7 @@ pub struct Relay {
     faults: Arc<watch::Sender<Faults>>,
     half_close: Arc<watch::Sender<HalfCloses>>,
     tape: Tape,
+    refused: Arc<AtomicU32>,
     accepting: JoinHandle<()>,
 }
 
@@ -112,18 +116,21 @@ impl Relay {
         let faults = Arc::new(watch::Sender::new(Faults::default()));
         let half_close = Arc::new(watch::Sender::new(HalfCloses::default()));
         let tape = Tape::default();
+        let refused = Arc::new(AtomicU32::new(0));
         let accepting = tokio::spawn(accept(
             listener,
             target,
             Arc::clone(&faults),
             Arc::clone(&half_close),
             Arc::clone(&tape),
+            Arc::clone(&refused),
         ));
         Ok(Self {
             address,
             faults,
             half_close,
             tape,
+            refused,
             accepting,
         })
     }
@@ -159,6 +166,12 @@ impl Relay {
     /// Resets the connections whose `application_name` contains `part`, and every new one.
     pub fn cut_only(&self, part: &str) {
         self.add(part, Fault::Reset);
+    }
+
+    /// How many connections were reset when they were opened.
+    #[must_use]
+    pub fn refused(&self) -> u32 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Nothing passes any more, and nobody is told.
@@ -207,13 +220,15 @@ async fn accept(
     faults: Arc<watch::Sender<Faults>>,
     half_close: Arc<watch::Sender<HalfCloses>>,
     tape: Tape,
+    refused: Arc<AtomicU32>,
 ) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 if let Ok((client, _)) = accepted {
-                    connections.spawn(relay(client, target, faults.subscribe(), half_close.subscribe(), Arc::clone(&tape)));
+                    let (tape, refused) = (Arc::clone(&tape), Arc::clone(&refused));
+                    connections.spawn(relay(client, target, faults.subscribe(), half_close.subscribe(), tape, refused));
                 }
             }
             Some(_) = connections.join_next() => {}
@@ -228,6 +243,7 @@ async fn relay(
     mut faults: watch::Receiver<Faults>,
     half_close: watch::Receiver<HalfCloses>,
     tape: Tape,
+    refused: Arc<AtomicU32>,
 ) {
     let (name, first) = match startup(&mut client).await {
         Ok(read) => read,
@@ -235,6 +251,7 @@ async fn relay(
     };
     let at_start = faults.borrow_and_update().of(&name);
     if at_start == Fault::Reset {
+        refused.fetch_add(1, Ordering::Relaxed);
         reset(&client);
         return;
     }

@@ -4,8 +4,9 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
-/// The target's gate, held while a batch is under way. After a failure it is held on until the next session has the
-/// origin: only then the old one has surely ended, and with it what it may still have been working on.
+
+/// The target's gate, held while a batch is under way. After the loss of a session it is held on until that one has
+/// surely ended, and with it what it may still have been working on.
 pub(super) enum Gate {
     /// Beside others that only read.
     Shared {

@@ -100,6 +100,7 @@ pub(crate) struct LinkContext {
 /// What goes from one run of a link to the next.
 #[derive(Default)]
 pub(crate) struct Carried {
+    /// Held on where the run ended with the session lost, until that one has surely ended.
     gate: Option<Gate>,
     /// The first transaction that was being applied when the run ended.
     current: Option<Lsn>,
@@ -117,10 +118,6 @@ impl Carried {
     /// Takes note of how a run ended. `hopeless`: what was lost against others so often is not tried again.
     /// Answers whether the next run puts a transaction into quarantine.
     pub(crate) fn ended(&mut self, error: &ApplyError, hopeless: bool) -> bool {
-        if !matches!(error, ApplyError::Connection(_)) {
-            // Every reply was read: nothing is under way any more.
-            self.gate = None;
-        }
         let poisons = error.is_poison() || hopeless;
         self.poison = self
             .current
@@ -140,13 +137,14 @@ pub(crate) async fn run(
     carried: &mut Carried,
 ) -> Result<(), ApplyError> {
     let link = context.link()?;
+    carried.current = None;
+    context.place.end_session().await?;
+    carried.gate = None;
     let (session, said) = Session::open(context.place.clone()).await?;
     // Before anybody may learn how far this link is: what it says to be applied may be in quarantine.
     let (control, source) = (&context.place.control, context.place.source);
     context.quarantine.load(control, source).await?;
     context.runs.load(control, source).await?;
-    carried.gate = None;
-    carried.current = None;
     // Nobody else holds the origin now, so what it says is final.
     let unproved = if context.version < 160_000 {
         link.reset(said);
@@ -160,11 +158,7 @@ pub(crate) async fn run(
         let applied = progress.applied.max(link.applied()).max(noted).min(said);
         link.reset(applied);
         // What a node learns of itself may be learnt twice, so there it is not proved but done again.
-        let proof = || Proof {
-            said,
-            timestamps: Vec::new(),
-        };
-        (said > applied && !context.is_own()).then(proof)
+        (said > applied && !context.is_own()).then_some(said)
     };
     let mut worker = Worker {
         carried,
@@ -180,10 +174,12 @@ pub(crate) async fn run(
         unmerged: false,
         settled: None,
     };
-    if worker.unproved.is_none() {
-        worker.note().await?;
+    let ended = worker.run().await;
+    if !matches!(ended, Err(ApplyError::Connection(_))) {
+        // Every reply was read: nothing is under way any more.
+        worker.carried.gate = None;
     }
-    worker.run().await
+    ended
 }
 
 impl LinkContext {
@@ -198,20 +194,14 @@ impl LinkContext {
     }
 }
 
-/// What it takes to prove that the transaction at `said` was committed, and did not merely move the origin.
-struct Proof {
-    said: Lsn,
-    /// Timestamps of the transactions before it that are not noted.
-    timestamps: Vec<PgTimestamp>,
-}
-
 struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
     cursor: Cursor,
     session: Session,
     carried: &'a mut Carried,
-    unproved: Option<Proof>,
+    /// Where the origin is; what it takes to prove is that the transaction there was committed, and did not merely move it.
+    unproved: Option<Lsn>,
     noted: Instant,
     /// When what is in quarantine was last tried again.
     retried: Instant,
@@ -226,6 +216,9 @@ struct Worker<'a> {
 
 impl<'a> Worker<'a> {
     async fn run(&mut self) -> Result<(), ApplyError> {
+        if self.unproved.is_none() {
+            self.note().await?;
+        }
         self.link.set_state(LinkState::Streaming);
         let mut backlog = false;
         loop {
@@ -310,8 +303,8 @@ impl<'a> Worker<'a> {
 
     /// The position may only move over what is proved.
     fn move_to(&mut self, lsn: Lsn) {
-        match &self.unproved {
-            Some(proof) if lsn < proof.said => {}
+        match self.unproved {
+            Some(said) if lsn < said => {}
             _ => {
                 self.unproved = None;
                 self.link.advance(lsn);
@@ -331,32 +324,29 @@ impl<'a> Worker<'a> {
     /// The stream goes on behind the transaction that was to be proved without having shown it: then the slot was
     /// confirmed past it, which happens only to what is surely applied. Others may be waiting to hear of that.
     fn pass_said(&mut self, lsn: Lsn) {
-        if let Some(proof) = self.unproved.take_if(|proof| lsn > proof.said) {
-            self.link.advance(proof.said);
+        if let Some(said) = self.unproved.take_if(|said| lsn > *said) {
+            self.link.advance(said);
         }
     }
 
     fn is_behind_us(&self, lsn: Lsn) -> bool {
-        let said = self.unproved.as_ref().map_or(Lsn(0), |proof| proof.said);
-        lsn <= self.link.applied().max(said)
+        lsn <= self.link.applied().max(self.unproved.unwrap_or(Lsn(0)))
     }
 
     async fn is_applied(&mut self, transaction: &Transaction) -> Result<bool, ApplyError> {
         if transaction.end_lsn <= self.link.applied() {
             return Ok(true);
         }
-        let Some(proof) = &mut self.unproved else {
+        let Some(said) = self.unproved else {
             return Ok(false);
         };
-        if transaction.end_lsn < proof.said {
+        if transaction.end_lsn < said {
             // The session is sequential: the origin moves to a transaction only after all before it are committed.
-            proof.timestamps.push(transaction.timestamp);
+            self.moved(&[transaction], transaction.end_lsn);
             return Ok(true);
         }
-        let before = proof
-            .timestamps
-            .iter()
-            .chain(&self.carried.unnoted)
+        let unnoted = self.carried.unnoted.iter();
+        let before = unnoted
             .filter(|&&timestamp| timestamp == transaction.timestamp)
             .count();
         let before = i64::try_from(before).unwrap_or(i64::MAX);
@@ -371,7 +361,7 @@ impl<'a> Worker<'a> {
         }
         self.unproved = None;
         if committed {
-            self.link.advance(transaction.end_lsn);
+            self.moved(&[transaction], transaction.end_lsn);
         }
         Ok(committed)
     }

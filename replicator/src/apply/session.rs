@@ -23,7 +23,7 @@ use crate::identity::TRUNCATE_TRIGGER;
 use crate::journal::{Hole, JournalError};
 use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
-use crate::setup::application_name;
+use crate::setup::{SetupError, application_name, evict};
 use crate::shadow::Shadows;
 use crate::tables::{
     FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, KEY_IS_PLAIN, Tables, WRITABLE_NAMES, WRITABLE_OIDS,
@@ -89,6 +89,9 @@ pub(crate) enum ApplyError {
     /// Values that are not in the stream have to be fetched from the source, which is away.
     #[error("a row has values that only its source has, and the source is away")]
     SourceAway,
+    /// The session before this one cannot be shown to have ended.
+    #[error("the last session cannot be ended: {0}")]
+    NotEnded(SetupError),
     /// The session has prepared so much that a new one is better.
     #[error("the session has prepared too many statements")]
     Worn,
@@ -131,9 +134,11 @@ impl ApplyError {
             Self::Refused(error) | Self::Connection(ConnectionError::Server(error)) => {
                 server_severity(&error.code)
             }
-            Self::Connect(_) | Self::Connection(_) | Self::Control(_) | Self::SourceAway => {
-                Severity::Connection
-            }
+            Self::Connect(_)
+            | Self::Connection(_)
+            | Self::Control(_)
+            | Self::NotEnded(_)
+            | Self::SourceAway => Severity::Connection,
             _ => Severity::Blocking,
         }
     }
@@ -198,6 +203,23 @@ pub(crate) struct Place {
     pub source_control: watch::Receiver<Option<Arc<Control>>>,
 }
 
+impl Place {
+    fn session_name(&self) -> String {
+        let role = format!("apply {}", self.source);
+        application_name(&self.cluster, self.epoch, &role)
+    }
+
+    /// Ends what is left of the last session. Its connection may be lost without its server knowing, so that it still
+    /// holds the origin, or works on what was sent.
+    ///
+    /// # Errors
+    /// When that cannot be shown.
+    pub(super) async fn end_session(&self) -> Result<(), ApplyError> {
+        let ended = evict(&self.control, &self.session_name()).await;
+        ended.map_err(ApplyError::NotEnded)
+    }
+}
+
 /// See the module.
 pub(super) struct Session {
     pub(super) place: Place,
@@ -232,11 +254,9 @@ impl Session {
             worker: 0,
         };
         let mut options = place.connect.clone();
-        let role = format!("apply {}", place.source);
-        options.params.push((
-            "application_name".to_owned(),
-            application_name(&place.cluster, place.epoch, &role),
-        ));
+        options
+            .params
+            .push(("application_name".to_owned(), place.session_name()));
         let mut connection = connect(&options).await?;
         connection.simple_query(SETTINGS).await?;
         connection

@@ -1,8 +1,15 @@
 //! Causal delivery: no node shows an effect before its cause.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
-use tandem_tests::{Cluster, client};
+use tandem_tests::{Cluster, Node, client};
+use tokio::task::JoinSet;
 
 const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text, amount int);";
 
@@ -73,6 +80,16 @@ async fn an_update_waits_for_the_insert_that_it_saw() {
     }
 }
 
+/// Every link gets another speed.
+fn slow_down(cluster: &Cluster) {
+    for (target, relay) in cluster.relays.iter().enumerate() {
+        for source in (1..=3).filter(|source| *source != target + 1) {
+            let by = Duration::from_millis([0, 120, 30][(source + target) % 3]);
+            relay.delay(&format!("apply {source}"), by);
+        }
+    }
+}
+
 /// Rows wander over all nodes, each step seeing the one before, while every link has another speed.
 #[tokio::test(flavor = "multi_thread")]
 async fn chains_of_updates_over_all_nodes_meet_no_conflict_on_slow_links() {
@@ -82,13 +99,8 @@ async fn chains_of_updates_over_all_nodes_meet_no_conflict_on_slow_links() {
         .schema(SCHEMA)
         .start()
         .await;
-    for (target, relay) in cluster.relays.iter().enumerate() {
-        for source in (1..=3).filter(|source| *source != target + 1) {
-            let by = Duration::from_millis([0, 120, 30][(source + target) % 3]);
-            relay.delay(&format!("apply {source}"), by);
-        }
-    }
-    let mut chains = tokio::task::JoinSet::new();
+    slow_down(&cluster);
+    let mut chains = JoinSet::new();
     for id in 0..12 {
         let nodes = cluster.nodes.clone();
         chains.spawn(async move {
@@ -127,4 +139,93 @@ async fn chains_of_updates_over_all_nodes_meet_no_conflict_on_slow_links() {
             node.name
         );
     }
+}
+
+/// Chains of writes: step n writes the n-th row of three (modulo), on the n-th node (modulo), once it sees step n - 1.
+const HOP: &str = "CREATE TABLE hop (chain int, place int, step int NOT NULL, PRIMARY KEY (chain, place)); \
+    INSERT INTO hop SELECT c, p, p - 2 FROM generate_series(1, 24) c, generate_series(0, 2) p;";
+const CHAINS: i32 = 24;
+
+/// How many times a chain is read.
+fn reads() -> u64 {
+    std::env::var("TANDEM_TEST_CAUSALITY_READS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(30_000)
+}
+
+/// Takes the steps of one chain until told to stop; answers the last.
+async fn hop(nodes: Vec<Node>, chain: i32, stop: Arc<AtomicBool>) -> i32 {
+    let mut clients = Vec::new();
+    for node in &nodes {
+        clients.push(node.connect().await);
+    }
+    let sql = "UPDATE hop SET step = $3 WHERE chain = $1 AND place = $2 \
+         AND EXISTS (SELECT FROM hop WHERE chain = $1 AND step = $3 - 1)";
+    for step in 1.. {
+        let place = (step + 2) % 3;
+        let client = &clients[usize::try_from(step % 3).expect("a small number")];
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return step - 1;
+            }
+            let done = client.execute(sql, &[&chain, &place, &step]).await;
+            if done.expect("a step can be tried") == 1 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+    0
+}
+
+/// Reads all chains of one node at once, again and again; answers what was seen of a step without the one before.
+async fn watch(node: Node, read: Arc<AtomicU64>, enough: u64) -> Option<String> {
+    let client = node.connect().await;
+    // Of three rows that are written in turn the newest is always two steps ahead of the oldest.
+    let sql = "SELECT count(*), string_agg(format('chain %s: steps %s to %s', chain, oldest, newest), ', ') \
+         FILTER (WHERE newest - oldest <> 2) FROM (SELECT chain, min(step) AS oldest, max(step) AS newest FROM hop GROUP BY chain) c";
+    while read.load(Ordering::Relaxed) < enough {
+        let row = client
+            .query_one(sql, &[])
+            .await
+            .expect("the chains can be read");
+        let chains = u64::try_from(row.get::<_, i64>(0)).expect("a count");
+        read.fetch_add(chains, Ordering::Relaxed);
+        if let Some(violation) = row.get::<_, Option<String>>(1) {
+            return Some(format!("{}: {violation}", node.name));
+        }
+    }
+    None
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_ever_reads_a_step_without_the_one_before_it() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(HOP)
+        .start()
+        .await;
+    slow_down(&cluster);
+    let stop = Arc::new(AtomicBool::new(false));
+    let read = Arc::new(AtomicU64::new(0));
+    let mut hops = JoinSet::new();
+    for chain in 1..=CHAINS {
+        hops.spawn(hop(cluster.nodes.clone(), chain, Arc::clone(&stop)));
+    }
+    let mut watches = JoinSet::new();
+    for node in &cluster.nodes {
+        watches.spawn(watch(node.clone(), Arc::clone(&read), reads()));
+    }
+    let violations: Vec<String> = watches.join_all().await.into_iter().flatten().collect();
+    stop.store(true, Ordering::Relaxed);
+    let steps: i32 = hops.join_all().await.into_iter().sum();
+    let read = read.load(Ordering::Relaxed);
+    eprintln!(
+        "{read} reads of chains of {steps} steps, {} violations",
+        violations.len()
+    );
+    assert!(violations.is_empty(), "{violations:?}");
+    assert!(steps > CHAINS * 3, "{steps} steps only");
+    cluster.assert_converged().await;
 }

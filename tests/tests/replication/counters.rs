@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandem_tests::{Cluster, ClusterBuilder, Program, client, eventually};
+use tandem_tests::{Cluster, ClusterBuilder, Program, client, eventually, poll};
 use tokio::task::JoinSet;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -15,7 +15,7 @@ fn seconds() -> u64 {
     std::env::var("TANDEM_TEST_PGBENCH_SECONDS")
         .ok()
         .and_then(|text| text.parse().ok())
-        .unwrap_or(4)
+        .unwrap_or(6)
 }
 
 async fn assert_sums(cluster: &Cluster) {
@@ -29,7 +29,17 @@ async fn assert_sums(cluster: &Cluster) {
     }
 }
 
-/// Runs pgbench on every node at once while the daemon is killed twice, and `killed`, a node, after each.
+/// How many transactions pgbench's clients know to be committed, also those of a run that was aborted.
+fn acknowledged(stdout: &str) -> u64 {
+    let line = stdout
+        .lines()
+        .find_map(|line| line.strip_prefix("number of transactions actually processed: "));
+    let count = line.and_then(|line| line.split('/').next()?.trim().parse().ok());
+    count.unwrap_or_else(|| panic!("pgbench says nothing of its transactions: {stdout}"))
+}
+
+/// Runs pgbench on every node at once while the daemon is killed twice, at random moments, and `killed`, a node, after
+/// each: once all its processes at once, once as an immediate shutdown does.
 async fn sums_are_exact(builder: ClusterBuilder, killed: Option<usize>) {
     let mut cluster = builder.pgbench(2).sections(PGBENCH).start().await;
     let mut running = JoinSet::new();
@@ -40,16 +50,23 @@ async fn sums_are_exact(builder: ClusterBuilder, killed: Option<usize>) {
         let run = pgbench.run(Duration::from_secs(60 + seconds()));
         running.spawn(async move { (index, run.await) });
     }
-    for _ in 0..2 {
-        tokio::time::sleep(Duration::from_secs(seconds()) / 4).await;
+    for time in 0..2 {
+        let moment = Duration::from_secs(seconds()).mul_f64(0.1 + 0.3 * fastrand::f64());
+        tokio::time::sleep(moment).await;
         cluster.daemon.kill9().await;
         cluster.daemon.start().await;
         if let Some(node) = killed.and_then(|index| cluster.nodes.get(index)) {
-            node.kill9().await;
+            if time == 0 {
+                node.kill9().await;
+            } else {
+                node.stop_immediately().await;
+            }
             node.start_again().await;
         }
     }
+    let mut committed = 0;
     for (index, ran) in running.join_all().await {
+        committed += acknowledged(&ran.stdout);
         // The clients of a node that dies go with it.
         if killed != Some(index) {
             ran.expect_success();
@@ -58,6 +75,16 @@ async fn sums_are_exact(builder: ClusterBuilder, killed: Option<usize>) {
     cluster.converge(Duration::from_secs(240)).await;
     assert_sums(&cluster).await;
     cluster.assert_equal().await;
+    let lines: u64 = cluster.nodes[0]
+        .value("SELECT count(*) FROM pgbench_history")
+        .await
+        .parse()
+        .expect("a count");
+    // What was being committed when a client died may be there or not.
+    assert!(
+        (committed..=committed + 12).contains(&lines),
+        "{committed} transactions acknowledged, {lines} in the history"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,6 +233,130 @@ async fn a_truncate_takes_what_its_node_saw() {
     ])
     .await;
     assert_row(&cluster, 1, "newer 8 0.0").await;
+}
+
+/// Waits until a link's session on a node waits for a lock.
+async fn waits_for_a_lock(cluster: &Cluster, node: usize, link: &str) -> Result<(), String> {
+    let sql = format!(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '%:{link}' AND wait_event_type = 'Lock'"
+    );
+    match cluster.nodes[node].value(&sql).await.as_str() {
+        "1" => Ok(()),
+        _ => Err(format!("{link} waits for no lock")),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_lost_session_still_adds_is_not_lost_and_its_link_holds_nobody_up() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .sections(COUNTED)
+        .start()
+        .await;
+    let [_, to_second, to_third] = &cluster.relays[..] else {
+        panic!("three relays");
+    };
+    // Not silenced: what is under way keeps others from the gate.
+    to_second.cut_only("apply 1");
+    to_third.cut_only("apply 1");
+    cluster.nodes[0]
+        .execute(
+            "BEGIN; UPDATE item SET hits = hits + 7 WHERE id = 1; INSERT INTO item VALUES (2, 'two', 0, 0); COMMIT",
+        )
+        .await;
+    cluster.nodes[2]
+        .execute("DELETE FROM item WHERE id = 1")
+        .await;
+    let limit = Duration::from_secs(20);
+    eventually("the delete is applied", limit, async || {
+        let sql = "SELECT count(*) FROM item";
+        let left = cluster.nodes[1].value(sql).await;
+        if left == "0" { Ok(()) } else { Err(left) }
+    })
+    .await;
+    to_third.cut_only("apply 2");
+    cluster.nodes[1]
+        .execute("INSERT INTO item VALUES (1, 'new', 1, 0)")
+        .await;
+
+    // The first node's seven are added to the delete, and the row behind them has to wait for a client.
+    let client = cluster.nodes[2].connect().await;
+    client::execute(&client, "BEGIN; INSERT INTO item VALUES (2, 'mine', 0, 0)").await;
+    to_third.heal_only("apply 1");
+    eventually("apply 1 waits", limit, async || {
+        waits_for_a_lock(&cluster, 2, "apply 1").await
+    })
+    .await;
+    let refused = to_third.refused();
+    to_third.cut_only("apply 1");
+    eventually("the link tries again", limit, async || {
+        match to_third.refused() - refused {
+            0..3 => Err("not refused often enough"),
+            _ => Ok(()),
+        }
+    })
+    .await;
+
+    // The row that the second node inserts takes what was added: not while the lost session may still add, nor only
+    // once its link is whole.
+    to_third.heal_only("apply 2");
+    let arrived = poll(Duration::from_secs(5), async || {
+        let sql = "SELECT count(*) FROM item";
+        let rows = cluster.nodes[2].value(sql).await;
+        if rows == "1" { Ok(()) } else { Err(rows) }
+    });
+    let arrived = arrived.await;
+    client::execute(&client, "ROLLBACK").await;
+    cluster.relays.iter().for_each(|relay| relay.heal());
+    cluster.assert_converged().await;
+    assert_row(&cluster, 1, "new 8 0.0").await;
+    assert_eq!(arrived, Ok(()), "a link that is cut holds up another");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_goes_while_another_missing_one_is_looked_into_takes_what_it_had_with_it() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .relays()
+        .schema(SCHEMA)
+        .schema("INSERT INTO item VALUES (2, 'two', 10, 0);")
+        .sections(COUNTED)
+        .start()
+        .await;
+    let to_third = &cluster.relays[2];
+    // Its own deletes are not learnt for now, and the first node's changes come when they are let.
+    to_third.cut_only("apply 3");
+    to_third.cut_only("apply 1");
+    cluster.nodes[0]
+        .execute("UPDATE item SET hits = hits + 5")
+        .await;
+    cluster.nodes[2]
+        .execute("DELETE FROM item WHERE id = 1")
+        .await;
+    to_third.heal_only("apply 1");
+    cluster
+        .link_when("the missing row is looked into", 0, 2, |link| {
+            link["problem"] == "transactions of n3"
+        })
+        .await;
+
+    // The second row goes when it is known of the first one where it went, but not of this one yet.
+    let client = cluster.nodes[2].connect().await;
+    client::execute(&client, "BEGIN; SELECT FROM item WHERE id = 2 FOR UPDATE").await;
+    to_third.heal_only("apply 3");
+    eventually("apply 1 waits", Duration::from_secs(20), async || {
+        waits_for_a_lock(&cluster, 2, "apply 1").await
+    })
+    .await;
+    client::execute(&client, "DELETE FROM item WHERE id = 2; COMMIT").await;
+    cluster.assert_converged().await;
+    cluster.nodes[2]
+        .execute("INSERT INTO item VALUES (1, 'one', 1, 0), (2, 'two', 2, 0)")
+        .await;
+    cluster.assert_converged().await;
+    // Ten went with each row; the five came besides.
+    assert_row(&cluster, 1, "one 6 0.0").await;
+    assert_row(&cluster, 2, "two 7 0").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

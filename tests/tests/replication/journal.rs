@@ -114,6 +114,79 @@ async fn a_node_that_is_away_holds_back_nothing_and_gets_everything_when_it_retu
     }
 }
 
+/// Megabytes of changes that a node misses.
+fn backlog_megabytes() -> u32 {
+    std::env::var("TANDEM_TEST_BACKLOG_MB")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(48)
+}
+
+/// The most memory that the daemon ever had, in bytes.
+fn peak_memory(cluster: &Cluster) -> u64 {
+    let pid = cluster.daemon.pid().expect("the daemon runs");
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it tells its status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kilobytes = peak.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    1024 * kilobytes.unwrap_or(u64::MAX / 1024)
+}
+
+/// Bytes of WAL files of a node once a checkpoint has removed what nobody needs.
+async fn wal_files(cluster: &Cluster, node: usize) -> u64 {
+    let node = &cluster.nodes[node];
+    node.execute("CHECKPOINT").await;
+    let bytes = node
+        .value("SELECT sum(size)::int8 FROM pg_ls_waldir()")
+        .await;
+    bytes.parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_absence_costs_the_others_no_wal_and_the_daemon_no_memory() {
+    const WAL_MAX: u64 = 160 << 20;
+    const MEMORY_MAX: u64 = 300 << 20;
+    let cluster = Cluster::of(&[15, 17, 18])
+        .schema(ITEM)
+        .replication(SOON)
+        .setting("max_wal_size", "64MB")
+        .setting("min_wal_size", "32MB")
+        .start()
+        .await;
+    cluster.nodes[2].stop_fast().await;
+    for megabyte in 0..backlog_megabytes() {
+        let writer = &cluster.nodes[usize::from(megabyte % 2 == 1)];
+        writer.execute(&backlog(1 + 1000 * megabyte)).await;
+    }
+    let limit = LIMIT + Duration::from_secs(u64::from(backlog_megabytes()));
+    for source in 0..2 {
+        eventually("the slot moves on", limit, async || {
+            match held_back(&cluster, source).await {
+                bytes if bytes < 1 << 20 => Ok(()),
+                bytes => Err(format!("{bytes} bytes are held back")),
+            }
+        })
+        .await;
+        let bytes = wal_files(&cluster, source).await;
+        assert!(bytes < WAL_MAX, "{bytes} bytes of WAL");
+        eprintln!("WAL of n{}: {} MB", source + 1, bytes >> 20);
+    }
+    let away = peak_memory(&cluster);
+    let begin = std::time::Instant::now();
+    cluster.nodes[2].start_again().await;
+    cluster.converge(limit * 4).await;
+    eprintln!("caught up in {:?}", begin.elapsed());
+    cluster.assert_equal().await;
+    let count = cluster.nodes[2].value("SELECT count(*) FROM item").await;
+    assert_eq!(count, (1000 * backlog_megabytes()).to_string());
+    let back = peak_memory(&cluster);
+    eprintln!(
+        "daemon's peak: {} MB away, {} MB caught up",
+        away >> 20,
+        back >> 20
+    );
+    assert!(back < MEMORY_MAX, "the daemon had {back} bytes");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_that_is_lost_while_all_keep_up_loses_nothing() {
     let mut cluster = Cluster::of(&[15, 15, 18]).schema(SCHEMA).start().await;

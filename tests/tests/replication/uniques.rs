@@ -221,3 +221,32 @@ async fn a_client_that_takes_a_shadowed_key_anew_ends_the_shadowed_row() {
     assert_rows(&cluster, MAIL, "(5,other)").await;
     assert_shadow(&cluster, "").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_whose_new_key_is_taken_by_a_newer_one_is_gone_from_its_old_key_too() {
+    // A shadowed row makes every change of the table look at them.
+    let cluster = apart(
+        SCHEMA,
+        &[
+            (0, "INSERT INTO person VALUES (1, 'a')"),
+            (0, "INSERT INTO person VALUES (5, 'e')"),
+            (1, "INSERT INTO person VALUES (6, 'e')"),
+        ],
+    )
+    .await;
+    for relay in &cluster.relays {
+        relay.silence_only("apply");
+    }
+    cluster.nodes[0]
+        .execute("UPDATE person SET id = 9 WHERE id = 1")
+        .await;
+    cluster.nodes[1]
+        .execute("INSERT INTO person VALUES (9, 'newer')")
+        .await;
+    for relay in &cluster.relays {
+        relay.heal();
+    }
+    cluster.assert_converged().await;
+    assert_rows(&cluster, MAIL, "(6,e) (9,newer)").await;
+    assert_shadow(&cluster, "([5])").await;
+}
