@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tandem_wire::lsn::Lsn;
 use thiserror::Error;
 
@@ -148,6 +148,25 @@ enum State {
     },
 }
 
+/// Copies what is kept of a stream together. The receive buffer holds much that is not, and lives as long as any view of it.
+#[derive(Default)]
+struct Kept {
+    block: BytesMut,
+}
+
+/// So much of what is kept lies in one piece.
+const KEPT_BLOCK: usize = 64 << 10;
+
+impl Kept {
+    fn copy(&mut self, message: &[u8]) -> Bytes {
+        if self.block.capacity() < message.len() {
+            self.block.reserve(message.len().max(KEPT_BLOCK));
+        }
+        self.block.extend_from_slice(message);
+        self.block.split().freeze()
+    }
+}
+
 /// The state machine: [`handle`](Self::handle) takes one message and gives an entry at each commit.
 pub(crate) struct Assembler {
     node: u16,
@@ -155,6 +174,7 @@ pub(crate) struct Assembler {
     interner: Arc<Interner>,
     /// By the table's OID on the source; `None`: the table is not replicated.
     relations: HashMap<u32, Option<Arc<Relation>>>,
+    kept: Kept,
     state: State,
 }
 
@@ -166,6 +186,7 @@ impl Assembler {
             filter,
             interner,
             relations: HashMap::new(),
+            kept: Kept::default(),
             state: State::Between,
         }
     }
@@ -179,7 +200,7 @@ impl Assembler {
     ///
     /// # Errors
     /// When the stream breaks the protocol; the stream must then be opened anew.
-    pub(crate) fn handle(&mut self, bytes: &Bytes) -> Result<Option<Entry>, AssembleError> {
+    pub(crate) fn handle(&mut self, bytes: &[u8]) -> Result<Option<Entry>, AssembleError> {
         let message = decode(bytes)?;
         match message {
             Message::Begin { xid, .. } => {
@@ -282,7 +303,7 @@ impl Assembler {
         &mut self,
         oids: &[u32],
         operation: Operation,
-        message: &Bytes,
+        message: &[u8],
     ) -> Result<(), AssembleError> {
         match &mut self.state {
             State::Between => Err(AssembleError::OutOfPlace {
@@ -291,6 +312,7 @@ impl Assembler {
             }),
             State::Replicated { .. } => Ok(()),
             State::Local { changes, size, .. } => {
+                let mut kept = None;
                 for oid in oids {
                     let relation = self
                         .relations
@@ -300,7 +322,7 @@ impl Assembler {
                         let change = Change {
                             relation: Arc::clone(relation),
                             operation,
-                            message: message.clone(),
+                            message: kept.get_or_insert_with(|| self.kept.copy(message)).clone(),
                         };
                         *size += change.size();
                         changes.push(change);

@@ -163,3 +163,43 @@ fn a_change_of_an_unknown_table_is_an_error() {
         Err(AssembleError::UnknownRelation(9))
     ));
 }
+
+#[test]
+fn what_is_kept_does_not_hold_on_to_the_receive_buffer() {
+    let mut assembler = Assembler::new(1, TableFilter::default(), Arc::default());
+    for message in [begin(), relation(1, "public", "t")] {
+        assembler.handle(&message).expect("in order");
+    }
+    let received = insert(1);
+    assembler.handle(&received).expect("in order");
+    assert!(received.is_unique(), "a view of it is held");
+    let entry = assembler.handle(&commit(90, 7)).expect("in order");
+    let Some(Entry::Transaction(transaction)) = entry else {
+        panic!("{entry:?}")
+    };
+    assert_eq!(transaction.changes[0].message, received);
+}
+
+#[test]
+fn changes_of_any_length_are_kept_as_they_were() {
+    let mut kept = Kept::default();
+    let messages: Vec<Vec<u8>> = [
+        0,
+        1,
+        KEPT_BLOCK - 1,
+        KEPT_BLOCK,
+        3,
+        KEPT_BLOCK * 3,
+        70,
+        60_000,
+        60_000,
+    ]
+    .iter()
+    .zip(b'a'..)
+    .map(|(&length, byte)| vec![byte; length])
+    .collect();
+    let copies: Vec<Bytes> = messages.iter().map(|message| kept.copy(message)).collect();
+    for (copy, message) in copies.iter().zip(&messages) {
+        assert_eq!(copy, message);
+    }
+}

@@ -102,6 +102,8 @@ impl Capture {
         connection.read_in_bulk().map_err(ConnectionError::Io)?;
         let (source, server) = identify(&mut connection, &self.cluster).await?;
         let opened = self.open_journal(source, server).await?;
+        // No streaming: what is sent before its commit names the origin that it came from but not its position there
+        // (`pgoutput_stream_start` in src/backend/replication/pgoutput/pgoutput.c), so it could not become a cause.
         let plugin = [
             ("proto_version", "1"),
             ("publication_names", "tandem"),

@@ -19,7 +19,7 @@ const NAP_MIN: Duration = Duration::from_millis(1);
 /// ([`read_in_bulk`](tandem_wire::Connection::read_in_bulk)).
 const NAP_MAX: Duration = Duration::from_millis(4);
 /// A pause in which less than this came in for each millisecond was not worth it: the reader has caught up.
-const BYTES_PER_MS: usize = 16 << 10;
+const BYTES_PER_MS: usize = 4 << 10;
 
 /// The decision; does no waiting itself.
 #[derive(Debug)]

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use tandem_wire::lsn::Lsn;
 
 use super::codec::Record;
-use super::segment::{Segment, SegmentError, SegmentReader};
+use super::reader::SegmentReader;
+use super::segment::{Segment, SegmentError};
 use super::{Inner, Journal, JournalError};
 use crate::transaction::Entry;
 

@@ -10,6 +10,7 @@
 pub(crate) mod codec;
 mod cursor;
 mod identity;
+mod reader;
 mod segment;
 mod store;
 mod window;
@@ -285,6 +286,10 @@ impl Journal {
         entries: Vec<Entry>,
         tail: Lsn,
     ) -> Result<(), JournalError> {
+        // Most reads bring a part of a transaction: nobody is woken for that.
+        if entries.is_empty() && tail <= self.tail() {
+            return Ok(());
+        }
         let mut store = self.files().await;
         let store = store.as_mut().ok_or(JournalError::Closed)?;
         if self.lock().writer != writer {

@@ -25,15 +25,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::BufMut;
 use tandem_wire::lsn::Lsn;
 use tandem_wire::reader::Reader;
 use thiserror::Error;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::codec::{self, CodecError, Record};
+use super::codec::{self, CodecError};
 use super::identity::Identity;
-use crate::relation::{Interner, Relation};
+use super::reader::Scan;
+use crate::relation::Relation;
 use crate::transaction::{Change, Entry};
 
 const MAGIC: &[u8; 8] = b"TNDMJRNL";
@@ -44,9 +45,7 @@ const PREFIX: usize = 14;
 /// A header is shorter than this.
 const HEADER_MAX: usize = 4096;
 /// Length and checksum before each record's body.
-const RECORD_PREFIX: usize = 12;
-/// How much of a file is read at once; a longer record is read whole.
-const CHUNK: u64 = 1 << 20;
+pub(super) const RECORD_PREFIX: usize = 12;
 /// A transaction of more bytes is written, and read, in pieces of so many.
 const PIECE_BYTES: usize = 4 << 20;
 
@@ -87,7 +86,7 @@ pub(crate) enum SegmentError {
     Codec(#[from] CodecError),
 }
 
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SegmentError {
+pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> SegmentError {
     let path = path.to_owned();
     |source| SegmentError::Io { path, source }
 }
@@ -240,7 +239,7 @@ impl SegmentWriter {
         })
     }
 
-    /// Goes on with a file that was [scanned](scan); what lies behind its last sound record is cut off.
+    /// Goes on with a file that was [scanned](super::reader::scan); what lies behind its last sound record is cut off.
     ///
     /// # Errors
     /// The file system refuses.
@@ -416,128 +415,6 @@ fn piece(changes: &[Change]) -> (&[Change], usize) {
     (changes.split_at(count).0, size)
 }
 
-/// Reads records one after the other.
-#[derive(Debug)]
-pub(super) struct SegmentReader {
-    /// The file.
-    pub segment: Arc<Segment>,
-    file: File,
-    offset: u64,
-    shapes: Vec<Arc<Relation>>,
-    /// Changes of the transaction that comes next, and their size.
-    pieces: (Vec<Change>, usize),
-    /// Bytes of the file from `offset` on.
-    chunk: Bytes,
-}
-
-impl SegmentReader {
-    /// From the first record on.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub(super) fn open(segment: Arc<Segment>) -> Result<Self, SegmentError> {
-        let (_, offset) = Header::read(&segment.path)?;
-        let file = File::open(&segment.path).map_err(io_error(&segment.path))?;
-        Ok(Self {
-            segment,
-            file,
-            offset,
-            shapes: Vec::new(),
-            pieces: (Vec::new(), 0),
-            chunk: Bytes::new(),
-        })
-    }
-
-    /// The next record that is no shape and no piece, within the first `limit` bytes of the file. What ends at or before `after` is
-    /// not looked into.
-    ///
-    /// # Errors
-    /// The file cannot be read or is damaged; the reader has not moved.
-    pub(super) fn next(
-        &mut self,
-        limit: u64,
-        after: Lsn,
-        interner: &Interner,
-    ) -> Result<Option<Record>, SegmentError> {
-        while self.offset < limit {
-            let prefix = self.bytes(0, RECORD_PREFIX, limit)?;
-            let mut reader = Reader::new(&prefix);
-            let damaged = |what: &str| self.damaged(what);
-            let length = reader.u32().map_err(|_| damaged("a record is cut off"))?;
-            let sum = reader.u64().map_err(|_| damaged("a record is cut off"))?;
-            let length = usize::try_from(length).unwrap_or(usize::MAX);
-            let body = self.bytes(RECORD_PREFIX, length, limit)?;
-            if xxh3_64_with_seed(&body, self.offset) != sum {
-                return Err(self.damaged("a checksum is wrong"));
-            }
-            let record = codec::decode_record(&body, &self.shapes, after, interner)
-                .map_err(|error| self.damaged(&error.to_string()))?;
-            let whole = RECORD_PREFIX + body.len();
-            self.chunk.advance(whole);
-            self.offset += whole as u64;
-            match record {
-                Record::Shape(shape) => self.shapes.push(shape),
-                Record::SkippedPiece => {}
-                Record::Piece(mut changes, size) => {
-                    self.pieces.0.append(&mut changes);
-                    self.pieces.1 += size;
-                }
-                Record::Entry(Entry::Transaction(mut transaction)) => {
-                    let (mut changes, size) = std::mem::take(&mut self.pieces);
-                    if !changes.is_empty() {
-                        changes.append(&mut transaction.changes);
-                        (transaction.changes, transaction.size) =
-                            (changes, transaction.size + size);
-                    }
-                    return Ok(Some(Record::Entry(Entry::Transaction(transaction))));
-                }
-                record => return Ok(Some(record)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// `length` bytes, `skip` bytes from here.
-    fn bytes(&mut self, skip: usize, length: usize, limit: u64) -> Result<Bytes, SegmentError> {
-        let end = skip.saturating_add(length);
-        let left = limit.saturating_sub(self.offset);
-        if end as u64 > left {
-            return Err(self.damaged("a record is cut off"));
-        }
-        if self.chunk.len() < end {
-            let wanted = usize::try_from(left.min(CHUNK)).unwrap_or(usize::MAX);
-            let mut bytes = vec![0; wanted.max(end)];
-            self.file
-                .read_exact_at(&mut bytes, self.offset)
-                .map_err(io_error(&self.segment.path))?;
-            self.chunk = bytes.into();
-        }
-        Ok(self.chunk.slice(skip..end))
-    }
-
-    fn damaged(&self, what: &str) -> SegmentError {
-        SegmentError::Damaged {
-            path: self.segment.path.clone(),
-            offset: self.offset,
-            what: what.to_owned(),
-        }
-    }
-}
-
-/// What a file was found to hold.
-#[derive(Debug)]
-pub(super) struct Scan {
-    /// Bytes up to the end of the last sound record.
-    pub len: u64,
-    /// Where that record ends; `begin` where there is none.
-    pub end: Lsn,
-    /// Where the last transaction ends; `floor` where there is none.
-    pub last_transaction: Lsn,
-    /// What follows the last sound record, if anything does.
-    pub torn: Option<SegmentError>,
-    shapes: Vec<Arc<Relation>>,
-}
-
 /// The segment that a file with this header is.
 ///
 /// # Errors
@@ -550,55 +427,4 @@ pub(super) fn found(path: &Path, header: &Header) -> Result<Segment, SegmentErro
         floor: header.floor,
         len: AtomicU64::new(length),
     })
-}
-
-/// Walks over a file up to the first record that is cut off, damaged, or goes back.
-///
-/// # Errors
-/// The file cannot be read.
-pub(super) fn scan(segment: &Arc<Segment>, interner: &Interner) -> Result<Scan, SegmentError> {
-    let limit = segment.len();
-    let mut reader = SegmentReader::open(Arc::clone(segment))?;
-    let mut shapes = 0;
-    let mut scan = Scan {
-        len: reader.offset,
-        end: segment.begin,
-        last_transaction: segment.floor,
-        torn: None,
-        shapes: Vec::new(),
-    };
-    loop {
-        let (lsn, transaction) = match reader.next(limit, Lsn(u64::MAX), interner) {
-            Ok(Some(Record::Skipped {
-                end_lsn,
-                transaction,
-            })) => (end_lsn, transaction),
-            Ok(Some(Record::Position(lsn))) => (lsn, false),
-            Ok(
-                Some(
-                    Record::Entry(_) | Record::Shape(_) | Record::Piece(..) | Record::SkippedPiece,
-                )
-                | None,
-            ) => break,
-            Err(error @ SegmentError::Io { .. }) => return Err(error),
-            Err(error) => {
-                scan.torn = Some(error);
-                break;
-            }
-        };
-        if lsn <= scan.end {
-            scan.torn = Some(reader.damaged("positions go back"));
-            break;
-        }
-        scan.end = lsn;
-        if transaction {
-            scan.last_transaction = lsn;
-        }
-        scan.len = reader.offset;
-        shapes = reader.shapes.len();
-    }
-    scan.shapes = reader.shapes;
-    // Those behind the last sound entry are cut off with the rest.
-    scan.shapes.truncate(shapes);
-    Ok(scan)
 }

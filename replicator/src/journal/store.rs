@@ -11,6 +11,7 @@ use tandem_wire::lsn::Lsn;
 use thiserror::Error;
 
 use super::identity::{Identity, Source};
+use super::reader::{self, Scan};
 use super::segment::{self, Header, Segment, SegmentError, SegmentWriter};
 use crate::relation::Interner;
 use crate::transaction::Entry;
@@ -358,7 +359,7 @@ struct Found {
     closed: VecDeque<Arc<Segment>>,
     unsynced: Vec<Written>,
     last: Arc<Segment>,
-    scan: segment::Scan,
+    scan: Scan,
     /// Files behind the last that can be used.
     unreadable: Vec<PathBuf>,
 }
@@ -430,7 +431,7 @@ fn find(dir: &Path, confirmed: Lsn, interner: &Interner) -> Result<Option<Found>
     while let Some(last) = rest.next() {
         let next = rest.peek().map(|next| next.begin);
         if next.is_none_or(|next| next > confirmed) {
-            let scan = segment::scan(&last, interner)?;
+            let scan = reader::scan(&last, interner)?;
             if scan.torn.is_some() || next != Some(scan.end) {
                 let sound = readable - rest.len();
                 return Ok(Some(Found {

@@ -5,7 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::journal::codec::Record;
-use crate::journal::segment::SegmentReader;
+use crate::journal::reader::SegmentReader;
 use crate::transaction::{Change, Operation, Transaction};
 
 const MANY: u64 = 1 << 30;

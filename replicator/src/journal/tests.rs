@@ -340,6 +340,23 @@ async fn a_full_memory_makes_the_stream_wait_only_while_the_files_take_nothing()
 }
 
 #[tokio::test]
+async fn a_part_of_a_transaction_wakes_nobody() {
+    let bench = Bench::new(1 << 30).await;
+    bench.append([110]).await;
+    let woken = bench.journal.written.notified();
+    tokio::pin!(woken);
+    woken.as_mut().enable();
+    bench.append_entries(Vec::new()).await.expect("open");
+    tokio::select! {
+        biased;
+        () = &mut woken => panic!("woken for nothing"),
+        () = tokio::task::yield_now() => {}
+    }
+    bench.append([120]).await;
+    woken.await;
+}
+
+#[tokio::test]
 async fn what_an_older_reader_of_the_stream_brings_is_refused() {
     let mut bench = Bench::new(1 << 30).await;
     bench.append([110]).await;

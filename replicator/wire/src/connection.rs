@@ -357,14 +357,15 @@ impl Connection {
         if self.rx.len() < header.frame_len() {
             return Ok(None);
         }
-        let frame = self.rx.split_to(header.frame_len()).freeze();
+        let mut frame = self.rx.split_to(header.frame_len());
         if header.frame_len() > KEEP {
             // What follows would keep the large block alive.
             self.rx = BytesMut::from(self.rx.as_ref());
         }
+        frame.advance(HEADER_LEN);
         let frame = Frame {
             tag: header.tag,
-            body: frame.slice(HEADER_LEN..),
+            body: frame.freeze(),
         };
         if frame.tag == b'S' {
             self.note_parameter(&frame.body)?;

@@ -1,6 +1,7 @@
 //! Replication scenarios: what is committed on one node arrives on all others, under one order of versions.
 
 mod blocked;
+mod capture;
 mod causality;
 mod changes;
 mod conflicts;
