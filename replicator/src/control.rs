@@ -31,6 +31,16 @@ pub enum ControlError {
     Timeout(Duration),
 }
 
+impl ControlError {
+    /// The SQLSTATE with which the node refused.
+    pub(crate) fn code(&self) -> Option<&str> {
+        match self {
+            Self::Postgres(error) => Some(error.as_db_error()?.code().code()),
+            _ => None,
+        }
+    }
+}
+
 /// tokio-postgres prints "db error" alone; the server's words are what helps.
 fn explain(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {

@@ -10,6 +10,10 @@ use crate::tables::{Tables, quote};
 
 /// SQLSTATE insufficient_privilege.
 const NOT_ALLOWED: &str = "42501";
+/// SQLSTATE lock_not_available.
+const LOCKED: &str = "55P03";
+/// A table is locked for a moment to be changed; whoever wants it meanwhile waits behind us for so long at most.
+const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
 
 /// Without the table's own triggers and foreign keys, which a TRUNCATE does not ask either. Runs as its owner: who may
 /// truncate a table need not have the right to delete from it.
@@ -182,8 +186,8 @@ pub(crate) async fn prepare(
     Ok(problems)
 }
 
-/// Runs a statement; what Tandem's role may not do is a problem, which is fatal unless the table is one without a key: of
-/// those PostgreSQL refuses what could not be told.
+/// Runs a statement; what Tandem's role may not do is a problem. Of a table without a key that is not fatal, because
+/// PostgreSQL refuses what could not be told, and it is tried again later where somebody holds the table.
 async fn try_to(
     control: &Control,
     table: &Facts,
@@ -191,23 +195,20 @@ async fn try_to(
     what: String,
 ) -> Result<Option<Problem>, ControlError> {
     let fatal = table.key != Key::None;
-    Ok(run(control, sql, what)
-        .await?
-        .map(|problem| Problem { fatal, ..problem }))
+    match run(control, sql, what).await {
+        Err(error) if !fatal && error.code() == Some(LOCKED) => Ok(None),
+        ran => Ok(ran?.map(|problem| Problem { fatal, ..problem })),
+    }
 }
 
 async fn run(control: &Control, sql: &str, what: String) -> Result<Option<Problem>, ControlError> {
-    match control.execute(sql).await {
+    match control.execute(&format!("{LOCK_TIMEOUT}; {sql}")).await {
         Ok(()) => Ok(None),
-        Err(ControlError::Postgres(error))
-            if error.code().is_some_and(|code| code.code() == NOT_ALLOWED) =>
-        {
-            Ok(Some(Problem {
-                what,
-                hint: format!("as the owner or a superuser, {sql}"),
-                fatal: true,
-            }))
-        }
+        Err(error) if error.code() == Some(NOT_ALLOWED) => Ok(Some(Problem {
+            what,
+            hint: format!("as the owner or a superuser, {sql}"),
+            fatal: true,
+        })),
         Err(error) => Err(error),
     }
 }

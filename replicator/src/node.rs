@@ -305,6 +305,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
 
 /// Prepares tables that are made later.
 async fn keep_tables(control: Arc<Control>, tables: Arc<Tables>, node: String) {
+    let mut told = Vec::new();
     loop {
         tokio::time::sleep(TABLES_INTERVAL).await;
         let prepared = async {
@@ -313,8 +314,9 @@ async fn keep_tables(control: Arc<Control>, tables: Arc<Tables>, node: String) {
             Ok::<_, ControlError>(problems)
         };
         match prepared.await {
+            Ok(problems) if problems == told => {}
             Ok(problems) => {
-                for problem in problems {
+                for problem in &problems {
                     tracing::error!(
                         node,
                         problem = problem.what,
@@ -322,6 +324,7 @@ async fn keep_tables(control: Arc<Control>, tables: Arc<Tables>, node: String) {
                         "replication: a table does not fit"
                     );
                 }
+                told = problems;
             }
             Err(error) => {
                 tracing::warn!(node, %error, "replication: a table is not prepared")

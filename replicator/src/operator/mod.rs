@@ -165,10 +165,7 @@ impl OperatorError {
     /// The SQLSTATE with which a node refused.
     pub(crate) fn server_code(&self) -> Option<&str> {
         match self {
-            Self::Node { source, .. } => match source.as_ref() {
-                ControlError::Postgres(error) => Some(error.as_db_error()?.code().code()),
-                _ => None,
-            },
+            Self::Node { source, .. } => source.code(),
             _ => None,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tandem_tests::{Cluster, client};
+use tandem_tests::{Cluster, client, eventually};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_identity_that_does_not_tell_the_key_is_mended_and_one_that_tells_more_stays() {
@@ -122,5 +122,47 @@ async fn counters_and_keyless_tables_may_have_stored_generated_columns() {
         assert_eq!(node.value(item).await, "40 80", "{}", node.name);
         let log = "SELECT count(*) || ' ' || sum(n) || ' ' || sum(twice) FROM log";
         assert_eq!(node.value(log).await, "8 4 8", "{}", node.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_a_key_that_is_made_later_takes_updates_and_a_client_that_holds_it_is_not_in_the_way()
+ {
+    let cluster = Cluster::of(&[15, 18]).start().await;
+    let mut holders = Vec::new();
+    for node in &cluster.nodes {
+        node.execute("CREATE TABLE log (n int)").await;
+        let holder = node.connect().await;
+        client::execute(&holder, "BEGIN; SELECT count(*) FROM log").await;
+        holders.push(holder);
+    }
+    // The table cannot be changed now, and nobody who wants it waits for long.
+    for n in 1..=20 {
+        cluster.nodes[0]
+            .execute(&format!("INSERT INTO log VALUES ({n})"))
+            .await;
+    }
+    cluster.assert_converged().await;
+    for holder in &holders {
+        client::execute(holder, "COMMIT").await;
+    }
+    let identity = "SELECT relreplident FROM pg_class WHERE relname = 'log'";
+    for node in &cluster.nodes {
+        eventually(
+            "it is told whole",
+            Duration::from_secs(30),
+            async || match node.value(identity).await.as_str() {
+                "f" => Ok(()),
+                other => Err(other.to_owned()),
+            },
+        )
+        .await;
+    }
+    cluster.nodes[1]
+        .execute("DELETE FROM log WHERE n > 10; UPDATE log SET n = -n")
+        .await;
+    cluster.converge(Duration::from_secs(60)).await;
+    for node in &cluster.nodes {
+        assert_eq!(node.value("SELECT sum(n) FROM log").await, "-55");
     }
 }
