@@ -84,6 +84,8 @@ pub struct Config {
     pub tables: Arc<Tables>,
     /// Where what targets still need is kept.
     pub journal: JournalConfig,
+    /// A node whose clock is further from the others' gets no writes.
+    pub clock_offset_max: Duration,
 }
 
 /// Where what targets still need is kept, and how much of it.
@@ -118,7 +120,9 @@ impl Replicator {
         let shared = Arc::new(Shared {
             links: Arc::new(Links::new(count)),
             meter: Meter::new(count),
-            vitals: (0..count).map(|_| Vitals::default()).collect(),
+            vitals: (0..count)
+                .map(|node| Arc::new(Vitals::new(node, config.clock_offset_max)))
+                .collect(),
             journals: config.nodes.iter().map(journal).collect(),
             captures: (0..count).map(|_| Mutex::new(None)).collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
@@ -151,6 +155,11 @@ impl Replicator {
     /// The state of everything.
     pub fn status(&self) -> Status {
         status::status(&self.shared)
+    }
+
+    /// Why the node with this index in the configuration should get no writes: its clock is off, or was set back.
+    pub fn fenced(&self, node: usize) -> Option<String> {
+        status::fenced(&self.shared, node)
     }
 
     /// What an operator does to single rows and transactions.

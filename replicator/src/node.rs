@@ -58,7 +58,7 @@ pub(crate) struct Shared {
     /// How much goes where, and how fast.
     pub(crate) meter: Meter,
     /// What was seen of each node last.
-    pub(crate) vitals: Vec<Vitals>,
+    pub(crate) vitals: Vec<Arc<Vitals>>,
     /// The journals, by source.
     pub journals: Vec<Arc<Journal>>,
     /// Why a source's stream is not read, by source.
@@ -218,6 +218,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Some(shadows),
             Some(source_control),
             Some(of),
+            Some(target_vitals),
         ) = (
             shared.journals.get(source),
             shared.journals.get(index),
@@ -226,6 +227,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             shared.shadows.get(index),
             shared.controls.get(source),
             shared.config.nodes.get(source),
+            shared.vitals.get(index),
         )
         else {
             continue;
@@ -247,6 +249,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             },
             gate: Arc::clone(gate),
             quarantine: Arc::clone(quarantine),
+            target_vitals: Arc::clone(target_vitals),
             version: facts.version,
             journal: Arc::clone(journal),
             target_journal: Arc::clone(target_journal),

@@ -175,6 +175,8 @@ pub(crate) async fn take(
 /// deletes (see `apply/tombstone.rs`). `tandem.journal` and `tandem.carried` say which journal the slot is read into and
 /// which targets (node ids) depend on it (see `carry.rs`). Before a slot's `created_lsn` was kept, slots were confirmed
 /// only to what all targets had, so the slot's position serves as well.
+/// `tandem.clock` holds the newest timestamp that the node has given or taken, a transaction id before which its clock was
+/// right, and whether it is behind that timestamp now (see `clock/guard.rs`).
 /// `tandem.conflict.operation` says what the remote write did where the type does
 /// not, `tandem.quarantine.edits` counts an operator's edits of the payload.
 const SCHEMA: &str = "
@@ -184,6 +186,8 @@ const SCHEMA: &str = "
     ALTER TABLE tandem.slot ADD COLUMN IF NOT EXISTS created_lsn pg_lsn;
     CREATE TABLE IF NOT EXISTS tandem.journal (slot text PRIMARY KEY, id text NOT NULL, floor pg_lsn NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.carried (slot text, target int, lsn pg_lsn NOT NULL, PRIMARY KEY (slot, target));
+    CREATE TABLE IF NOT EXISTS tandem.clock (
+        id boolean PRIMARY KEY DEFAULT true, newest timestamptz NOT NULL, xid bigint NOT NULL, set_back boolean NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.progress (origin text PRIMARY KEY, lsn pg_lsn NOT NULL, xid bigint NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.tombstone (
         relation text, key jsonb, deleted timestamptz NOT NULL, node int NOT NULL,

@@ -181,6 +181,8 @@ pub struct ReplicationConfig {
     pub journal_carry_bytes: u64,
     /// A node that is behind for longer than this is carried by the journal.
     pub journal_carry_after: Duration,
+    /// A node whose clock is further from the others' than this gets no sessions.
+    pub clock_offset_max: Duration,
 }
 
 /// `[[node]]`

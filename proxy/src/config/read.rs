@@ -485,6 +485,12 @@ impl Reader<'_> {
             Duration::from_secs(10),
             Duration::from_millis(100),
         );
+        let clock_offset_max = self.duration(
+            &mut section,
+            "clock_offset_max",
+            Duration::from_millis(500),
+            Duration::from_millis(10),
+        );
         section.finish(&mut self.problems);
         Some(ReplicationConfig {
             database: database?,
@@ -495,6 +501,7 @@ impl Reader<'_> {
             journal_max,
             journal_carry_bytes,
             journal_carry_after,
+            clock_offset_max,
         })
     }
 

@@ -192,6 +192,7 @@ journal_dir = "j"
 journal_max = "2GB"
 journal_carry_bytes = "1MB"
 journal_carry_after = "1s"
+clock_offset_max = "80ms"
 [replication.table."public.t"]
 resolver = "last_update_wins"
 [[node]]
@@ -250,9 +251,15 @@ sslrootcert = "ca.crt"
         (
             config.replication.journal_max,
             config.replication.journal_carry_bytes,
-            config.replication.journal_carry_after
+            config.replication.journal_carry_after,
+            config.replication.clock_offset_max
         ),
-        (2 << 30, 1 << 20, Duration::from_secs(1))
+        (
+            2 << 30,
+            1 << 20,
+            Duration::from_secs(1),
+            Duration::from_millis(80)
+        )
     );
     assert_eq!(
         (config.replication.include, config.replication.exclude),

@@ -3,6 +3,7 @@
 mod blocked;
 mod causality;
 mod changes;
+mod clocks;
 mod conflicts;
 mod counters;
 mod deletes;
