@@ -15,6 +15,7 @@ use crate::{
     auth::{Gate, UsersFileError},
     cancel::Canceller,
     config::Config,
+    fence,
     health::{HealthBoard, ProbeSettings},
     listener::{ListenAddress, ListenError, Listener, accept_loop},
     node::{self, NodeTlsError},
@@ -159,6 +160,7 @@ impl Daemon {
             Arc::clone(&replicator),
             stop_seen.clone(),
         ));
+        background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
         let mut accepting = JoinSet::new();
         for listener in listeners {
@@ -267,6 +269,7 @@ fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator:
             carry_after: config.replication.journal_carry_after,
         },
         group_from: (config.replication.group_apply > 0).then_some(config.replication.group_apply),
+        clock_offset_max: config.replication.clock_offset_max,
     }
 }
 

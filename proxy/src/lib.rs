@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dev;
+mod fence;
 pub mod health;
 pub mod listener;
 pub mod log;

@@ -92,6 +92,8 @@ pub struct Config {
     /// When so many transactions of a node wait to be applied to another, they are brought together and applied as one;
     /// `None`: each is applied by itself always.
     pub group_from: Option<usize>,
+    /// A node whose clock is further from the others' gets no writes.
+    pub clock_offset_max: Duration,
 }
 
 /// Where what targets still need is kept, and how much of it.
@@ -126,7 +128,9 @@ impl Replicator {
         let shared = Arc::new(Shared {
             links: Arc::new(Links::new(count)),
             meter: Meter::new(count),
-            vitals: (0..count).map(|_| Vitals::default()).collect(),
+            vitals: (0..count)
+                .map(|node| Arc::new(Vitals::new(node, config.clock_offset_max)))
+                .collect(),
             journals: config.nodes.iter().map(journal).collect(),
             captures: (0..count).map(|_| Mutex::new(None)).collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
@@ -161,6 +165,11 @@ impl Replicator {
     /// The state of everything.
     pub fn status(&self) -> Status {
         status::status(&self.shared)
+    }
+
+    /// Why the node with this index in the configuration should get no writes: its clock is off, or was set back.
+    pub fn fenced(&self, node: usize) -> Option<String> {
+        status::fenced(&self.shared, node)
     }
 
     /// What an operator does to single rows and transactions.

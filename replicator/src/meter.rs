@@ -8,6 +8,7 @@ use std::time::Duration;
 use tandem_wire::lsn::Lsn;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::clock::stream::{SetBack, StreamClock};
 use crate::node::Shared;
 use crate::transaction::Entry;
 use crate::version::PgTimestamp;
@@ -67,6 +68,7 @@ struct Mark {
 #[derive(Debug, Default)]
 pub(crate) struct Course {
     marks: VecDeque<Mark>,
+    clock: StreamClock,
 }
 
 impl Course {
@@ -97,6 +99,7 @@ impl Course {
         for transaction in transactions.filter(|transaction| transaction.end_lsn > last.lsn) {
             mark.lsn = transaction.end_lsn;
             mark.first = mark.first.min(transaction.timestamp);
+            self.clock.take(transaction.timestamp, transaction.xid);
             mark.total.transactions += 1;
             mark.total.rows += transaction.changes.len() as u64;
             mark.total.bytes += transaction.size as u64;
@@ -132,6 +135,16 @@ impl Course {
         while self.marks.get(1).is_some_and(|second| second.lsn <= lsn) {
             self.marks.pop_front();
         }
+    }
+
+    /// What the commit timestamps say of the source's clock.
+    pub(crate) fn clock(&self) -> &StreamClock {
+        &self.clock
+    }
+
+    /// Whether the source's clock was set back since this was asked last.
+    pub(crate) fn take_set_back(&mut self) -> Option<SetBack> {
+        self.clock.take_set_back()
     }
 
     /// Everything that was read.

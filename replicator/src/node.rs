@@ -60,7 +60,7 @@ pub(crate) struct Shared {
     /// How much goes where, and how fast.
     pub(crate) meter: Meter,
     /// What was seen of each node last.
-    pub(crate) vitals: Vec<Vitals>,
+    pub(crate) vitals: Vec<Arc<Vitals>>,
     /// The journals, by source.
     pub journals: Vec<Arc<Journal>>,
     /// Why a source's stream is not read, by source.
@@ -235,6 +235,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Some(runs),
             Some(source_control),
             Some(of),
+            Some(target_vitals),
         ) = (
             shared.journals.get(source),
             shared.journals.get(index),
@@ -245,6 +246,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             shared.runs.get(index),
             shared.controls.get(source),
             shared.config.nodes.get(source),
+            shared.vitals.get(index),
         )
         else {
             continue;
@@ -269,6 +271,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             contests: Arc::clone(contests),
             runs: Arc::clone(runs),
             group_from: shared.config.group_from,
+            target_vitals: Arc::clone(target_vitals),
             version: facts.version,
             journal: Arc::clone(journal),
             target_journal: Arc::clone(target_journal),

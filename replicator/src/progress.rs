@@ -26,6 +26,8 @@ pub(crate) enum LinkState {
         /// Up to where in that node's WAL; `None` while that is being found out.
         lsn: Option<Lsn>,
     },
+    /// The target's clock has yet to pass the timestamp of the next change.
+    WaitingForClock,
     /// It cannot go on; it tries again by itself.
     Blocked {
         /// Why, and how to mend it.

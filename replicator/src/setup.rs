@@ -184,6 +184,8 @@ pub(crate) async fn take(
 /// only to what all targets had, so the slot's position serves as well.
 /// `tandem.upheld` says for which write a node's own one stands (see `resolve.rs`).
 /// `tandem.run` holds the stamps of runs and, while an older change may arrive, what their rows really are (see `runs.rs`).
+/// `tandem.clock` holds the newest timestamp that the node has given or taken, a transaction id before which its clock was
+/// right, and whether it is behind that timestamp now (see `clock/guard.rs`).
 /// `tandem.conflict.operation` says what the remote write did where the type does
 /// not, `tandem.quarantine.edits` counts an operator's edits of the payload.
 const SCHEMA: &str = "
@@ -193,6 +195,8 @@ const SCHEMA: &str = "
     ALTER TABLE tandem.slot ADD COLUMN IF NOT EXISTS created_lsn pg_lsn;
     CREATE TABLE IF NOT EXISTS tandem.journal (slot text PRIMARY KEY, id text NOT NULL, floor pg_lsn NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.carried (slot text, target int, lsn pg_lsn NOT NULL, PRIMARY KEY (slot, target));
+    CREATE TABLE IF NOT EXISTS tandem.clock (
+        id boolean PRIMARY KEY DEFAULT true, newest timestamptz NOT NULL, xid bigint NOT NULL, set_back boolean NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.progress (origin text PRIMARY KEY, lsn pg_lsn NOT NULL, xid bigint NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.tombstone (
         relation text, key jsonb, deleted timestamptz NOT NULL, node int NOT NULL,

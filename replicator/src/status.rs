@@ -9,7 +9,7 @@ use crate::meter::{Course, Rates};
 use crate::node::{NodeState, Shared};
 use crate::progress::{Link, LinkState};
 use crate::version::pg_now;
-use crate::vitals::{self, Vitals};
+use crate::vitals;
 
 /// The state of everything.
 #[derive(Debug, Clone, Serialize)]
@@ -52,6 +52,8 @@ pub struct ClockStatus {
     pub daemon_offset_ms: Option<f64>,
     /// By how much either may be wrong: half of the quickest round trip; milliseconds.
     pub error_ms: Option<f64>,
+    /// Why the node is fenced: its clock lets it take no writes. `None`: it takes them.
+    pub fenced: Option<String>,
 }
 
 /// What is read from one node's slot. Counted since the daemon started.
@@ -131,7 +133,7 @@ pub struct LinkStatus {
     pub source: String,
     /// Name of the target.
     pub target: String,
-    /// `waiting`, `streaming`, `waiting_for_cause` or `blocked`.
+    /// `waiting`, `streaming`, `waiting_for_cause`, `waiting_for_clock` or `blocked`.
     pub state: &'static str,
     /// What it waits for or is blocked by.
     pub problem: Option<String>,
@@ -244,10 +246,16 @@ fn journal_status(shared: &Shared, index: usize) -> JournalStatus {
     }
 }
 
+/// Why a node is fenced, if it is.
+pub(crate) fn fenced(shared: &Shared, index: usize) -> Option<String> {
+    shared.vitals.get(index).and_then(|vitals| vitals.fenced())
+}
+
 fn clock_status(shared: &Shared, index: usize, middle: Option<i64>) -> ClockStatus {
-    let estimate = shared.vitals.get(index).and_then(Vitals::clock);
+    let estimate = shared.vitals.get(index).and_then(|vitals| vitals.clock());
     let offset = estimate.map(|estimate| estimate.offset_us);
     ClockStatus {
+        fenced: fenced(shared, index),
         offset_ms: offset
             .zip(middle)
             .map(|(offset, middle)| milliseconds(offset - middle)),
@@ -263,7 +271,7 @@ fn milliseconds(us: i64) -> f64 {
 
 fn capture_status(shared: &Shared, index: usize) -> CaptureStatus {
     let total = shared.meter.read(index, Course::total);
-    let end = shared.vitals.get(index).and_then(Vitals::slot);
+    let end = shared.vitals.get(index).and_then(|vitals| vitals.slot());
     let tail = shared.journals.get(index).map(|journal| journal.tail());
     CaptureStatus {
         transactions: total.transactions,
@@ -277,7 +285,7 @@ fn capture_status(shared: &Shared, index: usize) -> CaptureStatus {
 }
 
 fn slot_status(shared: &Shared, index: usize) -> Option<SlotStatus> {
-    let slot = shared.vitals.get(index).and_then(Vitals::slot)?;
+    let slot = shared.vitals.get(index).and_then(|vitals| vitals.slot())?;
     Some(SlotStatus {
         retained_bytes: u64::try_from(slot.retained_bytes).unwrap_or(0),
         unconfirmed_bytes: u64::try_from(slot.unconfirmed_bytes).unwrap_or(0),
@@ -300,6 +308,10 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
     let (state, problem) = match state {
         LinkState::Waiting => ("waiting", None),
         LinkState::Streaming => ("streaming", None),
+        LinkState::WaitingForClock => {
+            let problem = format!("the clock of {} to pass the next change", name(link.target));
+            ("waiting_for_clock", Some(problem))
+        }
         LinkState::WaitingForCause { node, lsn } => {
             let cause = shared.node_ids.iter().position(|&id| id == node);
             let wait = WaitStatus {
@@ -329,7 +341,10 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
     } else {
         link.last_timestamp()
     };
-    let clock = shared.vitals.get(link.source).and_then(Vitals::clock);
+    let clock = shared
+        .vitals
+        .get(link.source)
+        .and_then(|vitals| vitals.clock());
     let offset_us = clock.map_or(0, |clock| clock.offset_us);
     let age = next.map(|next| ((pg_now() + offset_us - next) / 1000).max(0));
     let up_to_date = lag_bytes == 0 || lag_transactions == Some(0);

@@ -1,13 +1,15 @@
-//! Looks at each node twice a second: what its clock says, and what its slot costs it.
+//! Looks at each node twice a second: what its clock says, whether it may take writes with it, what its slot costs it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tandem_wire::lsn::Lsn;
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_postgres::{Row, Statement};
 
 use crate::clock::estimate::{Estimate, Estimator, Sample, reference};
+use crate::clock::guard::{Guard, Said};
 use crate::control::{Control, ControlError};
 use crate::meter::lock;
 use crate::node::Shared;
@@ -35,13 +37,30 @@ pub(crate) struct SlotVitals {
 }
 
 /// What was seen of a node last.
-#[derive(Debug, Default)]
 pub(crate) struct Vitals {
     clock: Mutex<Estimator>,
     slot: Mutex<Option<SlotVitals>>,
+    /// Why the node gets no writes. It stays so while the node is away.
+    fenced: Mutex<Option<String>>,
+    guard: AsyncMutex<Guard>,
 }
 
 impl Vitals {
+    /// Those of a node of which nothing is known; its clock may be off by so much.
+    pub(crate) fn new(node: usize, offset_max: Duration) -> Self {
+        Self {
+            clock: Mutex::default(),
+            slot: Mutex::default(),
+            fenced: Mutex::default(),
+            guard: AsyncMutex::new(Guard::new(node, offset_max)),
+        }
+    }
+
+    /// Why it gets no writes, if it gets none.
+    pub(crate) fn fenced(&self) -> Option<String> {
+        lock(&self.fenced).clone()
+    }
+
     /// How far its clock is off.
     pub(crate) fn clock(&self) -> Option<Estimate> {
         lock(&self.clock).estimate()
@@ -60,8 +79,8 @@ impl Vitals {
 }
 
 /// Where the clock in the middle of all that are known stands against the daemon's; microseconds.
-pub(crate) fn middle(vitals: &[Vitals]) -> Option<i64> {
-    let clocks = vitals.iter().filter_map(Vitals::clock);
+pub(crate) fn middle(vitals: &[Arc<Vitals>]) -> Option<i64> {
+    let clocks = vitals.iter().filter_map(|vitals| vitals.clock());
     let mut offsets: Vec<_> = clocks.map(|clock| clock.offset_us).collect();
     reference(&mut offsets)
 }
@@ -71,9 +90,8 @@ pub(crate) async fn keep(shared: Arc<Shared>, node: usize, control: Arc<Control>
     let Some(vitals) = shared.vitals.get(node) else {
         return;
     };
-    let slot = slot_name(&shared.config.cluster);
     loop {
-        if let Err(error) = look(vitals, &control, &slot).await {
+        if let Err(error) = look(&shared, vitals, &control).await {
             tracing::debug!(node, %error, "a node cannot be looked at");
         }
         if control.is_closed() {
@@ -83,36 +101,57 @@ pub(crate) async fn keep(shared: Arc<Shared>, node: usize, control: Arc<Control>
     }
 }
 
-async fn look(vitals: &Vitals, control: &Control, slot: &str) -> Result<(), ControlError> {
+async fn look(shared: &Shared, vitals: &Vitals, control: &Control) -> Result<(), ControlError> {
+    let slot = slot_name(&shared.config.cluster);
     let (clock, costs) = (control.prepare(CLOCK).await?, control.prepare(SLOT).await?);
+    let mut guard = vitals.guard.lock().await;
+    guard.load(control).await?;
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let sample = measure(control, &clock).await?;
-        lock(&vitals.clock).take(sample);
+        let newest = guard.newest(shared);
+        let (sample, said) = measure(control, &clock).await?;
+        let estimate = {
+            let mut estimator = lock(&vitals.clock);
+            estimator.take(sample);
+            estimator.estimate()
+        };
         let rows = control.ask(&costs, &[&slot]).await?;
         let seen = rows.first().map(slot_vitals).transpose()?;
         *lock(&vitals.slot) = seen;
+        if let Some(clock) = estimate.zip(middle(&shared.vitals)) {
+            let looked = guard.on(shared, control, newest, said, clock).await;
+            let reason = guard.reason().map(|reason| reason.to_string());
+            *lock(&vitals.fenced) = reason;
+            looked?;
+        }
     }
 }
 
-/// Microseconds since 2000, as PostgreSQL counts them.
-const CLOCK: &str =
-    "SELECT (extract(epoch FROM clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::int8";
+/// Microseconds since 2000, as PostgreSQL counts them, and the oldest transaction that has not ended.
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::int8, \
+     pg_snapshot_xmin(pg_current_snapshot())::text::int8";
 
-async fn measure(control: &Control, clock: &Statement) -> Result<Sample, ControlError> {
-    let (sent, begun) = (pg_now(), Instant::now());
+async fn measure(control: &Control, clock: &Statement) -> Result<(Sample, Said), ControlError> {
+    // In this order: what passes between the two then counts as a longer round trip.
+    let begun = Instant::now();
+    let sent = pg_now();
     let rows = control.ask(clock, &[]).await?;
     let round_trip_us = i64::try_from(begun.elapsed().as_micros()).unwrap_or(i64::MAX);
     let row = rows
         .first()
         .ok_or(ControlError::Unexpected("clock_timestamp"))?;
-    Ok(Sample {
+    let said = Said {
+        clock: row.try_get(0)?,
+        xid: row.try_get(1)?,
+    };
+    let sample = Sample {
         sent,
-        said: row.try_get(0)?,
+        said: said.clock,
         round_trip_us,
-    })
+    };
+    Ok((sample, said))
 }
 
 const SLOT: &str = "SELECT w.lsn::text, pg_wal_lsn_diff(w.lsn, s.restart_lsn)::int8, \

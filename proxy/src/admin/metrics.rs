@@ -20,7 +20,13 @@ use super::{Context, NodeStatus, Status};
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Every state that a link can be in.
-const LINK_STATES: [&str; 4] = ["waiting", "streaming", "waiting_for_cause", "blocked"];
+const LINK_STATES: [&str; 5] = [
+    "waiting",
+    "streaming",
+    "waiting_for_cause",
+    "waiting_for_clock",
+    "blocked",
+];
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Response {
@@ -168,6 +174,11 @@ fn sources(text: &mut Text, nodes: &[Replicated]) {
         "tandem_node_clock_error_seconds",
         "By how much the offset may be wrong.",
         each().filter_map(|(node, labels)| Some((labels, node.clock.error_ms? / 1000.0))),
+    );
+    text.gauge(
+        "tandem_node_fenced",
+        "Whether the node's clock lets it take no writes.",
+        each().map(|(node, labels)| (labels, u8::from(node.clock.fenced.is_some()))),
     );
     text.counter(
         "tandem_capture_transactions_total",

@@ -183,6 +183,8 @@ pub struct ReplicationConfig {
     pub journal_carry_after: Duration,
     /// So many transactions that wait to be applied to a node are merged instead of replayed; 0: never.
     pub group_apply: usize,
+    /// A node whose clock is further from the others' than this gets no sessions.
+    pub clock_offset_max: Duration,
 }
 
 impl ReplicationConfig {

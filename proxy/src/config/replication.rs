@@ -56,6 +56,12 @@ impl Reader<'_> {
             Duration::from_secs(10),
             Duration::from_millis(100),
         );
+        let clock_offset_max = self.duration(
+            &mut section,
+            "clock_offset_max",
+            Duration::from_millis(500),
+            Duration::from_millis(10),
+        );
         let group_apply = section
             .take("group_apply")
             .and_then(|value| value.integer(0..=1_000_000, &mut self.problems));
@@ -69,6 +75,7 @@ impl Reader<'_> {
             journal_max,
             journal_carry_bytes,
             journal_carry_after,
+            clock_offset_max,
             group_apply: group_apply
                 .and_then(|count| usize::try_from(count).ok())
                 .unwrap_or(GROUP_APPLY),

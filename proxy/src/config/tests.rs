@@ -193,6 +193,7 @@ journal_max = "2GB"
 journal_carry_bytes = "1MB"
 journal_carry_after = "1s"
 group_apply = 7
+clock_offset_max = "80ms"
 [replication.table."public.t"]
 resolver = "first_update_wins"
 [replication.table."public.u"]
@@ -254,9 +255,15 @@ sslrootcert = "ca.crt"
         (
             config.replication.journal_max,
             config.replication.journal_carry_bytes,
-            config.replication.journal_carry_after
+            config.replication.journal_carry_after,
+            config.replication.clock_offset_max
         ),
-        (2 << 30, 1 << 20, Duration::from_secs(1))
+        (
+            2 << 30,
+            1 << 20,
+            Duration::from_secs(1),
+            Duration::from_millis(80)
+        )
     );
     assert_eq!(config.replication.group_apply, 7);
     assert_eq!(

@@ -40,6 +40,8 @@ struct NodeHealth {
     usable: AtomicU8,
     rtt_us: AtomicU32,
     problem: ArcSwapOption<String>,
+    /// Why it gets no sessions although it is up, as long as another one can take them.
+    fence: ArcSwapOption<String>,
 }
 
 /// Settings of the probes.
@@ -79,17 +81,31 @@ impl HealthBoard {
             usable: AtomicU8::new(1),
             rtt_us: AtomicU32::new(RTT_UNKNOWN),
             problem: ArcSwapOption::empty(),
+            fence: ArcSwapOption::empty(),
         };
         HealthBoard {
             nodes: std::iter::repeat_with(node).take(nodes).collect(),
         }
     }
 
-    /// Whether new sessions may go to this node.
+    /// Whether new sessions may go to this node. A fenced one gets them only while there is no other.
     pub(crate) fn usable(&self, node: usize) -> bool {
-        self.nodes
-            .get(node)
-            .is_some_and(|node| node.usable.load(Ordering::Acquire) == 1)
+        let state = self.nodes.get(node);
+        state.is_some_and(|state| {
+            state.is_up() && (!state.is_fenced() || self.nodes.iter().all(NodeHealth::is_no_choice))
+        })
+    }
+
+    /// Says why a node should get no sessions, or that it may have them again.
+    pub(crate) fn set_fence(&self, node: usize, reason: Option<String>) {
+        if let Some(node) = self.nodes.get(node) {
+            node.fence.store(reason.map(Arc::new));
+        }
+    }
+
+    /// Why a node should get no sessions although it is up.
+    pub(crate) fn fence(&self, node: usize) -> Option<Arc<String>> {
+        self.nodes.get(node)?.fence.load_full()
     }
 
     /// The round trip to this node in microseconds, with hysteresis. None: not measured.
@@ -164,6 +180,20 @@ impl HealthBoard {
     }
 }
 
+impl NodeHealth {
+    fn is_up(&self) -> bool {
+        self.usable.load(Ordering::Acquire) == 1
+    }
+
+    fn is_fenced(&self) -> bool {
+        self.fence.load().is_some()
+    }
+
+    fn is_no_choice(&self) -> bool {
+        !self.is_up() || self.is_fenced()
+    }
+}
+
 /// Probes one node for ever.
 async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeSettings) {
     let Some(state) = board.nodes.get(index) else {
@@ -184,4 +214,30 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
 fn lock(machine: &Mutex<Machine>) -> std::sync::MutexGuard<'_, Machine> {
     // The machine is pure and leaves no half-made state behind.
     machine.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fenced_node_gets_sessions_only_while_there_is_no_other() {
+        let board = HealthBoard::new(3, Duration::from_secs(1), Instant::now());
+        let usable = || [0, 1, 2].map(|node| board.usable(node));
+        board.set_fence(1, Some("its clock is off".to_owned()));
+        assert_eq!(usable(), [true, false, true]);
+        assert_eq!(
+            board.fence(1).as_deref().map(String::as_str),
+            Some("its clock is off")
+        );
+        for down in [0, 2] {
+            board.nodes[down].usable.store(0, Ordering::Release);
+        }
+        assert_eq!(usable(), [false, true, false]);
+        board.nodes[2].usable.store(1, Ordering::Release);
+        board.set_fence(2, Some("too".to_owned()));
+        assert_eq!(usable(), [false, true, true]);
+        board.set_fence(1, None);
+        assert_eq!(usable(), [false, true, false]);
+    }
 }

@@ -261,7 +261,12 @@ async fn conclude(
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) => report::bytes(&report::node_violation(name)),
-        End::Stopped => report::bytes(&report::administrator_command()),
+        End::Stopped => match shared.health.fence(node) {
+            Some(reason) if *shared.stop.borrow() == Stop::No => {
+                report::bytes(&report::node_fenced(name, &reason))
+            }
+            _ => report::bytes(&report::administrator_command()),
+        },
     };
     match &end {
         End::ServerLost(_) | End::ServerFatal => shared.health.evidence(node),

@@ -206,6 +206,19 @@ impl Registry {
         }
     }
 
+    /// Asks the sessions that a node serves to stop; answers how many there are.
+    pub(crate) fn stop_node(&self, node: usize, stop: Stop) -> usize {
+        let table = self.table();
+        let of_node = table.by_pid.values();
+        let of_node = of_node.filter(|entry| entry.target.node == node);
+        let entries: Vec<_> = of_node.cloned().collect();
+        drop(table);
+        for entry in &entries {
+            entry.request(stop);
+        }
+        entries.len()
+    }
+
     /// How many sessions there are.
     pub(crate) fn len(&self) -> usize {
         self.table().by_pid.len()
@@ -278,6 +291,22 @@ mod tests {
         let after = registry.enter(4, target(2)).expect("entered");
         assert_eq!(before.entry().stop(), Stop::AtOnce);
         assert_eq!(after.entry().stop(), Stop::AtOnce);
+    }
+
+    #[test]
+    fn only_the_sessions_of_one_node_are_stopped() {
+        let registry = Arc::new(Registry::default());
+        let here = registry.enter(4, target(1)).expect("entered");
+        let elsewhere = Target {
+            node: 2,
+            ..target(2)
+        };
+        let there = registry.enter(4, elsewhere).expect("entered");
+        assert_eq!(registry.stop_node(2, Stop::WhenIdle), 1);
+        assert_eq!(here.entry().stop(), Stop::No);
+        assert_eq!(there.entry().stop(), Stop::WhenIdle);
+        assert_eq!(registry.stop_node(2, Stop::AtOnce), 1);
+        assert_eq!(there.entry().stop(), Stop::AtOnce);
     }
 
     #[test]

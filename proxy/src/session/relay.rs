@@ -51,7 +51,7 @@ pub(crate) enum End {
     ServerLost(Option<io::Error>),
     /// The server broke the protocol.
     ServerViolation(FrameError),
-    /// The daemon is stopping.
+    /// The daemon is stopping, or its node is fenced.
     Stopped,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for End {
             End::ServerLost(None) => f.write_str("the node closed the connection without a word"),
             End::ServerLost(Some(error)) => write!(f, "connection to the node lost: {error}"),
             End::ServerViolation(error) => write!(f, "protocol violation by the node: {error}"),
-            End::Stopped => f.write_str("the daemon is stopping"),
+            End::Stopped => f.write_str("Tandem ended it"),
         }
     }
 }

@@ -82,6 +82,12 @@ pub(crate) fn node_lost(node: &str) -> ErrorReport {
         .with_hint("Connect again; another node will take over. Whether a transaction that was being committed is in the database is unknown.")
 }
 
+/// The node that serves the session must not take writes now.
+pub(crate) fn node_fenced(node: &str, reason: &str) -> ErrorReport {
+    let message = format!("terminating connection: node {node} is fenced: {reason}");
+    ErrorReport::fatal("57P01", message).with_hint("Connect again; another node will take over.")
+}
+
 /// The node that served the session does not speak the protocol.
 pub(crate) fn node_violation(node: &str) -> ErrorReport {
     ErrorReport::fatal(

@@ -43,6 +43,7 @@ use sql::qualified;
 pub(crate) use sql::quote;
 pub(crate) use tombstone::remember;
 
+use crate::clock;
 use crate::journal::{Cursor, Journal, Run};
 use crate::origin::OriginName;
 use crate::progress::{Link, LinkState, Links};
@@ -51,7 +52,8 @@ use crate::resolve::Contests;
 use crate::runs::Runs;
 use crate::setup::OriginProgress;
 use crate::transaction::{Entry, Transaction};
-use crate::version::PgTimestamp;
+use crate::version::{PgTimestamp, pg_now};
+use crate::vitals::Vitals;
 use crate::watermark;
 
 /// Transactions of one batch.
@@ -60,6 +62,8 @@ const BATCH_TRANSACTIONS: usize = 500;
 const BATCH_BYTES: usize = 4 << 20;
 /// How often the proved progress is noted (PostgreSQL 16 and later): bounds what has to be searched for the proof.
 const NOTE_INTERVAL: Duration = Duration::from_secs(5);
+/// Who waits longer than this for a clock says so.
+const CLOCK_WAIT_SHOWN: Duration = Duration::from_millis(100);
 /// At most so many transactions take the slow path unasked after one that had to.
 const CAREFUL_MAX: u32 = 64;
 /// The same for those that only have to be merged, which costs less.
@@ -87,6 +91,8 @@ pub(crate) struct LinkContext {
     pub node_ids: Arc<[u16]>,
     /// The target's gate, see [`Shared`](crate::node::Shared).
     pub gate: Arc<RwLock<()>>,
+    /// What is known of the target's clock.
+    pub(crate) target_vitals: Arc<Vitals>,
     /// What the target refused.
     pub quarantine: Arc<Quarantine>,
     /// The target's conflicts that a layered resolver has yet to settle.
@@ -370,6 +376,7 @@ impl<'a> Worker<'a> {
         if self.context.is_own() {
             return self.learn(transactions).await;
         }
+        self.wait_for_clock(transactions).await;
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
             self.carried.current = None;
@@ -432,6 +439,27 @@ impl<'a> Worker<'a> {
         }
         self.carried.current = None;
         Ok(())
+    }
+
+    /// The target refuses a change that its clock is behind, and what was sent with it. So it is sent when it will arrive
+    /// in time, as far as the clock is known.
+    async fn wait_for_clock(&self, transactions: &[&Transaction]) {
+        let timestamps = transactions.iter().map(|transaction| transaction.timestamp);
+        let Some(newest) = timestamps.max() else {
+            return;
+        };
+        let mut waited = false;
+        while let Some(clock) = self.context.target_vitals.clock()
+            && let Some(wait) = clock::wait(newest, pg_now(), clock.arrival_us)
+        {
+            if wait > CLOCK_WAIT_SHOWN {
+                waited |= self.link.set_state(LinkState::WaitingForClock);
+            }
+            tokio::time::sleep(wait).await;
+        }
+        if waited {
+            self.link.set_state(LinkState::Streaming);
+        }
     }
 
     /// Sets how much care the next transactions get by how a batch went.

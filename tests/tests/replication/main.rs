@@ -4,6 +4,7 @@ mod blocked;
 mod capture;
 mod causality;
 mod changes;
+mod clocks;
 mod conflicts;
 mod counters;
 mod deletes;

@@ -27,6 +27,7 @@ fn status() -> Status {
             offset_ms: Some(-1500.0),
             daemon_offset_ms: Some(-1500.0),
             error_ms: Some(0.05),
+            fenced: Some("off".into()),
         },
         capture: CaptureStatus {
             transactions: 7,
@@ -111,6 +112,7 @@ fn every_figure_has_its_labels_and_what_is_not_known_is_left_out() {
         r#"tandem_node_up{node="paris"} 1"#,
         r#"tandem_node_round_trip_seconds{node="paris"} 0.00025"#,
         r#"tandem_node_clock_offset_seconds{node="paris"} -1.5"#,
+        r#"tandem_node_fenced{node="paris"} 1"#,
         r#"tandem_capture_rows_total{node="paris"} 21"#,
         r#"tandem_journal_refuses{node="paris"} 1"#,
         r#"tandem_slot_retained_bytes{node="paris"} 16777216"#,

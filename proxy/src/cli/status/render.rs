@@ -47,6 +47,7 @@ fn problems(status: &Value) -> Vec<String> {
     for node in list(status, "/replication/nodes") {
         let whose = name(node, "name");
         add(whose, node.get("problem"));
+        add(&format!("{whose}, fenced"), node.pointer("/clock/fenced"));
         add(&format!("{whose}, its stream"), node.get("capture_problem"));
         add(
             &format!("{whose}, its journal"),
@@ -57,7 +58,7 @@ fn problems(status: &Value) -> Vec<String> {
         let whose = format!("{} to {}", name(link, "source"), name(link, "target"));
         let since = duration(link.get("state_ms")).unwrap_or_default();
         let state = match name(link, "state") {
-            "waiting_for_cause" => format!("{whose}, waiting for {since}"),
+            "waiting_for_cause" | "waiting_for_clock" => format!("{whose}, waiting for {since}"),
             state => format!("{whose}, {state} for {since}"),
         };
         add(&state, link.get("problem"));
