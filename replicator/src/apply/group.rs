@@ -154,12 +154,14 @@ impl Worker<'_> {
         // Should it cost the session, they are applied one by one then.
         self.carried.grouping.one_by_one = run.len();
         let applied = self.session.apply_run(&tables, stamp, last.end_lsn).await?;
-        self.carried.gate = None;
         let Some((id, versions)) = applied else {
+            self.carried.gate = None;
             self.carried.grouping.failed(run.len(), least);
             return Ok(0);
         };
+        // Before anybody else passes the gate.
         context.runs.add(id, stamp, versions);
+        self.carried.gate = None;
         self.carried.grouping.succeeded();
         self.link.count(run.len() as u64, last.timestamp);
         // The run has noted the progress.

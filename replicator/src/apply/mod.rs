@@ -52,7 +52,7 @@ use crate::resolve::Contests;
 use crate::runs::Runs;
 use crate::setup::OriginProgress;
 use crate::transaction::{Entry, Transaction};
-use crate::version::{PgTimestamp, pg_now};
+use crate::version::{PgTimestamp, Version, pg_now};
 use crate::vitals::Vitals;
 use crate::watermark;
 
@@ -515,12 +515,24 @@ impl<'a> Worker<'a> {
         quarantined: Option<Held>,
     ) -> Result<Result<u64, ServerError>, ApplyError> {
         let mut settled = Unknown::default();
-        self.note_true_versions(transaction).await?;
+        let version = Version {
+            timestamp: transaction.timestamp,
+            node: self.context.place.source,
+        };
         let traits = self.session.traits(transaction, false).await?;
         let mut shadowing = traits.shadowed || traits.multiset;
         loop {
-            let alone = traits.buries() || traits.counts || shadowing;
+            let runs = &self.context.runs;
+            let alone = traits.buries() || traits.counts || shadowing || runs.may_deceive(version);
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
+            if runs.may_deceive(version) {
+                if !alone {
+                    // Another link has applied a run since.
+                    self.carried.gate = None;
+                    continue;
+                }
+                self.session.note_true_versions(transaction, runs).await?;
+            }
             let session = &mut self.session;
             if !shadowing && session.may_meet_shadows(transaction) {
                 // Since another link was alone. Kept, the gate would be waited for by its own holder.
@@ -573,42 +585,6 @@ impl<'a> Worker<'a> {
         self.link.set_state(waiting(Some(lsn)));
         own.wait_applied(lsn).await;
         self.link.set_state(LinkState::Streaming);
-        Ok(())
-    }
-
-    async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
-        let mut telling = Vec::new();
-        let mut shadowed = Vec::new();
-        let mut layered = false;
-        for &transaction in transactions {
-            let traits = self.session.traits(transaction, true).await?;
-            layered |= traits.layered;
-            let arrives = traits.inserts_counted || (traits.counts && traits.moves_key);
-            if arrives || traits.shadowed {
-                self.session.wait_visible(transaction).await?;
-            }
-            if traits.buries() || traits.inserts_counted {
-                telling.push(transaction);
-            }
-            if traits.shadowed {
-                shadowed.push(transaction);
-            }
-        }
-        // First, because it leaves the origin where it is: what fails is done again from there.
-        for transaction in shadowed {
-            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
-            let session = &mut self.session;
-            Box::pin(session.learn_shadows(transaction, self.link.applied())).await?;
-            self.carried.gate = None;
-        }
-        if !telling.is_empty() {
-            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
-            self.session.learn(&telling).await?;
-            self.carried.gate = None;
-            if layered {
-                self.context.contests.raise();
-            }
-        }
         Ok(())
     }
 

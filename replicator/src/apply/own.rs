@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Worker;
 use super::batch::{Batch, Step};
+use super::gate::Gate;
 use super::row::Row;
 use super::session::{ApplyError, Session};
 use super::sql::{Kind, StatementKey};
@@ -13,6 +15,45 @@ use crate::transaction::{Change, Operation, Transaction};
 
 /// Pause before a transaction that is not visible yet is looked for again; it takes microseconds.
 const VISIBLE_PAUSE: Duration = Duration::from_millis(1);
+
+impl Worker<'_> {
+    /// What the node's own transactions leave to be remembered.
+    pub(super) async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
+        let mut telling = Vec::new();
+        let mut shadowed = Vec::new();
+        let mut layered = false;
+        for &transaction in transactions {
+            let traits = self.session.traits(transaction, true).await?;
+            layered |= traits.layered;
+            let arrives = traits.inserts_counted || (traits.counts && traits.moves_key);
+            if arrives || traits.shadowed {
+                self.session.wait_visible(transaction).await?;
+            }
+            if traits.buries() || traits.inserts_counted {
+                telling.push(transaction);
+            }
+            if traits.shadowed {
+                shadowed.push(transaction);
+            }
+        }
+        // First, because it leaves the origin where it is: what fails is done again from there.
+        for transaction in shadowed {
+            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
+            let session = &mut self.session;
+            Box::pin(session.learn_shadows(transaction, self.link.applied())).await?;
+            self.carried.gate = None;
+        }
+        if !telling.is_empty() {
+            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
+            self.session.learn(&telling).await?;
+            self.carried.gate = None;
+            if layered {
+                self.context.contests.raise();
+            }
+        }
+        Ok(())
+    }
+}
 
 impl Session {
     /// Waits until a transaction of the node's own, which the stream has shown, is visible: a commit is in the WAL before it

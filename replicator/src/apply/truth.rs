@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 
-use super::Worker;
-use super::gate::Gate;
 use super::row::Row;
 use super::session::{ApplyError, Session};
 use super::sql::{key_expressions, literal, qualified, quote};
@@ -16,28 +14,6 @@ use crate::version::{PgTimestamp, Version};
 
 /// Rows of one table, their keys as [`Versions`] has them.
 type Rows<'a> = Vec<(&'a [u8], PgTimestamp)>;
-
-impl Worker<'_> {
-    /// Makes sure that rows which were applied in a run do not look newer than the transaction if they are not.
-    pub(super) async fn note_true_versions(
-        &mut self,
-        transaction: &Transaction,
-    ) -> Result<(), ApplyError> {
-        let runs = &self.context.runs;
-        let version = Version {
-            timestamp: transaction.timestamp,
-            node: self.context.place.source,
-        };
-        if !runs.may_deceive(version) {
-            return Ok(());
-        }
-        // What they keep is not added to while somebody reads it.
-        self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
-        let noted = self.session.note_true_versions(transaction, runs).await;
-        self.carried.gate = None;
-        noted
-    }
-}
 
 impl Session {
     /// Notes the versions of the rows that a transaction changes and that look newer than it because they were applied in
