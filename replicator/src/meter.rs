@@ -192,26 +192,23 @@ impl<const N: usize> Window<N> {
         self.samples.push_back((now, counters));
     }
 
-    /// Per second, over the window. A counter that went back, as after a crash of the target, has none for a while.
+    /// Per second, over the part of the window in which the counter is known. One that went back, as after a crash of the
+    /// target, has none for a while.
     fn rates(&self) -> [Option<f64>; N] {
-        let ends = self.samples.front().zip(self.samples.back());
-        let mut rates = [None; N];
-        let Some(((from, first), (to, last))) = ends else {
-            return rates;
-        };
-        let seconds = to.duration_since(*from).as_secs_f64();
-        for ((rate, first), last) in rates.iter_mut().zip(first).zip(last) {
-            let counted = first
-                .zip(*last)
-                .and_then(|(first, last)| last.checked_sub(first));
-            *rate = counted.filter(|_| seconds > 0.0).map(|counted| {
-                // Counters are far below 2^52.
-                #[expect(clippy::cast_precision_loss, reason = "a rate to show")]
-                let counted = counted as f64;
-                counted / seconds
-            });
-        }
-        rates
+        std::array::from_fn(|counter| {
+            let known = |(at, counters): &(Instant, [Option<u64>; N])| {
+                let count = counters.get(counter).copied().flatten()?;
+                Some((*at, count))
+            };
+            let (from, first) = self.samples.iter().find_map(known)?;
+            let (to, last) = self.samples.back().and_then(known)?;
+            let seconds = to.duration_since(from).as_secs_f64();
+            let counted = last.checked_sub(first).filter(|_| seconds > 0.0)?;
+            // Counters are far below 2^52.
+            #[expect(clippy::cast_precision_loss, reason = "a rate to show")]
+            let counted = counted as f64;
+            Some(counted / seconds)
+        })
     }
 }
 
@@ -409,7 +406,9 @@ mod tests {
             let known = (second >= 25).then_some(second);
             window.take(now, [Some(second * second), known]);
         }
-        // From 19 squared to 29 squared in ten seconds.
-        assert_eq!(window.rates(), [Some(48.0), None]);
+        // From 19 squared to 29 squared in ten seconds; the other one is known for four.
+        assert_eq!(window.rates(), [Some(48.0), Some(1.0)]);
+        window.take(start + Duration::from_secs(30), [Some(3), None]);
+        assert_eq!(window.rates(), [None, None]);
     }
 }
