@@ -108,21 +108,34 @@ async fn interleaved(rows: &str, before: [&str; 2], between: &str, after: [&str;
     cluster.assert_converged().await;
     let link = cluster.link(0, 2).await;
     let applied = link["transactions"].as_u64().expect("a count");
-    for relay in &cluster.relays[..2] {
-        relay.silence_only("capture");
-    }
+    // Behind a transaction that is under way the others gather.
+    hold(&cluster, 0, 1);
+    hold(&cluster, 0, 2);
+    cluster.relays[1].silence_only("capture");
+    one.execute("INSERT INTO log VALUES ('first')").await;
+    cluster
+        .link_when("the first is read", 0, 2, |link| {
+            link["lag_transactions"].as_u64() >= Some(1)
+        })
+        .await;
     each(one, before.map(str::to_owned)).await;
     two.execute(between).await;
     each(one, after.map(str::to_owned)).await;
-    cluster.relays[0].heal_only("capture");
+    cluster
+        .link_when("all are read", 0, 2, |link| {
+            link["lag_transactions"].as_u64() >= Some(5)
+        })
+        .await;
+    release(&cluster, 0, 2);
     cluster
         .link_when("node 1 reaches node 3", 0, 2, |link| {
-            link["transactions"].as_u64() >= Some(applied + 4)
+            link["transactions"].as_u64() >= Some(applied + 5)
         })
         .await;
     let writers = "SELECT count(DISTINCT xmin::text) FROM t WHERE v = 'one'";
     assert_eq!(three.value(writers).await, "1", "not one run");
     cluster.relays[1].heal_only("capture");
+    release(&cluster, 0, 1);
     cluster.assert_converged().await;
     cluster
 }
