@@ -1,7 +1,8 @@
 //! Catch-up of a backlog and lag: Tandem beside native logical replication and pglogical, and the bounds of all of them.
 //!
-//! Arguments name the cases to run: `single-row`, `tpc-b`, `bulk`, `lag`, `two-targets` (TPC-B); without any, all.
-//! `BENCH_ROUNDS` (5) and `BENCH_SIZE` (1.0, a factor of all sizes) make it shorter.
+//! Arguments name the cases to run: `single-row`, `tpc-b`, `bulk`, `journal`, `lag`, `returning`, `two-targets` (TPC-B);
+//! without any, all. `BENCH_ROUNDS` (5) and `BENCH_SIZE` (1.0, a factor of all sizes) make it shorter; `BENCH_GROUP_APPLY=0`
+//! lets Tandem apply transaction by transaction.
 
 use tandem_bench::replication::backlog::Backlog;
 use tandem_bench::replication::capture::{self, Capture};
@@ -19,6 +20,7 @@ struct Plan {
     cases: Vec<String>,
     rounds: usize,
     size: f64,
+    group_apply: Option<u32>,
 }
 
 impl Plan {
@@ -26,7 +28,7 @@ impl Plan {
         let known: Vec<_> = BACKLOGS
             .map(Backlog::name)
             .into_iter()
-            .chain(["journal", "lag", "two-targets"])
+            .chain(["journal", "lag", "returning", "two-targets"])
             .collect();
         let cases: Vec<String> = std::env::args().skip(1).collect();
         if let Some(unknown) = cases.iter().find(|case| !known.contains(&case.as_str())) {
@@ -38,6 +40,7 @@ impl Plan {
             cases,
             rounds: knob("BENCH_ROUNDS")?.unwrap_or(5),
             size: knob("BENCH_SIZE")?.unwrap_or(1.0),
+            group_apply: knob("BENCH_GROUP_APPLY")?,
         })
     }
 
@@ -83,7 +86,7 @@ async fn main() -> std::io::Result<()> {
             .collect();
         eprintln!("recording what is replayed as a floor");
         let replays = Replays::record(&sizes).await?;
-        let mut stage = Stage::set_up(1).await;
+        let mut stage = Stage::set_up(1, plan.group_apply).await;
         for round in 0..plan.rounds {
             for &backlog in &backlogs {
                 eprintln!("round {} of {}: {}", round + 1, plan.rounds, backlog.name());
@@ -99,14 +102,28 @@ async fn main() -> std::io::Result<()> {
         }
     }
     if plan.wants("journal") {
-        let mut stage = Stage::set_up(1).await;
+        let mut stage = Stage::set_up(1, plan.group_apply).await;
         for round in 0..plan.rounds {
             eprintln!("round {} of {}: journal", round + 1, plan.rounds);
             journalled(&mut stage, &plan, &mut catch_up).await?;
         }
     }
+    if plan.wants("returning") {
+        let mut stage = Stage::set_up(1, plan.group_apply).await;
+        for round in 0..plan.rounds {
+            for backlog in BACKLOGS {
+                eprintln!(
+                    "round {} of {}: {}, returning",
+                    round + 1,
+                    plan.rounds,
+                    backlog.name()
+                );
+                returning(&mut stage, &plan, backlog, round, &mut catch_up).await?;
+            }
+        }
+    }
     if plan.wants("two-targets") {
-        let mut stage = Stage::set_up(2).await;
+        let mut stage = Stage::set_up(2, plan.group_apply).await;
         for round in 0..plan.rounds {
             eprintln!("round {} of {}: two targets", round + 1, plan.rounds);
             let size = plan.size(Backlog::TpcB.full_size());
@@ -157,6 +174,28 @@ async fn journalled(stage: &mut Stage, plan: &Plan, catch_up: &mut CatchUp) -> s
     catch_up.drain(case, stage.ways[0].name(), size, &native);
     let (took, cpu) = stage.journal().await?;
     catch_up.journal(case, size, took, cpu);
+    Ok(())
+}
+
+/// Every way in its turn, with a backlog of its own that is written while its target is down; the others drain it untimed.
+async fn returning(
+    stage: &mut Stage,
+    plan: &Plan,
+    backlog: Backlog,
+    round: usize,
+    catch_up: &mut CatchUp,
+) -> std::io::Result<()> {
+    let case = format!("{}, returning", backlog.name());
+    let ways = stage.ways.len();
+    for index in (0..ways).map(|turn| (turn + round) % ways) {
+        let size = plan.size(backlog.full_size());
+        let (size, drain) = stage.returning(index, backlog, size).await?;
+        catch_up.drain(&case, stage.ways[index].name(), size, &drain);
+        for other in (0..ways).filter(|&other| other != index) {
+            stage.start_way(other).await;
+            stage.stop_way(other).await;
+        }
+    }
     Ok(())
 }
 

@@ -46,6 +46,7 @@ impl Replays {
             .durable()
             .pgbench(PGBENCH_SCALE)
             .schema(SCHEMA)
+            .replication("group_apply = 0")
             .relays();
         for (name, value) in SETTINGS {
             builder = builder.setting(name, value);

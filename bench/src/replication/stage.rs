@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tandem_tests::{Cluster, Node, client, eventually, template};
 use tokio::task::spawn_blocking;
+use tokio_postgres::Client;
 
 use super::backlog::{Backlog, digest, mark};
 use super::way::{Kind, Way};
@@ -52,7 +53,8 @@ impl Stage {
     ///
     /// # Panics
     /// Something does not start.
-    pub async fn set_up(targets: u32) -> Self {
+    /// `group_apply` is Tandem's setting of that name, its default where `None`.
+    pub async fn set_up(targets: u32, group_apply: Option<u32>) -> Self {
         let install = template::install(MAJOR);
         let pglogical = has_pglogical(&install.bin_dir);
         let mut settings: Vec<_> = SETTINGS.to_vec();
@@ -62,11 +64,13 @@ impl Stage {
             eprintln!("SKIP: pglogical is not installed (Debian: postgresql-{MAJOR}-pglogical)");
         }
         let majors = vec![MAJOR; 1 + targets as usize];
+        let group_apply = group_apply.map(|count| format!("\ngroup_apply = {count}"));
+        let group_apply = group_apply.unwrap_or_default();
         let mut builder = Cluster::of(&majors)
             .durable()
             .pgbench(PGBENCH_SCALE)
             .schema(SCHEMA)
-            .replication("exclude = [\"pglogical.*\"]")
+            .replication(&format!("exclude = [\"pglogical.*\"]{group_apply}"))
             .without_daemon();
         for (name, value) in &settings {
             builder = builder.setting(name, value);
@@ -160,7 +164,59 @@ impl Stage {
                 way.name()
             );
         }
-        let active = Instant::now();
+        self.drained(index, marks, clients, [started, Instant::now()])
+            .await
+    }
+
+    /// Lets a backlog be written while the targets of the `index`-th way are down, and the way drain it when they return;
+    /// answers its size too. A way that can reads it meanwhile. The clock starts when the way's sessions are there again.
+    ///
+    /// # Errors
+    /// When pgbench's script cannot be written, or /proc cannot be read.
+    ///
+    /// # Panics
+    /// It does not come to that, or the targets differ from the source afterwards.
+    pub async fn returning(
+        &mut self,
+        index: usize,
+        backlog: Backlog,
+        size: u32,
+    ) -> std::io::Result<(u32, Drain)> {
+        self.start_way(index).await;
+        let source = self.source();
+        let watching = source.connect().await;
+        let way = &self.ways[index];
+        for target in &way.targets {
+            target.stop_fast().await;
+        }
+        let (size, marks) = self.make(backlog, size).await?;
+        if way.kind == Kind::Tandem {
+            way.wait_sent(&watching).await;
+        }
+        source.execute("CHECKPOINT").await;
+        let started = Instant::now();
+        let mut clients = Vec::new();
+        for target in &way.targets {
+            target.start_again().await;
+            clients.push(target.connect().await);
+        }
+        while !way.is_applying(&watching, &clients).await {
+            assert!(started.elapsed() < DRAIN_LIMIT, "{}", way.name());
+        }
+        let times = [started, Instant::now()];
+        Ok((size, self.drained(index, marks, clients, times).await?))
+    }
+
+    /// Waits until a backlog is drained by a way that was `started` and became `active`, stops it, and checks what came of it.
+    async fn drained(
+        &mut self,
+        index: usize,
+        marks: [i64; 2],
+        clients: Vec<Client>,
+        [started, active]: [Instant; 2],
+    ) -> std::io::Result<Drain> {
+        let source = self.source();
+        let way = &self.ways[index];
         let before = Spent::of(&source, way, self.cluster.daemon.pid()).await?;
 
         let seen = format!(
@@ -237,22 +293,13 @@ impl Stage {
         let way = &self.ways[index.expect("Tandem is among the ways")];
         let target = way.targets[0].clone();
         let watching = source.connect().await;
-        let end = source.value("SELECT pg_current_wal_flush_lsn()").await;
         source.execute("CHECKPOINT").await;
         target.stop_fast().await;
         way.start(&mut self.cluster.daemon).await;
         while way.active(&watching).await == 0 {}
         let active = Instant::now();
         let before = [server_cpu(&source).await?, self.daemon_cpu()?];
-        let sent = format!(
-            "SELECT count(*) FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
-             WHERE s.slot_name = '{}' AND r.sent_lsn >= '{end}'",
-            way.slots[0]
-        );
-        while client::value(&watching, &sent).await == "0" {
-            assert!(active.elapsed() < DRAIN_LIMIT, "it is not sent");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
+        way.wait_sent(&watching).await;
         let took = active.elapsed();
         let source_cpu = server_cpu(&source).await?.saturating_sub(before[0]);
         let daemon_cpu = self.daemon_cpu()?.saturating_sub(before[1]);

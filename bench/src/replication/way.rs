@@ -1,6 +1,6 @@
 //! The ways to bring changes from the source to targets: set-up, start, stop.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tandem_tests::template::DATABASE;
 use tandem_tests::{Daemon, Node, client, eventually};
@@ -174,6 +174,42 @@ impl Way {
         );
         let active = client::value(source, &sql).await;
         active.parse().expect("a number")
+    }
+
+    /// Waits until everything that the source has written is sent.
+    ///
+    /// # Panics
+    /// It is not.
+    pub async fn wait_sent(&self, source: &Client) {
+        let end = client::value(source, "SELECT pg_current_wal_flush_lsn()").await;
+        let sent = format!(
+            "SELECT count(*) FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid \
+             WHERE s.slot_name IN ({}) AND r.sent_lsn >= '{end}'",
+            self.slot_list()
+        );
+        let began = Instant::now();
+        while client::value(source, &sent).await == "0" {
+            assert!(began.elapsed() < LIMIT, "it is not sent");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Whether the sessions are there in which it applies.
+    ///
+    /// # Panics
+    /// A server does not tell.
+    pub async fn is_applying(&self, source: &Client, targets: &[Client]) -> bool {
+        if self.kind != Kind::Tandem {
+            return self.active(source).await == self.slots.len();
+        }
+        let sql =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tandem:%:apply 1'";
+        for target in targets {
+            if client::value(target, sql).await == "0" {
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits until all its slots on the node are confirmed up to where the node's WAL ends now.

@@ -92,7 +92,12 @@ async fn a_write_through_the_proxy_arrives_on_every_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_of_many_statements_is_seen_whole_and_keeps_its_own_version() {
     const TRANSACTIONS: usize = 300;
-    let cluster = Cluster::of(&[15, 15]).relays().schema(SCHEMA).start().await;
+    let cluster = Cluster::of(&[15, 15])
+        .relays()
+        .schema(SCHEMA)
+        .replication("group_apply = 0")
+        .start()
+        .await;
     let writer = cluster.nodes[0].connect().await;
     client::execute(
         &writer,

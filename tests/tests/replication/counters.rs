@@ -315,51 +315,6 @@ async fn what_a_lost_session_still_adds_is_not_lost_and_its_link_holds_nobody_up
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_goes_while_another_missing_one_is_looked_into_takes_what_it_had_with_it() {
-    let cluster = Cluster::of(&[15, 17, 18])
-        .relays()
-        .schema(SCHEMA)
-        .schema("INSERT INTO item VALUES (2, 'two', 10, 0);")
-        .sections(COUNTED)
-        .start()
-        .await;
-    let to_third = &cluster.relays[2];
-    // Its own deletes are not learnt for now, and the first node's changes come when they are let.
-    to_third.cut_only("apply 3");
-    to_third.cut_only("apply 1");
-    cluster.nodes[0]
-        .execute("UPDATE item SET hits = hits + 5")
-        .await;
-    cluster.nodes[2]
-        .execute("DELETE FROM item WHERE id = 1")
-        .await;
-    to_third.heal_only("apply 1");
-    cluster
-        .link_when("the missing row is looked into", 0, 2, |link| {
-            link["problem"] == "transactions of n3"
-        })
-        .await;
-
-    // The second row goes when it is known of the first one where it went, but not of this one yet.
-    let client = cluster.nodes[2].connect().await;
-    client::execute(&client, "BEGIN; SELECT FROM item WHERE id = 2 FOR UPDATE").await;
-    to_third.heal_only("apply 3");
-    eventually("apply 1 waits", Duration::from_secs(20), async || {
-        waits_for_a_lock(&cluster, 2, "apply 1").await
-    })
-    .await;
-    client::execute(&client, "DELETE FROM item WHERE id = 2; COMMIT").await;
-    cluster.assert_converged().await;
-    cluster.nodes[2]
-        .execute("INSERT INTO item VALUES (1, 'one', 1, 0), (2, 'two', 2, 0)")
-        .await;
-    cluster.assert_converged().await;
-    // Ten went with each row; the five came besides.
-    assert_row(&cluster, 1, "one 6 0.0").await;
-    assert_row(&cluster, 2, "two 7 0").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_cannot_be_a_counter_is_named() {
     let cluster = Cluster::of(&[15, 15])
         .schema("CREATE TABLE item (id int PRIMARY KEY, hits float8 NOT NULL);")
