@@ -74,5 +74,5 @@ soak: deps test-postgres
 	    causality::nobody_ever_reads_a_step_without_the_one_before_it \
 	    journal::a_long_absence_costs_the_others_no_wal_and_the_daemon_no_memory \
 	    counters::pgbenchs_balances_add_up_over_three_majors_although_daemon_and_node_are_killed
-	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(SCENARIO) --ignored \
-	    histories::histories_go_on_for_as_long_as_they_shall
+	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(SCENARIO) \
+	    histories::random_histories_with_every_fault_end_as_the_model_says

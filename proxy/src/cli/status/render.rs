@@ -62,12 +62,18 @@ fn problems(status: &Value) -> Vec<String> {
             state => format!("{whose}, {state} for {since}"),
         };
         add(&state, link.get("problem"));
-        if let Some(count @ 1..) = link.get("quarantined").and_then(Value::as_u64) {
-            let refused = format!("refuses {count} transactions; see tandem quarantine list");
-            add(&whose, Some(&Value::from(refused)));
-        }
+        add(&whose, refusal(link).map(Value::from).as_ref());
     }
     problems
+}
+
+/// What a link's target refuses.
+fn refusal(link: &Value) -> Option<String> {
+    let count = link.get("quarantined").and_then(Value::as_u64);
+    let count = count.filter(|&count| count > 0)?;
+    Some(format!(
+        "refuses {count} transactions; see tandem quarantine list"
+    ))
 }
 
 fn nodes(status: &Value) -> String {
@@ -187,8 +193,9 @@ pub(super) fn not_converged(behind: &Value, timeout: Duration) -> String {
     }
     let lags = list(behind, "/lags");
     for lag in lags {
-        if let Some(problem) = lag.get("problem").and_then(Value::as_str) {
-            let (source, target) = (name(lag, "source"), name(lag, "target"));
+        let (source, target) = (name(lag, "source"), name(lag, "target"));
+        let problem = lag.get("problem").and_then(Value::as_str);
+        for problem in problem.map(str::to_owned).into_iter().chain(refusal(lag)) {
             text.push('\n');
             text.push_str(&printable(&format!("{source} to {target}: {problem}")));
         }
