@@ -117,8 +117,8 @@ impl Writer {
         Self { source, node_of }
     }
 
-    /// An INSERT of rows. Where the table has a key it writes nothing if the key is taken; `guarded`: nor if a
-    /// delete is remembered for it.
+    /// An INSERT of rows. Where the table has a key it fails if the key is taken (division by zero); `guarded`: also if a
+    /// delete is remembered for it, and a key that is taken is a unique violation.
     ///
     /// # Errors
     /// When the target's table does not have the columns.
@@ -196,12 +196,18 @@ impl Writer {
                  u AS (UPDATE tandem.tombstone d SET counters = NULL WHERE {held}), "
             )
         };
-        let arbiter: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
+        // A key that is taken ends the fast path either way, and what is not speculative costs the server less
+        // (src/backend/executor/nodeModifyTable.c, ExecInsert).
+        let on_conflict = if guarded {
+            String::new()
+        } else {
+            let key: Vec<_> = table.key.iter().map(|column| quote(column)).collect();
+            format!(" ON CONFLICT ({}) DO NOTHING", key.join(", "))
+        };
         let sql = format!(
-            "WITH {rest}w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{}{condition} \
-             ON CONFLICT ({}) DO NOTHING RETURNING 1) {}",
+            "WITH {rest}w AS (INSERT INTO {target} ({names}) OVERRIDING SYSTEM VALUE SELECT {values}{}{condition}{on_conflict} \
+             RETURNING 1) {}",
             params.rows("FROM"),
-            arbiter.join(", "),
             params.all_of_w()
         );
         Ok(params.statement(sql))
