@@ -56,7 +56,7 @@ use crate::version::{PgTimestamp, Version, pg_now};
 use crate::vitals::Vitals;
 use crate::watermark;
 
-/// Transactions of one batch.
+/// Transactions that are taken from a journal at once where there is no backlog; a batch (`fast.rs`) takes fewer.
 const BATCH_TRANSACTIONS: usize = 500;
 /// Bytes of changes of one batch. A single transaction may be larger.
 const BATCH_BYTES: usize = 4 << 20;
