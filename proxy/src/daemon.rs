@@ -15,10 +15,12 @@ use crate::{
     auth::{Gate, UsersFileError},
     cancel::Canceller,
     config::Config,
+    console::Console,
     fence,
     health::{HealthBoard, ProbeSettings},
     listener::{ListenAddress, ListenError, Listener, accept_loop},
     node::{self, NodeTlsError},
+    reload::{self, ReloadError, Reloaded},
     session::{
         Clients, Shared,
         registry::{Registry, Stop},
@@ -50,11 +52,6 @@ pub enum DaemonError {
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersFileError),
-    /// `method = "cert"` cannot work without what it checks.
-    #[error(
-        "[auth] method = \"cert\" needs [proxy.tls] with client_ca: without it no client can show a certificate"
-    )]
-    CertWithoutCa,
     /// An address that was bound cannot be told.
     #[error("the system does not tell the address of a socket: {0}")]
     Address(#[source] std::io::Error),
@@ -77,6 +74,8 @@ pub struct Daemon {
     proxy_addresses: Vec<ListenAddress>,
     admin_address: SocketAddr,
     stop: watch::Sender<Stop>,
+    /// The console asks for the end here.
+    shutdown_asked: watch::Receiver<Option<Shutdown>>,
     deadline: watch::Sender<Option<Instant>>,
     /// One per listener; each ends when its last session has.
     listeners: JoinSet<()>,
@@ -102,14 +101,6 @@ impl Daemon {
             )?),
             None => None,
         };
-        let has_client_ca = config
-            .proxy
-            .tls
-            .as_ref()
-            .is_some_and(|tls| tls.client_ca.is_some());
-        if config.auth.method == crate::config::AuthMethod::Cert && !has_client_ca {
-            return Err(DaemonError::CertWithoutCa);
-        }
         let nodes = node::nodes(&config.nodes)?;
         let mut listeners = Vec::new();
         for listen in &config.proxy.listen {
@@ -142,11 +133,13 @@ impl Daemon {
         let replicator = Arc::new(Replicator::start(replicator_config(&config, &nodes)));
         let (stop, stop_seen) = watch::channel(Stop::No);
         let (deadline, deadline_seen) = watch::channel(None);
+        let (ask_shutdown, shutdown_asked) = watch::channel(None);
         let registry = Arc::new(Registry::default());
         let shared = Arc::new(Shared {
             rules: Arc::new(config.rules.clone()),
             canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
             clients: Clients::new(config.proxy.max_client_connections),
+            console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
             stop: stop_seen.clone(),
             nodes,
             health,
@@ -181,6 +174,7 @@ impl Daemon {
             proxy_addresses,
             admin_address,
             stop,
+            shutdown_asked,
             deadline,
             listeners: accepting,
             background,
@@ -202,16 +196,21 @@ impl Daemon {
         &self.replicator
     }
 
-    /// Reads certificate and key for clients again; new connections use them. What cannot be used leaves the old
-    /// ones in place. The users file needs no call: a change of it is noticed.
+    /// Reads certificates, host rules and the console's users again; new connections meet them. The users file needs
+    /// no call: a change of it is noticed.
     ///
     /// # Errors
-    /// [`TlsError`] when the files cannot be used.
-    pub fn reload_certificates(&self) -> Result<(), TlsError> {
-        match &self.shared.tls {
-            Some(tls) => tls.reload(),
-            None => Ok(()),
-        }
+    /// [`ReloadError`] when something cannot be used. Everything stays as it was then.
+    pub async fn reload(&self) -> Result<Reloaded, ReloadError> {
+        reload::reload(&self.shared).await
+    }
+
+    /// Returns when somebody asks for the end in the console. The caller then calls [`Daemon::shutdown`].
+    pub async fn shutdown_asked(&self) -> Shutdown {
+        let mut asked = self.shutdown_asked.clone();
+        // The sender lives as long as the daemon.
+        let how = asked.wait_for(Option::is_some).await;
+        how.ok().and_then(|how| *how).unwrap_or(Shutdown::Fast)
     }
 
     /// Ends the daemon. Bounded: `shutdown_timeout` for sessions of a smart one, then some seconds.

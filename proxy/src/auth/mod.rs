@@ -4,6 +4,7 @@
 //! them the nodes' own `pg_authid` (pass-through).
 
 pub(crate) mod control;
+mod hba;
 pub(crate) mod pass_through;
 mod query;
 mod rate_limit;
@@ -30,11 +31,14 @@ use crate::{
     node::Nodes,
 };
 use control::Control;
+use hba::{Access, Arrival, Certificate};
 use query::AuthQuery;
 use rate_limit::RateLimit;
 use secret_cache::SecretCache;
 use users_file::{Stamp, Users};
 
+pub use hba::{HostRule, HostRules, TlsOffer};
+pub(crate) use hba::{parse_host_rule, parse_host_rules};
 pub use users_file::UsersFileError;
 pub(crate) use users_file::warn_if_open;
 
@@ -54,6 +58,8 @@ pub(crate) enum Lookup {
     Expired,
     /// The verifier, hash or password.
     Secret(Secret),
+    /// The same, of a role that may not log in.
+    NoLogin(Secret),
 }
 
 /// Why nothing could be learnt of a user.
@@ -93,8 +99,6 @@ impl Denied {
 /// Where secrets come from.
 #[derive(Debug)]
 enum Source {
-    /// Nowhere: nobody needs one.
-    None,
     UsersFile(UsersFile),
     Query {
         query: AuthQuery,
@@ -121,7 +125,7 @@ struct Seen {
 /// Decides who may come in, and as whom.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    method: AuthMethod,
+    rules: ArcSwap<HostRules>,
     source: Source,
     control: Arc<Control>,
     health: Arc<HealthBoard>,
@@ -133,10 +137,21 @@ pub(crate) struct Gate {
 pub(crate) struct Applicant<'a> {
     /// The user named in the startup packet.
     pub(crate) user: &'a str,
+    /// The database named there.
+    pub(crate) database: &'a str,
     /// The source address; None for a unix socket.
     pub(crate) address: Option<IpAddr>,
     /// TLS, if it is used.
     pub(crate) tls: Option<&'a TlsInfo>,
+}
+
+/// Who is let in.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    /// What logs in to a node as the user.
+    pub(crate) credentials: Credentials,
+    /// How the client has proved that it is the user.
+    pub(crate) method: AuthMethod,
 }
 
 impl Gate {
@@ -148,8 +163,8 @@ impl Gate {
         database: &str,
         bound: Duration,
     ) -> Result<Gate, UsersFileError> {
-        let source = match (&config.users_file, &config.query, config.method) {
-            (Some(path), _, _) => {
+        let source = match (&config.users_file, &config.query) {
+            (Some(path), _) => {
                 let (users, stamp) = users_file::load(path)?;
                 Source::UsersFile(UsersFile {
                     path: path.clone(),
@@ -160,18 +175,17 @@ impl Gate {
                     }),
                 })
             }
-            (None, Some(sql), _) => Source::Query {
+            (None, Some(sql)) => Source::Query {
                 query: AuthQuery::new(sql),
                 cache: SecretCache::default(),
             },
-            (None, None, AuthMethod::Trust | AuthMethod::Cert) => Source::None,
-            (None, None, AuthMethod::ScramSha256 | AuthMethod::Md5) => Source::PassThrough {
+            (None, None) => Source::PassThrough {
                 cache: SecretCache::default(),
             },
         };
         let control = Arc::new(Control::new(nodes, database.to_owned(), bound));
         Ok(Gate {
-            method: config.method,
+            rules: ArcSwap::from_pointee(config.rules.clone()),
             source,
             control,
             health,
@@ -182,10 +196,32 @@ impl Gate {
     /// Compares the verifiers of all login roles, if they are what clients are checked against. Returns how many differ.
     pub(crate) async fn compare_verifiers(&self) -> usize {
         match self.source {
-            Source::PassThrough { .. } => {
+            Source::PassThrough { .. } if self.rules.load().need_secrets() => {
                 pass_through::compare_all(&self.control, &self.candidates()).await
             }
-            Source::None | Source::UsersFile(_) | Source::Query { .. } => 0,
+            Source::PassThrough { .. } | Source::UsersFile(_) | Source::Query { .. } => 0,
+        }
+    }
+
+    /// The host rules as they are now.
+    pub(crate) fn rules(&self) -> Arc<HostRules> {
+        self.rules.load_full()
+    }
+
+    /// Replaces the host rules; answers whether they are others than before. Who is in stays in.
+    pub(crate) fn set_rules(&self, rules: HostRules) -> bool {
+        let rules = Arc::new(rules);
+        self.rules.swap(Arc::clone(&rules)) != rules
+    }
+
+    /// The names in the users file, where there is one.
+    pub(crate) async fn listed_users(&self) -> Vec<String> {
+        match &self.source {
+            Source::UsersFile(file) => {
+                file.refresh().await;
+                file.users.load().keys().cloned().collect()
+            }
+            Source::Query { .. } | Source::PassThrough { .. } => Vec::new(),
         }
     }
 
@@ -195,6 +231,16 @@ impl Gate {
         io: &mut ClientIo,
         applicant: &Applicant<'_>,
     ) -> Result<Credentials, Denied> {
+        let admitted = self.admit(io, applicant).await?;
+        Ok(admitted.credentials)
+    }
+
+    /// As [`Gate::authenticate`]; answers also how the client has proved who it is.
+    pub(crate) async fn admit(
+        &self,
+        io: &mut ClientIo,
+        applicant: &Applicant<'_>,
+    ) -> Result<Admitted, Denied> {
         if let Some(address) = applicant.address
             && !self.rate_limit().allows(address, Instant::now())
         {
@@ -204,16 +250,60 @@ impl Gate {
                 "login rate limit",
             ));
         }
+        // Whom the rules keep away is told at once, and costs no node a question.
+        let (method, certificate) = self.expected(io, applicant)?;
         // What the nodes fail to answer is not the client's fault.
-        let lookup = self
-            .lookup(applicant.user)
-            .await
-            .map_err(|error| refuse(applicant.user, &error))?;
-        let attempt = self.attempt(io, applicant, &lookup).await;
+        let lookup = match (&self.source, method.needs_secret()) {
+            (Source::PassThrough { .. }, false) => Lookup::Unknown,
+            _ => self
+                .lookup(applicant.user)
+                .await
+                .map_err(|error| refuse(applicant.user, &error))?,
+        };
+        let attempt = self
+            .attempt(io, applicant, method, certificate, &lookup)
+            .await;
         if attempt.is_err() {
             self.failed(applicant.address);
         }
-        attempt
+        Ok(Admitted {
+            credentials: attempt?,
+            method,
+        })
+    }
+
+    /// What the host rules ask of an applicant.
+    fn expected(
+        &self,
+        io: &ClientIo,
+        applicant: &Applicant<'_>,
+    ) -> Result<(AuthMethod, Certificate), Denied> {
+        let local = io.stream.tcp().and_then(|tcp| tcp.local_addr().ok());
+        let arrival = Arrival {
+            user: applicant.user,
+            database: applicant.database,
+            address: applicant.address,
+            local_address: local.map(|address| address.ip()),
+            tls: applicant.tls.is_some(),
+        };
+        let rules = self.rules.load();
+        let rule = rules.decide(&arrival);
+        match rule.map(HostRule::access) {
+            Some(Access::Prove(method)) => Ok((
+                method,
+                rule.map_or(Certificate::NotAsked, HostRule::certificate),
+            )),
+            Some(Access::Reject) => Err(Denied::report(
+                ErrorReport::fatal("28000", format!("a host rule rejects {arrival}")),
+                rule.map_or_else(String::new, |rule| {
+                    format!("host rule {} (`{}`) rejects it", rule.line, rule.text)
+                }),
+            )),
+            None => Err(Denied::report(
+                ErrorReport::fatal("28000", format!("no host rule for {arrival}")),
+                "no host rule matches",
+            )),
+        }
     }
 
     /// An applicant failed, or did not finish in time.
@@ -227,40 +317,44 @@ impl Gate {
         &self,
         io: &mut ClientIo,
         applicant: &Applicant<'_>,
+        method: AuthMethod,
+        certificate: Certificate,
         lookup: &Lookup,
     ) -> Result<Credentials, Denied> {
-        let user = applicant.user;
-        match self.method {
-            AuthMethod::Trust => Ok(stored_credentials(lookup)),
-            AuthMethod::Cert => {
-                let name = applicant.tls.and_then(|tls| tls.client_cn.as_deref());
-                if name != Some(user) {
-                    let report = ErrorReport::fatal(
-                        "28000",
-                        format!("certificate authentication failed for user \"{user}\""),
-                    );
-                    let reason = format!("the certificate's common name is {name:?}");
-                    return Err(Denied::report(report, reason));
-                }
-                Ok(stored_credentials(lookup))
-            }
-            AuthMethod::ScramSha256 | AuthMethod::Md5 => self.exchange(io, applicant, lookup).await,
+        if certificate != Certificate::NotAsked && io.stream.peer_certificate().is_none() {
+            let report =
+                ErrorReport::fatal("28000", "connection requires a valid client certificate");
+            return Err(Denied::report(
+                report,
+                "the client has shown no certificate",
+            ));
         }
+        let credentials = match method {
+            AuthMethod::Trust | AuthMethod::Cert => stored_credentials(lookup),
+            AuthMethod::ScramSha256 | AuthMethod::Md5 => {
+                self.exchange(io, applicant, method, lookup).await?
+            }
+        };
+        if method == AuthMethod::Cert || certificate == Certificate::OfUser {
+            certificate_names(applicant)?;
+        }
+        Ok(credentials)
     }
 
     async fn exchange(
         &self,
         io: &mut ClientIo,
         applicant: &Applicant<'_>,
+        method: AuthMethod,
         lookup: &Lookup,
     ) -> Result<Credentials, Denied> {
         let user = applicant.user;
         let verifier = match lookup {
-            Lookup::Secret(secret) => parse_secret(user, secret),
+            Lookup::Secret(secret) | Lookup::NoLogin(secret) => parse_secret(user, secret),
             Lookup::Unknown | Lookup::NoPassword | Lookup::Expired => None,
         };
         // As in PostgreSQL, the method md5 uses SCRAM for a user who has a SCRAM verifier.
-        let method = match (self.method, &verifier) {
+        let method = match (method, &verifier) {
             (AuthMethod::Md5, Some(Verifier::Md5(_) | Verifier::Plain(_)) | None) => Method::Md5,
             _ => Method::Scram,
         };
@@ -278,6 +372,14 @@ impl Gate {
             .tls
             .and_then(|tls| tls.endpoint_binding.as_deref());
         match authenticate_client(io, method, user, usable, binding).await {
+            // As PostgreSQL: only who has the password learns that the role may not log in.
+            Ok(_) if matches!(lookup, Lookup::NoLogin(_)) => Err(Denied::report(
+                ErrorReport::fatal(
+                    "28000",
+                    format!("role \"{user}\" is not permitted to log in"),
+                ),
+                "the role may not log in",
+            )),
             Ok(proven) => Ok(match verifier {
                 // A password is good for every node, whatever its verifier there.
                 Some(Verifier::Plain(password)) => Credentials::Password(password),
@@ -300,7 +402,6 @@ impl Gate {
             return Ok(Lookup::Unknown);
         }
         match &self.source {
-            Source::None => Ok(Lookup::Unknown),
             Source::UsersFile(file) => {
                 file.refresh().await;
                 Ok(file
@@ -335,7 +436,6 @@ impl Gate {
         match &self.source {
             Source::Query { cache, .. } | Source::PassThrough { cache } => cache.forget(user),
             Source::UsersFile(file) => file.reload_at_next_look(),
-            Source::None => {}
         }
     }
 
@@ -402,6 +502,21 @@ impl UsersFile {
     }
 }
 
+/// Whether the certificate that the client has shown is its user's.
+fn certificate_names(applicant: &Applicant<'_>) -> Result<(), Denied> {
+    let user = applicant.user;
+    let name = applicant.tls.and_then(|tls| tls.client_cn.as_deref());
+    if name == Some(user) {
+        return Ok(());
+    }
+    let report = ErrorReport::fatal(
+        "28000",
+        format!("certificate authentication failed for user \"{user}\""),
+    );
+    let reason = format!("the certificate's common name is {name:?}");
+    Err(Denied::report(report, reason))
+}
+
 /// What the stored secret is good for without an exchange.
 fn stored_credentials(lookup: &Lookup) -> Credentials {
     let Lookup::Secret(secret) = lookup else {
@@ -445,7 +560,7 @@ fn rejection(lookup: &Lookup) -> &'static str {
         Lookup::Unknown => "no such user",
         Lookup::NoPassword => "the user has no password",
         Lookup::Expired => "the password has expired",
-        Lookup::Secret(_) => "the password is wrong",
+        Lookup::Secret(_) | Lookup::NoLogin(_) => "the password is wrong",
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 };
 
 const ONE_ROLE: &str = "SELECT rolpassword, \
-     rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now() \
+     rolvaliduntil IS NULL OR rolvaliduntil > pg_catalog.now(), rolcanlogin \
      FROM pg_catalog.pg_authid WHERE rolname = $1";
 
 const ALL_ROLES: &str =
@@ -44,6 +44,8 @@ pub(crate) enum RoleOnNode {
         verifier: Option<Secret>,
         /// Not past `VALID UNTIL`.
         valid: bool,
+        /// `pg_authid.rolcanlogin`.
+        login: bool,
     },
 }
 
@@ -74,14 +76,16 @@ pub(crate) fn agree(answers: &[(String, RoleOnNode)]) -> Option<Agreement> {
             groups.into_iter().map(|(_, nodes)| nodes).collect(),
         ));
     }
-    // Expired on one node is expired: clocks and ALTER ROLE do not reach all nodes at one instant.
-    let expired = answers
-        .iter()
-        .any(|(_, role)| matches!(role, RoleOnNode::Known { valid: false, .. }));
+    // Expired on one node is expired, and locked on one is locked: clocks and ALTER ROLE do not reach all nodes at one
+    // instant.
+    let any = |wanted: fn(&RoleOnNode) -> bool| answers.iter().any(|(_, role)| wanted(role));
+    let expired = any(|role| matches!(role, RoleOnNode::Known { valid: false, .. }));
+    let locked = any(|role| matches!(role, RoleOnNode::Known { login: false, .. }));
     Some(Agreement::Same(match first {
-        RoleOnNode::Known { verifier, valid } => RoleOnNode::Known {
+        RoleOnNode::Known { verifier, .. } => RoleOnNode::Known {
             verifier: verifier.clone(),
-            valid: *valid && !expired,
+            valid: !expired,
+            login: !locked,
         },
         RoleOnNode::Missing => RoleOnNode::Missing,
     }))
@@ -152,8 +156,12 @@ pub(crate) async fn lookup(
         Some(Agreement::Same(RoleOnNode::Known { verifier: None, .. })) => Ok(Lookup::NoPassword),
         Some(Agreement::Same(RoleOnNode::Known {
             verifier: Some(verifier),
+            login,
             ..
-        })) => Ok(Lookup::Secret(verifier)),
+        })) => Ok(match login {
+            true => Lookup::Secret(verifier),
+            false => Lookup::NoLogin(verifier),
+        }),
     }
 }
 
@@ -166,6 +174,7 @@ async fn ask(control: &Control, node: usize, user: &str) -> Result<RoleOnNode, C
     Ok(RoleOnNode::Known {
         verifier: verifier.map(Secret::new),
         valid: row.try_get(1)?,
+        login: row.try_get(2)?,
     })
 }
 
@@ -227,6 +236,7 @@ fn differing_roles(
                         Some(verifier) => RoleOnNode::Known {
                             verifier: verifier.clone(),
                             valid: true,
+                            login: true,
                         },
                     };
                     (node.clone(), on_node)
@@ -257,6 +267,7 @@ mod tests {
         RoleOnNode::Known {
             verifier: Some(Secret::new(verifier)),
             valid: true,
+            login: true,
         }
     }
 
@@ -294,6 +305,7 @@ mod tests {
         let without = RoleOnNode::Known {
             verifier: None,
             valid: true,
+            login: true,
         };
         assert!(matches!(
             agree(&answers(&[("paris", known("v")), ("oslo", without)])),
@@ -302,13 +314,16 @@ mod tests {
     }
 
     #[test]
-    fn expired_on_one_node_is_expired() {
-        let expired = RoleOnNode::Known {
-            verifier: Some(Secret::new("v")),
-            valid: false,
-        };
-        let roles = answers(&[("paris", known("v")), ("oslo", expired.clone())]);
-        assert_eq!(agree(&roles), Some(Agreement::Same(expired)));
+    fn expired_or_locked_on_one_node_is_so_on_all() {
+        for (valid, login) in [(false, true), (true, false), (false, false)] {
+            let kept_away = RoleOnNode::Known {
+                verifier: Some(Secret::new("v")),
+                valid,
+                login,
+            };
+            let roles = answers(&[("paris", known("v")), ("oslo", kept_away.clone())]);
+            assert_eq!(agree(&roles), Some(Agreement::Same(kept_away)));
+        }
     }
 
     #[test]

@@ -24,13 +24,16 @@ pub(super) async fn run(arguments: RunArguments) -> Result<Exit, Failure> {
     tracing::info!(proxy = proxy.join(", "), admin = %daemon.admin_address(), "ready");
 
     let how = loop {
-        match signals.next().await {
-            Asked::Reload => match daemon.reload_certificates() {
-                Ok(()) => tracing::info!(
-                    "SIGHUP: certificates were read again; the configuration needs a restart"
-                ),
-                Err(error) => tracing::error!("SIGHUP: the old certificates stay: {error}"),
-            },
+        let asked = tokio::select! {
+            asked = signals.next() => asked,
+            how = daemon.shutdown_asked() => Asked::Stop(how),
+        };
+        match asked {
+            Asked::Reload => {
+                if let Err(error) = daemon.reload().await {
+                    tracing::error!("SIGHUP: nothing is reloaded: {error}");
+                }
+            }
             Asked::Stop(how) => break how,
         }
     };

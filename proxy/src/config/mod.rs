@@ -1,5 +1,6 @@
 //! The configuration: `tandem.toml` and the rules file it names, read and validated as a whole.
 
+mod auth;
 mod error;
 mod listen;
 mod node;
@@ -12,6 +13,7 @@ mod secrets;
 mod tests;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +22,8 @@ use tandem_replicator::{TableFilter, TablePolicy, Tables};
 use tandem_routing_rules::Rules;
 use tandem_wire::Secret;
 use tandem_wire::tls::{ClientTlsMode, SslMode};
+
+use crate::auth::HostRules;
 
 pub use error::{ConfigError, ConfigProblem};
 pub use quantity::parse_duration;
@@ -105,6 +109,15 @@ pub enum Listen {
     },
 }
 
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix { dir, port } => write!(f, "unix:{}:{port}", dir.display()),
+        }
+    }
+}
+
 /// `[proxy.tls]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProxyTls {
@@ -121,8 +134,9 @@ pub struct ProxyTls {
 /// `[auth]`. With neither `users_file` nor `query`, the verifier is read from a node's `pg_authid` (pass-through).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthConfig {
-    /// How clients prove who they are.
-    pub method: AuthMethod,
+    /// Who may come in from where, and how they prove who they are: `method` for everybody, or the rules of `hba` or
+    /// `hba_file`.
+    pub rules: HostRules,
     /// Users and verifiers in PgBouncer's format.
     pub users_file: Option<PathBuf>,
     /// A query that returns user and verifier for `$1`.
@@ -142,6 +156,27 @@ pub enum AuthMethod {
     Cert,
 }
 
+impl AuthMethod {
+    /// Whether a client is checked against its user's secret.
+    pub fn needs_secret(self) -> bool {
+        match self {
+            Self::ScramSha256 | Self::Md5 => true,
+            Self::Trust | Self::Cert => false,
+        }
+    }
+}
+
+impl fmt::Display for AuthMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ScramSha256 => "scram-sha-256",
+            Self::Md5 => "md5",
+            Self::Trust => "trust",
+            Self::Cert => "cert",
+        })
+    }
+}
+
 /// `[admin]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdminConfig {
@@ -149,6 +184,10 @@ pub struct AdminConfig {
     pub listen: SocketAddr,
     /// The file with the token; the daemon writes it (mode 0600) when it is missing.
     pub token_file: PathBuf,
+    /// Users who may do everything in the console.
+    pub users: Vec<String>,
+    /// Users who may look at figures in the console.
+    pub readers: Vec<String>,
 }
 
 impl AdminConfig {

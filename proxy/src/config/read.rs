@@ -9,11 +9,11 @@ use tandem_routing_rules::document::{Section, Value};
 use tandem_routing_rules::{NodeInfo, Rules};
 use tandem_wire::tls::ClientTlsMode;
 
-use super::error::{ConfigError, ConfigProblem};
+use super::error::ConfigError;
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{AdminConfig, AuthConfig, AuthMethod, Config, Listen, PoolMode, ProxyConfig, ProxyTls};
+use super::{AdminConfig, Config, Listen, PoolMode, ProxyConfig, ProxyTls};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
@@ -23,17 +23,12 @@ pub(super) fn load(path: &Path, environment: Environment<'_>) -> Result<Config, 
     let source = text_of(path)?;
     let mut reader = Reader::new(path, &source, environment)?;
     let document = reader.document()?;
-    let (config, rules) = reader.config(document.root());
+    let config = reader.config(document.root());
 
     let warnings = std::mem::take(&mut reader.warnings);
-    let mut problems = reader.into_problems();
-    problems.extend(rules.problems);
+    let problems = reader.into_problems();
     match config {
-        Some(config) if problems.is_empty() => Ok(Config {
-            rules: rules.rules,
-            warnings,
-            ..config
-        }),
+        Some(config) if problems.is_empty() => Ok(Config { warnings, ..config }),
         _ => Err(ConfigError::Invalid {
             path: path.to_owned(),
             problems,
@@ -69,15 +64,9 @@ fn text_of(path: &Path) -> Result<String, ConfigError> {
     })
 }
 
-/// What came of the rules file.
-struct RulesFile {
-    rules: Rules,
-    problems: Vec<ConfigProblem>,
-}
-
 impl Reader<'_> {
     /// `None` only when there is a problem.
-    fn config(&mut self, mut root: Section<'_>) -> (Option<Config>, RulesFile) {
+    fn config(&mut self, mut root: Section<'_>) -> Option<Config> {
         let cluster = root
             .require("cluster", &mut self.problems)
             .and_then(|value| self.cluster(&value));
@@ -104,21 +93,18 @@ impl Reader<'_> {
         root.finish(&mut self.problems);
 
         let rules = self.rules(rules_file, &named);
-        let config = || {
-            Some(Config {
-                path: self.absolute.clone(),
-                cluster: cluster?,
-                state_dir,
-                proxy: proxy?,
-                auth: auth?,
-                admin: admin?,
-                replication: replication?,
-                nodes,
-                rules: Rules::default(),
-                warnings: Vec::new(),
-            })
-        };
-        (config(), rules)
+        Some(Config {
+            path: self.absolute.clone(),
+            cluster: cluster?,
+            state_dir,
+            proxy: proxy?,
+            auth: auth?,
+            admin: admin?,
+            replication: replication?,
+            nodes,
+            rules,
+            warnings: Vec::new(),
+        })
     }
 
     fn state_dir(&mut self, root: &mut Section<'_>) -> PathBuf {
@@ -303,170 +289,16 @@ impl Reader<'_> {
         })
     }
 
-    fn auth(
-        &mut self,
-        section: Option<Section<'_>>,
-        proxy: Option<&ProxyConfig>,
-    ) -> Option<AuthConfig> {
-        let Some(mut section) = section else {
-            return Some(AuthConfig {
-                method: AuthMethod::ScramSha256,
-                users_file: None,
-                query: None,
-            });
-        };
-        let methods = [
-            ("scram-sha-256", AuthMethod::ScramSha256),
-            ("md5", AuthMethod::Md5),
-            ("trust", AuthMethod::Trust),
-            ("cert", AuthMethod::Cert),
-        ];
-        let method_value = section.take("method");
-        let method = method_value
-            .as_ref()
-            .and_then(|value| value.choice(&methods, &mut self.problems));
-        let users_file = section.take("users_file");
-        let query = section.take("query");
-        if let (Some(_), Some(query)) = (&users_file, &query) {
-            let hint = "keep one of the two";
-            self.problems.add_with_hint(
-                query.key_span(),
-                "`auth` has both `users_file` and `query`",
-                hint,
-            );
-        }
-        let users_file = users_file.and_then(|value| self.secret_file(&value));
-        let query = query.and_then(|value| {
-            let text = value.string(&mut self.problems)?;
-            if !text.contains("$1") {
-                let hint = "for example `SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename = $1`";
-                self.problems.add_with_hint(value.span(), "the query does not use `$1`, the user's name", hint);
-            }
-            Some(text.to_owned())
-        });
-        section.finish(&mut self.problems);
-        if let Some(value) = method_value {
-            self.auth_method(&value, method, proxy);
-        }
-        Some(AuthConfig {
-            method: method.unwrap_or(AuthMethod::ScramSha256),
-            users_file,
-            query,
-        })
-    }
-
-    fn auth_method(
-        &mut self,
-        value: &Value<'_>,
-        method: Option<AuthMethod>,
-        proxy: Option<&ProxyConfig>,
-    ) {
-        let Some(proxy) = proxy else { return };
-        match method {
-            Some(AuthMethod::Cert) => {
-                let tls = proxy.tls.as_ref();
-                let verified = tls.is_some_and(|tls| {
-                    tls.client_ca.is_some() && tls.mode == ClientTlsMode::Require
-                });
-                if !verified {
-                    let hint = "set `client_ca` and mode = \"require\" in `[proxy.tls]`";
-                    self.problems.add_with_hint(
-                        value.span(),
-                        "method \"cert\" needs client certificates",
-                        hint,
-                    );
-                }
-            }
-            Some(AuthMethod::Trust) => {
-                let open = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
-                if proxy.listen.iter().any(open) {
-                    self.warn(
-                        value,
-                        "method \"trust\" lets anybody who reaches the port in as any user",
-                    );
-                }
-            }
-            Some(AuthMethod::ScramSha256 | AuthMethod::Md5) | None => {}
-        }
-    }
-
-    fn admin(
-        &mut self,
-        mut section: Section<'_>,
-        state_dir: &Path,
-        proxy: Option<&ProxyConfig>,
-    ) -> Option<AdminConfig> {
-        let listen = section
-            .require("listen", &mut self.problems)
-            .and_then(|value| {
-                let text = value.string(&mut self.problems)?;
-                match parse_listen(text, &self.base, 0) {
-                    Ok(Listen::Tcp(address)) => Some((value, address)),
-                    Ok(Listen::Unix { .. }) => {
-                        let hint = "write an IP address and a port, such as `127.0.0.1:6433`";
-                        self.problems.add_with_hint(
-                            value.span(),
-                            "the admin port is TCP only",
-                            hint,
-                        );
-                        None
-                    }
-                    Err((message, hint)) => {
-                        self.problems.add_with_hint(value.span(), message, hint);
-                        None
-                    }
-                }
-            });
-        let token_file = section
-            .take("token_file")
-            .and_then(|value| self.path(&value));
-        section.finish(&mut self.problems);
-        let (value, listen) = listen?;
-        let taken = Listen::Tcp(listen);
-        if proxy.is_some_and(|proxy| proxy.listen.iter().any(|other| clashes(other, &taken))) {
-            let hint = "give the two different ports";
-            self.problems.add_with_hint(
-                value.span(),
-                "the proxy listens on this address already",
-                hint,
-            );
-        }
-        if !listen.ip().is_loopback() {
-            self.warn(
-                &value,
-                "the admin port is reachable over the network, without TLS",
-            );
-        }
-        Some(AdminConfig {
-            listen,
-            token_file: token_file.unwrap_or_else(|| state_dir.join("admin.token")),
-        })
-    }
-
-    fn rules(&mut self, file: Option<Named>, nodes: &[NodeInfo]) -> RulesFile {
-        let nothing = || RulesFile {
-            rules: Rules::default(),
-            problems: Vec::new(),
-        };
+    fn rules(&mut self, file: Option<Named>, nodes: &[NodeInfo]) -> Rules {
         let Some(Named { path, span }) = file else {
-            return nothing();
+            return Rules::default();
         };
-        let source = match fs::read_to_string(&path) {
-            Ok(source) => source,
-            Err(error) => {
-                let message = format!("cannot read the rules file `{}`: {error}", path.display());
-                self.problems.add_with_hint(
-                    span,
-                    message,
-                    "a relative path counts from this file's directory",
-                );
-                return nothing();
-            }
+        let Some(source) = self.text_of("rules file", &path, span) else {
+            return Rules::default();
         };
         match Rules::parse(&source, nodes) {
             Ok(rules) => {
-                let needs_statements = !rules.affinities.is_empty();
-                if needs_statements {
+                if !rules.affinities.is_empty() {
                     let place = path.display();
                     let text = format!(
                         "{place}: affinity rules are checked, but with pool_mode = \"session\" a session \
@@ -474,20 +306,11 @@ impl Reader<'_> {
                     );
                     self.warnings.push(text);
                 }
-                RulesFile {
-                    rules,
-                    problems: Vec::new(),
-                }
+                rules
             }
             Err(errors) => {
-                let shown = path.strip_prefix(&self.base).map_or_else(
-                    |_| path.clone(),
-                    |relative| self.shown_path.with_file_name(relative),
-                );
-                RulesFile {
-                    rules: Rules::default(),
-                    problems: ConfigProblem::in_file(&shown, &source, errors.problems),
-                }
+                self.add_elsewhere(&path, &source, errors.problems);
+                Rules::default()
             }
         }
     }

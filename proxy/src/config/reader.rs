@@ -1,11 +1,14 @@
 //! What every part of the reading needs: paths, files, durations, sizes, warnings.
 
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tandem_routing_rules::document::{Document, Problems, Section, Value, line_and_column};
+use tandem_routing_rules::document::{
+    Document, Problem, Problems, Section, Value, line_and_column,
+};
 
 use super::error::{ConfigError, ConfigProblem};
 use super::quantity::{parse_duration, parse_size};
@@ -26,6 +29,8 @@ pub(super) struct Reader<'a> {
     pub(super) base: PathBuf,
     environment: Environment<'a>,
     pub(super) problems: Problems,
+    /// Problems in files that this one names.
+    pub(super) elsewhere: Vec<ConfigProblem>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -46,6 +51,7 @@ impl<'a> Reader<'a> {
             absolute,
             environment,
             problems: Problems::default(),
+            elsewhere: Vec::new(),
             warnings: Vec::new(),
         })
     }
@@ -64,9 +70,40 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// All problems found in this file.
+    /// All problems found, those of this file first.
     pub(super) fn into_problems(self) -> Vec<ConfigProblem> {
-        ConfigProblem::in_file(self.shown_path, self.source, self.problems.into_sorted())
+        let here = self.problems.into_sorted();
+        let mut problems = ConfigProblem::in_file(self.shown_path, self.source, here);
+        problems.extend(self.elsewhere);
+        problems
+    }
+
+    /// The text of a file that this one names.
+    pub(super) fn text_of(
+        &mut self,
+        what: &str,
+        path: &Path,
+        span: Range<usize>,
+    ) -> Option<String> {
+        match fs::read_to_string(path) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                let message = format!("cannot read the {what} `{}`: {error}", path.display());
+                let hint = "a relative path counts from this file's directory";
+                self.problems.add_with_hint(span, message, hint);
+                None
+            }
+        }
+    }
+
+    /// Notes problems in a file that this one names, under the path as the user would write it.
+    pub(super) fn add_elsewhere(&mut self, path: &Path, source: &str, problems: Vec<Problem>) {
+        let shown = path.strip_prefix(&self.base).map_or_else(
+            |_| path.to_owned(),
+            |relative| self.shown_path.with_file_name(relative),
+        );
+        self.elsewhere
+            .extend(ConfigProblem::in_file(&shown, source, problems));
     }
 
     /// A duration between `min` and [`TIMEOUT_MAX`]; `default` when it is missing or wrong.

@@ -9,6 +9,7 @@ use tandem_routing_rules::document::{Section, Value};
 
 use super::ReplicationConfig;
 use super::reader::Reader;
+use crate::console;
 
 /// A journal that may hold less than this would fill with a few changes.
 const JOURNAL_MIN: u64 = 1 << 20;
@@ -24,7 +25,15 @@ impl Reader<'_> {
     ) -> Option<ReplicationConfig> {
         let database = section
             .require("database", &mut self.problems)
-            .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
+            .and_then(|value| {
+                let name = value.string(&mut self.problems)?;
+                if name == console::DATABASE {
+                    let message = format!("`{name}` is the name of Tandem's console");
+                    let hint = "clients could not reach a database of this name; call it otherwise";
+                    self.problems.add_with_hint(value.span(), message, hint);
+                }
+                Some(name.to_owned())
+            });
         let mut patterns = |key| {
             section
                 .take(key)

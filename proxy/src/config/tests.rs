@@ -113,7 +113,7 @@ fn a_small_file_is_filled_with_the_documented_defaults() {
     assert_eq!(
         config.auth,
         AuthConfig {
-            method: AuthMethod::ScramSha256,
+            rules: HostRules::of_method(AuthMethod::ScramSha256),
             users_file: None,
             query: None
         }
@@ -247,7 +247,7 @@ sslrootcert = "ca.crt"
         config.proxy.tls.as_ref().unwrap().mode,
         ClientTlsMode::Require
     );
-    assert_eq!(config.auth.method, AuthMethod::Cert);
+    assert_eq!(config.auth.rules, HostRules::of_method(AuthMethod::Cert));
     assert_eq!(config.auth.users_file, Some(files.path("users.txt")));
     assert_eq!(config.admin.token_file, files.path("token"));
     assert_eq!(config.replication.journal_dir, files.path("j"));
@@ -354,6 +354,36 @@ fn broken_files_are_told_with_place_and_mend() {
             "[admin]",
             "[auth]\nquery = \"SELECT 1\"\n[admin]",
             "tandem.toml:6:9: the query does not use `$1`, the user's name; for example `SELECT usename, passwd FROM pg_catalog.pg_shadow WHERE usename = $1`",
+        ),
+        (
+            "[admin]",
+            "[auth]\nmethod = \"md5\"\nhba = [\"local all all md5\"]\n[admin]",
+            "tandem.toml:6:1: `auth.method` stands beside host rules; keep one of `method`, `hba` and `hba_file`: each rule names its method",
+        ),
+        (
+            "[admin]",
+            "[auth]\nhba = [\"local all all md5\", \"host all all all peer\"]\n[admin]",
+            "tandem.toml:6:29: method `peer` is not there: Tandem does not ask the client's system who it is; use scram-sha-256, or cert over TLS",
+        ),
+        (
+            "[admin]",
+            "[auth]\nhba = [\"hostssl all all all md5\"]\n[admin]",
+            "tandem.toml:6:8: hostssl never matches: clients cannot use TLS; add `[proxy.tls]`, or use host",
+        ),
+        (
+            "[admin]",
+            "[auth]\nhba_file = \"missing\"\n[admin]",
+            "tandem.toml:6:12: cannot read the host rules `missing`: No such file or directory (os error 2); a relative path counts from this file's directory",
+        ),
+        (
+            "listen = \"127.0.0.1:6433\"",
+            "listen = \"127.0.0.1:6433\"\nusers = \"ops\"",
+            "tandem.toml:7:9: `admin.users` must be an array, not of type string",
+        ),
+        (
+            "database = \"app\"",
+            "database = \"tandem\"",
+            "tandem.toml:8:12: `tandem` is the name of Tandem's console; clients could not reach a database of this name; call it otherwise",
         ),
         (
             "database = \"app\"",
@@ -577,5 +607,38 @@ fn a_missing_file_and_broken_toml_are_told() {
     assert!(
         problems[1].starts_with("tandem.toml:2:7: not valid TOML"),
         "{problems:?}"
+    );
+}
+
+#[test]
+fn host_rules_of_a_file_are_read_and_their_problems_told_in_its_own_lines() {
+    let text = SMALL.replace("[admin]", "[auth]\nhba_file = \"hba.conf\"\n[admin]");
+    let hba = "# who may come\nhost app app 10.0.0.0/8 scram-sha-256\nlocal all all trust\n";
+    let config = Files::new(&[("tandem.toml", &text), ("hba.conf", hba)])
+        .load()
+        .unwrap();
+    let lines: Vec<usize> = config.auth.rules.iter().map(|rule| rule.line).collect();
+    assert_eq!(lines, [2, 3]);
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+
+    let wrong = "host all all 10.0.0.0/8 ldap ldapbindpasswd=geheim\n\nhost all +staff all md5\n";
+    let problems = Files::new(&[("tandem.toml", &text), ("hba.conf", wrong)]).problems();
+    assert_eq!(
+        problems,
+        [
+            "hba.conf:1:25: method `ldap` is not there; use scram-sha-256, or cert over TLS",
+            "hba.conf:1:30: option `ldapbindpasswd` is not understood; known: clientcert=verify-ca, clientcert=verify-full",
+            "hba.conf:3:10: `+staff` asks for members of a role, which Tandem does not know; list the users",
+        ]
+    );
+    let open = "host all all 0.0.0.0/0 trust\n";
+    let warnings = Files::new(&[("tandem.toml", &text), ("hba.conf", open)])
+        .load()
+        .unwrap()
+        .warnings;
+    assert!(
+        warnings.len() == 1
+            && warnings[0].contains("rule 1 (`host all all 0.0.0.0/0 trust`) lets anybody"),
+        "{warnings:?}"
     );
 }

@@ -28,12 +28,13 @@ const PLACES: [(&str, &str); 16] = [
 const MAX_CLIENTS: i64 = 500;
 
 /// Keys whose values are paths, relative to the file they stand in.
-const PATHS: [&[&str]; 8] = [
+const PATHS: [&[&str]; 9] = [
     &["proxy", "rules"],
     &["proxy", "tls", "cert"],
     &["proxy", "tls", "key"],
     &["proxy", "tls", "client_ca"],
     &["auth", "users_file"],
+    &["auth", "hba_file"],
     &["admin", "token_file"],
     &["state_dir"],
     &["replication", "journal_dir"],
@@ -129,11 +130,13 @@ impl ConfigText {
              cluster = \"dev\"\n\n\
              [proxy]\nlisten = [\"127.0.0.1:{}\"]      # also \"unix:/absolute/dir\"\n\
              pool_mode = \"session\"\nmax_client_connections = {MAX_CLIENTS}\nrules = \"rules.toml\"\n\n\
-             [admin]\nlisten = \"127.0.0.1:{}\"          # the token is in state/admin.token\n\n\
+             [admin]\nlisten = \"127.0.0.1:{}\"          # the token is in state/admin.token\n\
+             users = [\"app\"]                 # may use the console: psql -p {} -U app tandem\n\n\
              [replication]\ndatabase = {}             # the database kept converged\n\
              # journal_max = \"16GB\"      # of each node's changes, for nodes that are away; they are in journal/\n",
             fill.port,
             fill.admin_port,
+            fill.port,
             Value::from(fill.database.clone()),
         );
         for (place, name) in (0_u16..).zip(names) {
@@ -265,6 +268,9 @@ impl ConfigText {
         admin
             .entry("listen")
             .or_insert_with(|| admin_listen(fill.admin_port));
+        admin
+            .entry("users")
+            .or_insert_with(|| Value::from(vec!["app"]));
         self.section("replication")?
             .insert("database".to_owned(), Value::from(fill.database.clone()));
 

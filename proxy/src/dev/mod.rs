@@ -248,7 +248,7 @@ async fn prepare(options: Arc<DevOptions>) -> Result<Plan, DevError> {
     waiting.await.map_err(|_| DevError::Lost)?
 }
 
-/// Runs the daemon until a signal comes.
+/// Runs the daemon until a signal comes or the console asks for the end.
 async fn serve(
     plan: &Plan,
     cluster: &mut Cluster,
@@ -288,6 +288,7 @@ async fn run_until_signal(
             () = &mut wait, if !ready => ready = true,
             _ = watch.tick() => cluster.watch(),
             () = signals.next() => return,
+            _ = daemon.shutdown_asked() => return,
         }
     }
 }

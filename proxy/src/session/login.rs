@@ -119,6 +119,7 @@ impl Login<'_> {
             .ok_or_else(|| Ended::new(&report::too_many_clients(clients.max())))?;
         let applicant = Applicant {
             user: &self.startup.user,
+            database: &self.startup.database,
             address: self.address,
             tls: self.tls,
         };

@@ -5,7 +5,7 @@ pub(crate) mod progress;
 mod pump;
 pub(crate) mod registry;
 mod relay;
-mod report;
+pub(crate) mod report;
 
 use std::{
     net::IpAddr,
@@ -32,12 +32,14 @@ use crate::{
     auth::Gate,
     cancel::Canceller,
     config::Config,
+    console::{self, Console},
     health::HealthBoard,
     node::{CountedSession, Nodes},
 };
 use login::Ended;
 use registry::{Registered, Registry, Stop};
-use relay::{Boundary, End, Relay, farewell};
+pub(crate) use relay::farewell;
+use relay::{Boundary, End, Relay};
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -51,6 +53,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) canceller: Canceller,
     pub(crate) clients: Clients,
+    pub(crate) console: Console,
     /// What the daemon wants of sessions; for those still logging in. The others hear of it through the registry.
     pub(crate) stop: watch::Receiver<Stop>,
 }
@@ -196,6 +199,17 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
             return None;
         }
     };
+    if startup.database == console::DATABASE {
+        let (startup, tls, peer) = (&startup, tls.as_ref(), peer.as_str());
+        let guest = console::Guest {
+            startup,
+            tls,
+            peer,
+            address,
+        };
+        Box::pin(console::serve(shared, io, &guest, deadline)).await;
+        return None;
+    }
     let login = login::Login {
         shared,
         startup: &startup,

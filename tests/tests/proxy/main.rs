@@ -2,6 +2,8 @@
 
 mod admin;
 mod cancel;
+mod console;
+mod host_rules;
 mod hostile;
 mod large;
 mod login;

@@ -1,0 +1,332 @@
+//! Owns what the console shows, as rows.
+
+use tandem_replicator::operator::OperatorError;
+use tandem_routing_rules::{ClusterView, NodeView, Rules, SessionFacts, Strategy, decide_session};
+use tandem_wire::ErrorReport;
+
+use super::{
+    DATABASE,
+    act::failed,
+    answer::{Answer, Row, json_rows, text, yes_no},
+    statement::{Route, Show, Statement, VERBS},
+};
+use crate::{config::Config, session::Shared};
+
+/// What is shown to a user.
+pub(super) async fn show(
+    shared: &Shared,
+    user: &str,
+    statement: &Statement,
+    show: &Show,
+) -> Result<Answer, ErrorReport> {
+    let operator = shared.console.replicator.operator();
+    let refused = |error: OperatorError| failed(&error);
+    let rows = match show {
+        Show::Version => vec![vec![text(concat!("Tandem ", env!("CARGO_PKG_VERSION")))]],
+        Show::Config => config(&shared.config),
+        Show::Databases => databases(shared),
+        Show::Lists => lists(shared),
+        Show::Users => users(shared).await,
+        Show::State => state(shared),
+        Show::Nodes => nodes(shared),
+        Show::Lag => json_rows(
+            &shared.console.replicator.status().links,
+            statement.columns(),
+        ),
+        Show::Rules => rules(&shared.rules, shared),
+        Show::HostRules => {
+            let rules = shared.gate.rules();
+            let row = |rule: &crate::auth::HostRule| vec![text(&rule.line), text(&rule.text)];
+            rules.iter().map(row).collect()
+        }
+        Show::ConflictSummary(filter) => {
+            let summary = operator.conflict_summary(filter).await.map_err(refused)?;
+            let rows = json_rows(&summary.counts, statement.columns());
+            return Ok(Answer::rows(rows).with_notices(summary.problems));
+        }
+        Show::Conflicts(filter) => {
+            let found = operator.conflicts(filter).await.map_err(refused)?;
+            let rows = json_rows(&found.conflicts, statement.columns());
+            return Ok(Answer::rows(rows).with_notices(found.problems));
+        }
+        Show::Route(asked) => return Ok(route(shared, user, asked)),
+    };
+    Ok(Answer::rows(rows))
+}
+
+/// The verbs, and what they need.
+pub(super) fn help() -> Answer {
+    let row = |verb: &super::statement::Verb| {
+        vec![text(verb.syntax), text(verb.right.key()), text(verb.does)]
+    };
+    Answer::rows(VERBS.iter().map(row).collect())
+}
+
+fn config(config: &Config) -> Vec<Row> {
+    let Config {
+        proxy,
+        auth,
+        admin,
+        replication,
+        ..
+    } = config;
+    let path = |path: &std::path::Path| path.display().to_string();
+    let listen: Vec<String> = proxy.listen.iter().map(ToString::to_string).collect();
+    let mut rows: Vec<(&str, String, bool)> = vec![
+        ("config_file", path(&config.path), false),
+        ("cluster", config.cluster.clone(), false),
+        ("state_dir", path(&config.state_dir), false),
+        ("proxy.listen", listen.join(", "), false),
+        ("proxy.zone", proxy.zone.clone().unwrap_or_default(), false),
+        (
+            "proxy.max_client_connections",
+            proxy.max_client_connections.to_string(),
+            false,
+        ),
+        ("admin.listen", admin.listen.to_string(), false),
+        ("admin.users", admin.users.join(", "), true),
+        ("admin.readers", admin.readers.join(", "), true),
+        ("replication.database", replication.database.clone(), false),
+        (
+            "replication.journal_dir",
+            path(&replication.journal_dir),
+            false,
+        ),
+        (
+            "replication.journal_max",
+            replication.journal_max.to_string(),
+            false,
+        ),
+        (
+            "replication.group_apply",
+            replication.group_apply.to_string(),
+            false,
+        ),
+    ];
+    let durations = [
+        ("proxy.client_login_timeout", proxy.client_login_timeout),
+        ("proxy.server_connect_timeout", proxy.server_connect_timeout),
+        ("proxy.shutdown_timeout", proxy.shutdown_timeout),
+        ("proxy.probe_interval", proxy.probe_interval),
+        ("proxy.probe_timeout", proxy.probe_timeout),
+        ("replication.clock_offset_max", replication.clock_offset_max),
+    ];
+    rows.extend(durations.map(|(key, value)| (key, format!("{value:?}"), false)));
+    if let Some(tls) = &proxy.tls {
+        rows.push(("proxy.tls.cert", path(&tls.cert), true));
+        rows.push((
+            "proxy.tls.mode",
+            format!("{:?}", tls.mode).to_lowercase(),
+            false,
+        ));
+        let client_ca = tls.client_ca.as_deref().map(path);
+        rows.push(("proxy.tls.client_ca", client_ca.unwrap_or_default(), true));
+    }
+    if let Some(file) = &auth.users_file {
+        rows.push(("auth.users_file", path(file), false));
+    }
+    if let Some(query) = &auth.query {
+        rows.push(("auth.query", query.clone(), false));
+    }
+    rows.sort_unstable();
+    let row = |(key, value, changeable)| vec![text(key), text(&value), yes_no(changeable)];
+    rows.into_iter().map(row).collect()
+}
+
+fn databases(shared: &Shared) -> Vec<Row> {
+    let database = &shared.config.replication.database;
+    let of_node = shared.nodes.iter().map(|node| {
+        vec![
+            text(database),
+            text(&node.config().host),
+            text(&node.config().port),
+            text(database),
+            text(node.name()),
+            text("session"),
+        ]
+    });
+    let console = vec![text(DATABASE), None, None, text(DATABASE), None, None];
+    of_node.chain([console]).collect()
+}
+
+fn lists(shared: &Shared) -> Vec<Row> {
+    let usable = (0..shared.nodes.len()).filter(|node| shared.health.usable(*node));
+    let [idle, in_transaction, active] = shared.registry.activities();
+    let servers: u32 = shared.nodes.iter().map(|node| node.sessions()).sum();
+    let consoles = super::CONSOLES_MAX - shared.console.places.available_permits();
+    let lists = [
+        ("nodes", shared.nodes.len()),
+        ("usable_nodes", usable.count()),
+        (
+            "free_clients",
+            shared
+                .clients
+                .max()
+                .saturating_sub(shared.clients.current()),
+        ),
+        ("used_clients", shared.clients.current()),
+        ("idle_clients", idle),
+        ("clients_in_transaction", in_transaction),
+        ("active_clients", active),
+        (
+            "used_servers",
+            usize::try_from(servers).unwrap_or(usize::MAX),
+        ),
+        ("consoles", consoles),
+    ];
+    lists
+        .map(|(list, items)| vec![text(list), text(&items)])
+        .to_vec()
+}
+
+async fn users(shared: &Shared) -> Vec<Row> {
+    let permissions = shared.console.permissions.load_full();
+    let rights = permissions.all();
+    let mut names = shared.gate.listed_users().await;
+    names.extend(rights.iter().map(|(name, _)| (*name).to_owned()));
+    names.sort_unstable();
+    names.dedup();
+    let row = |name: String| {
+        let right = permissions.right(&name).map(|right| right.key().to_owned());
+        vec![Some(name), right]
+    };
+    names.into_iter().map(row).collect()
+}
+
+fn state(shared: &Shared) -> Vec<Row> {
+    let stopping = *shared.stop.borrow() != crate::session::registry::Stop::No;
+    [
+        ("active", !stopping),
+        ("paused", false),
+        ("suspended", false),
+        ("stopping", stopping),
+    ]
+    .map(|(key, value)| vec![text(key), yes_no(value)])
+    .to_vec()
+}
+
+fn nodes(shared: &Shared) -> Vec<Row> {
+    let status = shared.console.replicator.status();
+    let rows = shared.nodes.iter().enumerate().map(|(index, node)| {
+        let config = node.config();
+        let health = &shared.health;
+        let rtt = health.rtt_us(index).map(|us| f64::from(us) / 1000.0);
+        let replication = status.nodes.get(index);
+        let of = |value: fn(&tandem_replicator::NodeStatus) -> Option<String>| {
+            replication.and_then(value)
+        };
+        vec![
+            text(node.name()),
+            text(&config.id),
+            config.zone.clone(),
+            text(&config.host),
+            text(&config.port),
+            text(health.health(index).word()),
+            yes_no(health.usable(index)),
+            health.problem(index).map(|problem| (*problem).clone()),
+            rtt.map(|rtt| format!("{rtt:.3}")),
+            text(&node.sessions()),
+            of(|node| text(node.state)),
+            of(|node| {
+                node.problem
+                    .clone()
+                    .or_else(|| node.capture_problem.clone())
+            }),
+            of(|node| node.clock.offset_ms.map(|offset| format!("{offset:.3}"))),
+            of(|node| node.clock.fenced.clone()),
+            of(|node| text(&node.slot.as_ref()?.retained_bytes)),
+            of(|node| text(&node.journal.bytes)),
+        ]
+    });
+    rows.collect()
+}
+
+fn rules(rules: &Rules, shared: &Shared) -> Vec<Row> {
+    let node = |id: u16| {
+        let found = shared.nodes.iter().find(|node| node.config().id == id);
+        found.map_or_else(|| id.to_string(), |node| node.name().to_owned())
+    };
+    let mut rows: Vec<(&str, String, String)> = Vec::new();
+    for (number, rule) in (1..).zip(&rules.sessions) {
+        let way = format!("{} -> {}", rule.matches, node(rule.node));
+        rows.push(("session", format!("{number}"), way));
+    }
+    for placement in &rules.placements {
+        let strategy = match &placement.strategy {
+            Strategy::Hash { .. } => "hash".to_owned(),
+            Strategy::Map { homes, .. } => format!("map of {} keys", homes.len()),
+            Strategy::Range { ranges, .. } => format!("{} ranges", ranges.len()),
+            Strategy::Column { .. } => "named by the key".to_owned(),
+            Strategy::Single { node: Some(id) } => format!("single: {}", node(*id)),
+            Strategy::Single { node: None } => "single".to_owned(),
+        };
+        rows.push(("placement", placement.name.clone(), strategy));
+    }
+    for affinity in &rules.affinities {
+        let key = affinity.key.as_ref().map_or_else(
+            || affinity.column.clone(),
+            |key| format!("{key} of {}", affinity.column),
+        );
+        let way = format!("{key} -> {}", affinity.placement);
+        rows.push(("affinity", affinity.table.clone(), way));
+    }
+    let words = [
+        ("mode", format!("{:?}", rules.mode)),
+        ("default.write", format!("{:?}", rules.default_write)),
+        ("read.route", format!("{:?}", rules.read.route)),
+        ("read.consistency", format!("{:?}", rules.read.consistency)),
+        ("read.scope", format!("{:?}", rules.read.scope)),
+    ];
+    let defaults = words.map(|(name, word)| ("default", name.to_owned(), word.to_lowercase()));
+    rows.extend(defaults);
+    let row = |(kind, name, rule): (&str, _, _)| vec![text(kind), Some(name), Some(rule)];
+    rows.into_iter().map(row).collect()
+}
+
+/// Where a session would go now. What it would run there decides nothing: it stays on its node.
+fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
+    let views: Vec<NodeView<'_>> = (0..)
+        .zip(shared.nodes.iter())
+        .map(|(index, node)| NodeView {
+            id: node.config().id,
+            name: node.name(),
+            zone: node.config().zone.as_deref(),
+            healthy: shared.health.usable(index),
+            rtt_us: shared.health.rtt_us(index),
+            sessions: node.sessions(),
+        })
+        .collect();
+    let cluster = ClusterView {
+        nodes: &views,
+        zone: shared.config.proxy.zone.as_deref(),
+    };
+    let database = &shared.config.replication.database;
+    let facts = SessionFacts {
+        user: asked.user.as_deref().unwrap_or(user),
+        database: asked.database.as_deref().unwrap_or(database),
+        application_name: asked.application_name.as_deref(),
+        key: asked.key.as_deref(),
+    };
+    let row = match decide_session(&shared.rules, &facts, &cluster) {
+        Ok(decision) => vec![text(&decision.node_name), text(&decision)],
+        Err(none) => vec![None, text(&none)],
+    };
+    let notice =
+        "routing is by session: the node is chosen at login, and the statement does not change it";
+    Answer::rows(vec![row]).with_notices(vec![notice.to_owned()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::statement::Right;
+    use super::*;
+
+    #[test]
+    fn help_names_the_key_that_gives_the_right() {
+        let rows = help().rows;
+        assert_eq!(rows.len(), VERBS.len());
+        let needs: Vec<&str> = rows.iter().filter_map(|row| row[1].as_deref()).collect();
+        let operate = Right::Operate.key();
+        assert!(needs.contains(&operate) && needs.contains(&Right::Look.key()));
+    }
+}

@@ -1,0 +1,355 @@
+//! The admin console: who may do what there, in which protocol.
+
+use std::time::Duration;
+
+use tandem_tests::{Cluster, Node, Program, client, cluster::ClusterBuilder, eventually};
+use tokio_postgres::{Client, Error};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A cluster with the roles `ops`, who may do everything in the console, `monitor`, who may look, and `nobody`. All
+/// have app's password.
+async fn with_console(builder: ClusterBuilder) -> Cluster {
+    let mut cluster = builder.without_daemon().start().await;
+    let verifier = cluster.nodes[0]
+        .value("SELECT rolpassword FROM pg_authid WHERE rolname = 'app'")
+        .await;
+    for node in &cluster.nodes {
+        for role in ["ops", "monitor", "nobody"] {
+            // The proof is made of verifier and password only.
+            node.execute(&format!("CREATE ROLE {role} LOGIN PASSWORD '{verifier}'"))
+                .await;
+        }
+    }
+    cluster.change_config(|text| {
+        text.replace(
+            "[admin]\n",
+            "[admin]\nusers = [\"ops\"]\nreaders = [\"monitor\"]\n",
+        )
+    });
+    cluster.daemon.start().await;
+    cluster.converge(Duration::from_secs(60)).await;
+    cluster
+}
+
+async fn try_console(cluster: &Cluster, user: &str, password: &str) -> Result<Client, Error> {
+    client::connect(cluster.proxy_port, user, Some(password), "tandem").await
+}
+
+async fn console(cluster: &Cluster, user: &str) -> Client {
+    let found = try_console(cluster, user, "app").await;
+    found.unwrap_or_else(|error| panic!("{user}: {}", client::describe(&error)))
+}
+
+fn psql(cluster: &Cluster, user: &str) -> Program {
+    cluster.psql().env("PGUSER", user).args(["-d", "tandem"])
+}
+
+async fn refusal(client: &Client, sql: &str) -> String {
+    match client::try_rows(client, sql).await {
+        Ok(rows) => format!("{sql} was answered: {rows:?}"),
+        Err(error) => client::describe(&error),
+    }
+}
+
+/// One row as `column=value`.
+async fn shown(client: &Client, sql: &str) -> Vec<String> {
+    let rows = client.query(sql, &[]).await;
+    let rows = rows.unwrap_or_else(|error| panic!("{sql}: {}", client::describe(&error)));
+    let line = |row: &tokio_postgres::Row| {
+        let cell = |(index, column): (usize, &tokio_postgres::Column)| {
+            let value: Option<String> = row.get(index);
+            format!(
+                "{}={}",
+                column.name(),
+                value.unwrap_or_else(|| "-".to_owned())
+            )
+        };
+        let cells: Vec<String> = row.columns().iter().enumerate().map(cell).collect();
+        cells.join(" ")
+    };
+    rows.iter().map(line).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn psql_shows_nodes_lag_and_settings() {
+    let cluster = with_console(Cluster::of(&[15, 17])).await;
+    let ran = psql(&cluster, "ops")
+        .input("\\conninfo\nSHOW VERSION;\nshow nodes;\nSHOW LAG; SHOW LISTS\n;\n-- nothing\n;\nHELP;\n\\q\n")
+        .run(LIMIT)
+        .await
+        .expect_success();
+    let out = &ran.stdout;
+    assert!(out.contains("database \"tandem\""), "{}", ran.all());
+    assert!(out.contains("Tandem 0."), "{}", ran.all());
+    assert!(out.contains("\nn1|1||127.0.0.1|"), "{}", ran.all());
+    assert!(out.contains("\nn1|n2|streaming|"), "{}", ran.all());
+    assert!(out.contains("\nnodes|2\n"), "{}", ran.all());
+    assert!(out.contains("RELOAD|users|"), "{}", ran.all());
+    assert!(!ran.stderr.contains("WARNING"), "{}", ran.all());
+
+    let monitor = console(&cluster, "monitor").await;
+    for what in [
+        "STATE",
+        "CONFIG",
+        "DATABASES",
+        "USERS",
+        "RULES",
+        "HOST_RULES",
+        "CONFLICT_SUMMARY",
+        "QUARANTINE",
+    ] {
+        shown(&monitor, &format!("SHOW {what}")).await;
+    }
+    assert_eq!(
+        shown(&monitor, "SHOW HOST_RULES").await,
+        [
+            "line=1 rule=local all all scram-sha-256",
+            "line=2 rule=host all all all scram-sha-256"
+        ]
+    );
+    assert_eq!(
+        shown(&monitor, "SHOW USERS").await,
+        ["name=monitor console=readers", "name=ops console=users"]
+    );
+    let config = shown(&monitor, "SHOW CONFIG").await.join("\n");
+    assert!(
+        config.contains("key=admin.users value=ops changeable=yes"),
+        "{config}"
+    );
+    assert!(!config.contains("secret"), "{config}");
+    let route = shown(&monitor, "SHOW ROUTE 'SELECT 1' USER app").await;
+    assert!(route[0].starts_with("node=n"), "{route:?}");
+    let lists = shown(&monitor, "SHOW LISTS").await.join("\n");
+    assert!(lists.contains("list=consoles items=1"), "{lists}");
+    assert!(lists.contains("list=used_clients items=0"), "{lists}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_who_is_listed_and_has_proved_it_gets_in_and_only_to_what_it_may() {
+    let cluster = with_console(Cluster::of(&[15])).await;
+    for (user, password, wanted) in [
+        (
+            "nobody",
+            "app",
+            "42501 user \"nobody\" may not use the console",
+        ),
+        ("app", "app", "42501 user \"app\" may not use the console"),
+        (
+            "ops",
+            "wrong",
+            "28P01 password authentication failed for user \"ops\"",
+        ),
+        (
+            "unknown",
+            "app",
+            "28P01 password authentication failed for user \"unknown\"",
+        ),
+    ] {
+        let error = try_console(&cluster, user, password).await.expect_err(user);
+        assert_eq!(client::describe(&error), wanted);
+    }
+
+    let monitor = console(&cluster, "monitor").await;
+    assert_eq!(client::value(&monitor, "SHOW STATE").await, "active");
+    for verb in [
+        "SHOW CONFLICTS",
+        "QUARANTINE SHOW n1/1",
+        "QUARANTINE RETRY",
+        "QUARANTINE SKIP n1/1",
+        "QUARANTINE EDIT n1/1 SET public.t.a=1",
+        "REAPPLY n1/1",
+        "RELOAD",
+        "SHUTDOWN",
+    ] {
+        assert_eq!(
+            refusal(&monitor, verb).await,
+            "42501 permission denied: \"monitor\" is not in `users` of [admin]"
+        );
+    }
+    // One that is refused ends its message, not the session, and what stands behind it is not done.
+    assert!(
+        refusal(&monitor, "SHOW VERSION; SHUTDOWN; SHOW LAG")
+            .await
+            .starts_with("42501")
+    );
+
+    let ops = console(&cluster, "ops").await;
+    assert_eq!(
+        refusal(&ops, "QUARANTINE SHOW n1/1").await,
+        "42704 n1/1 is not in quarantine; `tandem quarantine list` shows what is"
+    );
+    assert_eq!(
+        refusal(&ops, "QUARANTINE SKIP n9/1").await,
+        "42704 no node is called n9; there are n1"
+    );
+    assert_eq!(
+        refusal(&ops, "PAUSE app").await,
+        "0A000 PAUSE is not available in Tandem"
+    );
+    assert_eq!(
+        refusal(&ops, "SELECT 1").await,
+        "42601 unknown statement: \"SELECT\""
+    );
+
+    // Who may not log in to a node any more may not come in here either.
+    cluster.nodes[0].execute("ALTER ROLE ops NOLOGIN").await;
+    eventually("the role is locked", LIMIT, async || {
+        match try_console(&cluster, "ops", "app").await {
+            Ok(_) => Err("let in".to_owned()),
+            Err(error) => match client::describe(&error).as_str() {
+                "28000 role \"ops\" is not permitted to log in" => Ok(()),
+                other => Err(other.to_owned()),
+            },
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_by_trust_does_not_open_the_console() {
+    let rules = "[auth]\nhba = [\"host all all samehost trust\"]";
+    let cluster = with_console(Cluster::of(&[15]).sections(rules)).await;
+    let error = try_console(&cluster, "ops", "app")
+        .await
+        .expect_err("trust");
+    assert_eq!(
+        client::describe(&error),
+        "28000 the console is not open to logins by trust"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drivers_that_prepare_their_statements_are_answered_too() {
+    let cluster = with_console(Cluster::of(&[15])).await;
+    let ops = console(&cluster, "ops").await;
+    ops.batch_execute("SET application_name = 'x'; SET extra_float_digits = 3")
+        .await
+        .expect("settings of a driver");
+    let statement = ops.prepare("SHOW NODES").await.expect("prepared");
+    assert_eq!(statement.params().len(), 0);
+    for _ in 0..3 {
+        let rows = ops.query(&statement, &[]).await.expect("rows");
+        let name: String = rows[0].get("name");
+        assert_eq!((rows.len(), name.as_str()), (1, "n1"));
+    }
+    // After an error the session goes on at the next Sync.
+    let error = ops.prepare("SHOW NOTHING").await.expect_err("unknown");
+    assert_eq!(client::sqlstate(&error), "42601");
+    let error = ops
+        .query("SHOW LAG WHERE $1", &[])
+        .await
+        .expect_err("no parameters");
+    assert_eq!(client::sqlstate(&error), "42601");
+    assert_eq!(ops.query("", &[]).await.expect("empty").len(), 0);
+    let (nodes, help) = tokio::join!(ops.query("SHOW NODES", &[]), ops.query("HELP", &[]));
+    assert!(nodes.expect("nodes").len() == 1 && help.expect("help").len() > 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_rights_away_from_who_is_in() {
+    let cluster = with_console(Cluster::of(&[15])).await;
+    let (ops, monitor) = (
+        console(&cluster, "ops").await,
+        console(&cluster, "monitor").await,
+    );
+    cluster.change_config(|text| text.replace("readers = [\"monitor\"]", "readers = \"monitor\""));
+    let refused = ops.simple_query("RELOAD").await.expect_err("a bad file");
+    let detail = refused.as_db_error().and_then(|error| error.detail());
+    assert!(
+        detail.is_some_and(|detail| detail.contains("`admin.readers` must be an array")),
+        "{refused:?}"
+    );
+    assert_eq!(client::value(&monitor, "SHOW STATE").await, "active");
+
+    cluster.change_config(|text| text.replace("readers = \"monitor\"", "readers = [\"app\"]"));
+    client::execute(&ops, "RELOAD").await;
+    assert!(refusal(&monitor, "SHOW STATE").await.starts_with("42501"));
+    assert_eq!(
+        client::value(&console(&cluster, "app").await, "SHOW STATE").await,
+        "active"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_refuses_is_seen_to_in_the_console() {
+    let schema = "CREATE TABLE item (id int PRIMARY KEY, amount int, note text);";
+    let cluster = with_console(Cluster::of(&[15, 15]).schema(schema)).await;
+    let check = "ALTER TABLE item ADD CONSTRAINT small CHECK (amount < 10)";
+    cluster.nodes[1].execute(check).await;
+    cluster.nodes[0]
+        .execute("INSERT INTO item VALUES (1, 50, 'x')")
+        .await;
+    let what = "it is in quarantine";
+    cluster
+        .link_when(what, 0, 1, |link| link["quarantined"] == 1)
+        .await;
+    let ops = console(&cluster, "ops").await;
+    let listed = ops
+        .query("QUARANTINE LIST NODE n2", &[])
+        .await
+        .expect("a list");
+    let id: String = listed[0].get("id");
+    let reason: String = listed[0].get("reason");
+    assert!(
+        id.starts_with("n2/") && reason.contains("small"),
+        "{id}: {reason}"
+    );
+    assert_eq!(
+        shown(&ops, &format!("QUARANTINE SHOW {id}")).await,
+        [
+            "table=public.item operation=insert old=- new={\"amount\":\"50\",\"id\":\"1\",\"note\":\"x\"}"
+        ]
+    );
+    let tried = shown(&ops, "QUARANTINE RETRY").await.join("\n");
+    assert!(
+        tried.starts_with(&format!("id={id} outcome=refused")),
+        "{tried}"
+    );
+    let edit = format!("QUARANTINE EDIT {id} SET public.item.amount=9, public.item.note='it''s'");
+    assert_eq!(
+        shown(&ops, &edit).await,
+        [format!("id={id} changes=1 outcome=applied reason=-")]
+    );
+    let row = "SELECT amount || note FROM item";
+    assert_eq!(becomes(&cluster.nodes[1], row, "9it's").await, "9it's");
+    assert!(shown(&ops, "SHOW QUARANTINE").await.is_empty());
+    let losing = shown(&ops, "SHOW CONFLICTS TABLE public.item LIMIT 5").await;
+    assert!(!losing.is_empty(), "an edit is in the conflict log");
+}
+
+async fn becomes(node: &Node, sql: &str, wanted: &str) -> String {
+    eventually(sql, LIMIT, async || {
+        let value = node.value(sql).await;
+        if value == wanted {
+            Ok(value)
+        } else {
+            Err(value)
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_is_answered_and_ends_the_daemon() {
+    let mut cluster = with_console(Cluster::of(&[15])).await;
+    let (ops, app) = (console(&cluster, "ops").await, cluster.proxy().await);
+    client::execute(&app, "BEGIN").await;
+    client::execute(&ops, "SHUTDOWN WAIT_FOR_SERVERS").await;
+    eventually("no new session is taken", LIMIT, async || {
+        match cluster.try_proxy().await {
+            Ok(_) => Err("let in".to_owned()),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+    assert_eq!(client::value(&app, "SELECT 'goes on'").await, "goes on");
+    client::execute(&app, "COMMIT").await;
+    assert!(cluster.daemon.ended().await.success());
+
+    cluster.daemon.start().await;
+    let (ops, app) = (console(&cluster, "ops").await, cluster.proxy().await);
+    client::execute(&app, "BEGIN").await;
+    client::execute(&ops, "SHUTDOWN").await;
+    assert!(cluster.daemon.ended().await.success());
+}
