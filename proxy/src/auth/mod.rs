@@ -40,7 +40,7 @@ use users_file::{Stamp, Users};
 pub use hba::{HostRule, HostRules, TlsOffer};
 pub(crate) use hba::{parse_host_rule, parse_host_rules};
 pub use users_file::UsersFileError;
-pub(crate) use users_file::warn_if_open;
+pub(crate) use users_file::{load as read_users_file, warn_if_open};
 
 /// PostgreSQL's `NAMEDATALEN - 1`: no role has a longer name.
 const NAME_BYTES_MAX: usize = 63;

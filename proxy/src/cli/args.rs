@@ -108,6 +108,13 @@ pub(super) enum Command {
     /// They wait on that node, with all that changes the same keys, and are tried again every 5 seconds.
     #[command(after_help = QUARANTINE_EXAMPLES)]
     Quarantine(QuarantineArguments),
+    /// Write a configuration that does what a pgbouncer.ini says
+    ///
+    /// What cannot be carried over is told on standard error: file, line, what it is, and what to do instead.
+    #[command(
+        after_help = "Examples:\n  tandem import-pgbouncer /etc/pgbouncer/pgbouncer.ini\n  tandem import-pgbouncer pgbouncer.ini --database app --out tandem.toml"
+    )]
+    ImportPgbouncer(ImportArguments),
     /// Print where a pinned PostgreSQL has its programs, and fetch it first where it is not there
     ///
     /// There is one of major 17 and one of 18, for Linux on x86_64. Their hash is checked; they stay in a cache directory.
@@ -241,6 +248,19 @@ impl From<DevArguments> for DevOptions {
 pub(super) struct PostgresArguments {
     /// The major version, 17 or 18
     pub(super) major: u32,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImportArguments {
+    /// The pgbouncer.ini
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+    /// Write to this file, which must not exist, instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub(super) out: Option<PathBuf>,
+    /// The database to keep converged [default: the first that the file names]
+    #[arg(long, value_name = "NAME", value_parser = database_name)]
+    pub(super) database: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod args;
 mod check;
 pub mod dev_options;
 mod explain;
+mod import;
 mod operator;
 pub mod out;
 mod run;
@@ -87,6 +88,7 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
             out::line(&install.bin_dir.display().to_string())?;
             Ok(Exit::Yes)
         }
+        Command::ImportPgbouncer(arguments) => import::import_pgbouncer(&arguments),
         Command::Check(arguments) => check::check(arguments).await,
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Status(arguments) => status::status(arguments).await,

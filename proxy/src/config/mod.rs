@@ -2,6 +2,7 @@
 
 mod auth;
 mod error;
+mod limits;
 mod listen;
 mod node;
 mod quantity;
@@ -26,6 +27,7 @@ use tandem_wire::tls::{ClientTlsMode, SslMode};
 use crate::auth::HostRules;
 
 pub use error::{ConfigError, ConfigProblem};
+pub use limits::LimitsConfig;
 pub use quantity::parse_duration;
 
 /// A valid configuration. Paths are absolute. Its `Debug` output shows no secret.
@@ -41,6 +43,8 @@ pub struct Config {
     pub proxy: ProxyConfig,
     /// `[auth]`
     pub auth: AuthConfig,
+    /// `[limits]`
+    pub limits: LimitsConfig,
     /// `[admin]`
     pub admin: AdminConfig,
     /// `[replication]`

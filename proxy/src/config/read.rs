@@ -75,6 +75,8 @@ impl Reader<'_> {
         let (proxy, rules_file) = self.proxy(proxy_section, &root);
         let auth_section = root.take_table("auth", &mut self.problems);
         let auth = self.auth(auth_section, proxy.as_ref());
+        let limits_section = root.take_table("limits", &mut self.problems);
+        let limits = self.limits(limits_section);
         let admin = match root
             .require("admin", &mut self.problems)
             .and_then(|value| value.table(&mut self.problems))
@@ -99,6 +101,7 @@ impl Reader<'_> {
             state_dir,
             proxy: proxy?,
             auth: auth?,
+            limits,
             admin: admin?,
             replication: replication?,
             nodes,

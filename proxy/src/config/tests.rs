@@ -381,6 +381,21 @@ fn broken_files_are_told_with_place_and_mend() {
             "tandem.toml:7:9: `admin.users` must be an array, not of type string",
         ),
         (
+            "[admin]",
+            "[limits]\nclients_per_user = -1\n[admin]",
+            "tandem.toml:6:20: `limits.clients_per_user` is out of range; allowed: 0 to 1000000",
+        ),
+        (
+            "[admin]",
+            "[limits.user]\nbatch = \"10\"\n[admin]",
+            "tandem.toml:6:9: `limits.user.batch` must be an integer, not of type string",
+        ),
+        (
+            "[admin]",
+            "[limits]\nclients = 3\n[admin]",
+            "tandem.toml:6:1: unknown key in `limits`: `clients`; known: `clients_per_user`, `clients_per_database`, `user`, `database`",
+        ),
+        (
             "database = \"app\"",
             "database = \"tandem\"",
             "tandem.toml:8:12: `tandem` is the name of Tandem's console; clients could not reach a database of this name; call it otherwise",

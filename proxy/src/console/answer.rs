@@ -83,6 +83,24 @@ const NODES: &[&str] = &[
     "journal_bytes",
 ];
 
+pub(super) const DATABASES: &[&str] = &[
+    "name",
+    "host",
+    "port",
+    "database",
+    "node",
+    "pool_mode",
+    "current_client_connections",
+    "max_client_connections",
+];
+
+const USERS: &[&str] = &[
+    "name",
+    "console",
+    "current_client_connections",
+    "max_client_connections",
+];
+
 const LAG: &[&str] = &[
     "source",
     "target",
@@ -105,9 +123,9 @@ impl Statement {
             Statement::Show(show) => match show {
                 Show::Version => &["version"],
                 Show::Config => &["key", "value", "changeable"],
-                Show::Databases => &["name", "host", "port", "database", "node", "pool_mode"],
+                Show::Databases => DATABASES,
                 Show::Lists => &["list", "items"],
-                Show::Users => &["name", "console"],
+                Show::Users => USERS,
                 Show::State => &["key", "value"],
                 Show::Nodes => NODES,
                 Show::Lag => LAG,

@@ -7,7 +7,7 @@ use tandem_wire::ErrorReport;
 use super::{
     DATABASE,
     act::failed,
-    answer::{Answer, Row, json_rows, text, yes_no},
+    answer::{Answer, DATABASES, Row, json_rows, text, yes_no},
     statement::{Route, Show, Statement, VERBS},
 };
 use crate::{config::Config, session::Shared};
@@ -133,8 +133,15 @@ fn config(config: &Config) -> Vec<Row> {
     rows.into_iter().map(row).collect()
 }
 
+/// How many there are, and how many there may be; neither where there is no limit.
+fn counts(counted: Option<(usize, usize)>) -> [Option<String>; 2] {
+    let (current, max) = counted.unzip();
+    [current, max].map(|count| count.map(|count| count.to_string()))
+}
+
 fn databases(shared: &Shared) -> Vec<Row> {
     let database = &shared.config.replication.database;
+    let [current, max] = counts(shared.limits.of_database(database));
     let of_node = shared.nodes.iter().map(|node| {
         vec![
             text(database),
@@ -143,9 +150,12 @@ fn databases(shared: &Shared) -> Vec<Row> {
             text(database),
             text(node.name()),
             text("session"),
+            current.clone(),
+            max.clone(),
         ]
     });
-    let console = vec![text(DATABASE), None, None, text(DATABASE), None, None];
+    let mut console = vec![text(DATABASE), None, None, text(DATABASE)];
+    console.resize(DATABASES.len(), None);
     of_node.chain([console]).collect()
 }
 
@@ -188,7 +198,8 @@ async fn users(shared: &Shared) -> Vec<Row> {
     names.dedup();
     let row = |name: String| {
         let right = permissions.right(&name).map(|right| right.key().to_owned());
-        vec![Some(name), right]
+        let [current, max] = counts(shared.limits.of_user(&name));
+        vec![Some(name), right, current, max]
     };
     names.into_iter().map(row).collect()
 }

@@ -135,6 +135,12 @@ impl Login<'_> {
                 },
                 Denied::Gone(error) => Ended::silent(format!("the client went away: {error}")),
             })?;
+        let counted = self
+            .shared
+            .limits
+            .take(&self.startup.user, &self.startup.database)
+            .map_err(|report| Ended::new(&report))?;
+        let place = place.counted(counted);
         Ok((place, self.connect(credentials).await?))
     }
 

@@ -34,6 +34,7 @@ use crate::{
     config::Config,
     console::{self, Console},
     health::HealthBoard,
+    limits::{Counted, Limits},
     node::{CountedSession, Nodes},
 };
 use login::Ended;
@@ -53,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) canceller: Canceller,
     pub(crate) clients: Clients,
+    pub(crate) limits: Limits,
     pub(crate) console: Console,
     /// What the daemon wants of sessions; for those still logging in. The others hear of it through the registry.
     pub(crate) stop: watch::Receiver<Stop>,
@@ -69,6 +71,15 @@ pub(crate) struct Clients {
 #[derive(Debug)]
 pub(crate) struct Place {
     current: Arc<AtomicUsize>,
+    _counted: Counted,
+}
+
+impl Place {
+    /// Counts for its user and its database too.
+    pub(crate) fn counted(mut self, counted: Counted) -> Place {
+        self._counted = counted;
+        self
+    }
 }
 
 impl Drop for Place {
@@ -95,6 +106,7 @@ impl Clients {
             .ok()
             .map(|_| Place {
                 current: Arc::clone(&self.current),
+                _counted: Counted::default(),
             })
     }
 

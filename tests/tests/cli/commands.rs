@@ -211,3 +211,90 @@ async fn a_daemon_whose_port_is_taken_says_which_and_leaves_nothing_running() {
     );
     drop(taken);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_made_of_a_pgbouncer_ini_serves_clients_and_the_console() {
+    let mut cluster = Cluster::of(&[15]).without_daemon().start().await;
+    let (port, node) = (cluster.proxy_port, cluster.nodes[0].port());
+    let dir = cluster.dir().to_owned();
+    let write = |name: &str, text: &str| {
+        std::fs::write(dir.join(name), text).expect("a file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(dir.join(name), mode).expect("a mode");
+    };
+    write("userlist.txt", "\"app\" \"app\"\n");
+    write(
+        "pgbouncer.ini",
+        &format!(
+            "[databases]\napp = host=127.0.0.1 port={node}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             auth_type = md5\nauth_file = userlist.txt\nadmin_users = app\npool_mode = session\nlogfile = x.log\n"
+        ),
+    );
+    std::fs::remove_file(dir.join("tandem.toml")).expect("the harness's configuration");
+    let import = || {
+        let program = Program::new(daemon::program());
+        program
+            .args([
+                "import-pgbouncer".as_ref(),
+                dir.join("pgbouncer.ini").as_os_str(),
+            ])
+            .args(["--out".as_ref(), dir.join("tandem.toml").as_os_str()])
+    };
+    let ran = import().run(LIMIT).await.expect_success();
+    assert!(
+        ran.stderr
+            .contains("pgbouncer.ini:10: `logfile` has no counterpart"),
+        "{}",
+        ran.all()
+    );
+    assert!(
+        ran.stderr.contains("one line could not be carried over"),
+        "{}",
+        ran.all()
+    );
+    let ran = import().run(LIMIT).await.expect_failure();
+    assert!(
+        ran.stderr.contains("exists"),
+        "nothing is overwritten: {}",
+        ran.all()
+    );
+
+    let ran = cluster
+        .daemon
+        .command("check")
+        .run(LIMIT)
+        .await
+        .expect_failure();
+    assert!(
+        ran.all().contains("node1.password"),
+        "it says what is left to do: {}",
+        ran.all()
+    );
+    write("node1.password", "tandem-secret\n");
+    cluster.change_config(|text| {
+        text.replace(
+            "127.0.0.1:6433",
+            &format!("127.0.0.1:{}", cluster.admin_port),
+        )
+    });
+    let ran = cluster
+        .daemon
+        .command("check")
+        .run(LIMIT)
+        .await
+        .expect_success();
+    assert!(ran.stdout.contains("node node1: ok"), "{}", ran.all());
+    cluster.daemon.start().await;
+    let ran = cluster
+        .psql()
+        .args(["-c", "SELECT current_user"])
+        .run(LIMIT)
+        .await;
+    assert_eq!(ran.expect_success().stdout.trim(), "app");
+    let ran = cluster
+        .psql()
+        .args(["-d", "tandem", "-c", "SHOW STATE"])
+        .run(LIMIT)
+        .await;
+    assert!(ran.expect_success().stdout.starts_with("active|yes"));
+}

@@ -110,7 +110,10 @@ async fn psql_shows_nodes_lag_and_settings() {
     );
     assert_eq!(
         shown(&monitor, "SHOW USERS").await,
-        ["name=monitor console=readers", "name=ops console=users"]
+        [
+            "name=monitor console=readers current_client_connections=- max_client_connections=-",
+            "name=ops console=users current_client_connections=- max_client_connections=-"
+        ]
     );
     let config = shown(&monitor, "SHOW CONFIG").await.join("\n");
     assert!(

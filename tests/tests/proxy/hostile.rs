@@ -4,15 +4,23 @@ use std::time::Duration;
 
 use tandem_tests::{Cluster, client};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
-/// Sends bytes and reads until the proxy closes, at most for a while.
-async fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port))
+/// Sends bytes over TCP and reads until the proxy closes, at most for a while.
+pub(crate) async fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
+    let stream = TcpStream::connect(("127.0.0.1", port))
         .await
         .expect("a connection");
+    say_over(stream, bytes).await
+}
+
+/// The same over any connection.
+pub(crate) async fn say_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    bytes: &[u8],
+) -> Vec<u8> {
     let mut answer = Vec::new();
     // The proxy may close before it has read all.
     let _ = stream.write_all(bytes).await;
@@ -21,7 +29,8 @@ async fn say(port: u16, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-fn startup(parameters: &[u8]) -> Vec<u8> {
+/// A startup packet with these bytes as parameters.
+pub(crate) fn startup(parameters: &[u8]) -> Vec<u8> {
     let mut packet = Vec::new();
     packet.extend(
         u32::try_from(parameters.len() + 8)

@@ -289,3 +289,43 @@ async fn a_client_of_the_future_is_offered_protocol_3_2() {
     stream.read_exact(&mut head).await.expect("it goes on");
     assert_eq!(head[0], b'R', "with the authentication");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_databases_have_limits_of_their_own() {
+    let limits = "[limits]\nclients_per_user = 3\n[limits.database]\npostgres = 1";
+    let cluster = Cluster::of(&[15]).sections(limits).start().await;
+    let port = cluster.proxy_port;
+    let told = async |user: &str, password: &str, database: &str| match client::connect(
+        port,
+        user,
+        Some(password),
+        database,
+    )
+    .await
+    {
+        Ok(client) => Ok(client),
+        Err(error) => Err(client::describe(&error)),
+    };
+    let one = told(APP, APP, "postgres").await.expect("the first");
+    assert_eq!(
+        told(APP, APP, "postgres").await.err().as_deref(),
+        Some("53300 too many connections for database \"postgres\"")
+    );
+    let two = told(APP, APP, DATABASE).await.expect("the second");
+    let three = told(APP, APP, DATABASE).await.expect("the third");
+    assert_eq!(
+        told(APP, APP, DATABASE).await.err().as_deref(),
+        Some("53300 too many connections for role \"app\"")
+    );
+    // Who has not proved anything learns nothing of it.
+    assert_eq!(refused(port, APP, "wrong", DATABASE).await, "28P01");
+    let other = told("tandem", "tandem-secret", DATABASE).await;
+    assert!(other.is_ok(), "another user has places of its own");
+    drop((one, three));
+    let again = eventually("places come back", LIMIT, async || {
+        told(APP, APP, "postgres").await
+    })
+    .await;
+    assert_eq!(client::value(&again, "SELECT 1").await, "1");
+    assert_eq!(client::value(&two, "SELECT 2").await, "2");
+}

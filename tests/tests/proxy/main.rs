@@ -8,5 +8,6 @@ mod hostile;
 mod large;
 mod login;
 mod loss;
+mod security;
 mod sessions;
 mod tls;

@@ -13,7 +13,7 @@ use tandem_tests::{
 
 const LIMIT: Duration = Duration::from_secs(20);
 
-type Authority = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority(name: &str) -> Authority {
     let mut params = CertificateParams::default();
@@ -43,7 +43,7 @@ fn issue(authority: &Authority, dir: &Path, name: &str, common_name: &str) {
 }
 
 /// A directory with an authority's certificate `ca.crt`, and the server's, signed by it.
-fn with_certificates() -> (Scratch, Authority) {
+pub(crate) fn with_certificates() -> (Scratch, Authority) {
     let scratch = Scratch::new().expect("a directory");
     let authority = authority("tandem test authority");
     fs::write(scratch.path().join("ca.crt"), authority.pem()).expect("a file");
@@ -51,7 +51,8 @@ fn with_certificates() -> (Scratch, Authority) {
     (scratch, authority)
 }
 
-fn tls(builder: ClusterBuilder, more: &str) -> ClusterBuilder {
+/// A cluster with TLS towards clients, and further lines of its section.
+pub(crate) fn tls(builder: ClusterBuilder, more: &str) -> ClusterBuilder {
     builder.sections(&format!(
         "[proxy.tls]\ncert = \"server.crt\"\nkey = \"server.key\"\n{more}"
     ))
@@ -230,4 +231,49 @@ async fn a_client_certificate_stands_for_the_user_that_it_names() {
         .run(LIMIT)
         .await
         .expect_failure();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_rules_tell_tls_from_clear_and_ask_for_certificates() {
+    let (scratch, authority) = with_certificates();
+    issue(&authority, scratch.path(), "client", "app");
+    issue(&authority, scratch.path(), "other", "somebody");
+    let rules = "client_ca = \"ca.crt\"\nmode = \"allow\"\n[auth]\nhba = [\n\
+                 \"hostssl app app 127.0.0.1/32 scram-sha-256 clientcert=verify-full\",\n\
+                 \"hostnossl app app 127.0.0.1/32 reject\",\n]";
+    let cluster = tls(Cluster::of(&[15]), rules).start_in(scratch).await;
+    let with = |name: &str| {
+        let file = |ending: &str| {
+            let path = cluster.dir().join(format!("{name}.{ending}"));
+            path.to_string_lossy().into_owned()
+        };
+        psql(&cluster, "verify-full")
+            .env("PGHOST", "127.0.0.1")
+            .env("PGSSLCERT", &file("crt"))
+            .env("PGSSLKEY", &file("key"))
+            .args(["-c", "SELECT current_user"])
+    };
+    let ran = with("client").run(LIMIT).await.expect_success();
+    assert_eq!(ran.stdout.trim(), "app");
+    for (program, wanted) in [
+        (
+            with("client").env("PGPASSWORD", "wrong"),
+            "password authentication failed",
+        ),
+        (
+            with("other"),
+            "certificate authentication failed for user \"app\"",
+        ),
+        (
+            with("missing"),
+            "connection requires a valid client certificate",
+        ),
+        (
+            psql(&cluster, "disable").args(["-c", "SELECT 1"]),
+            "a host rule rejects host \"127.0.0.1\", user \"app\", database \"app\", no encryption",
+        ),
+    ] {
+        let ran = program.run(LIMIT).await.expect_failure();
+        assert!(ran.stderr.contains(wanted), "{wanted}: {}", ran.all());
+    }
 }

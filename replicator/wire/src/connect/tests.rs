@@ -122,6 +122,11 @@ async fn a_hostile_server_gets_errors_not_secrets() {
     // A result before the login.
     let (error, _) = answered(b"D\0\0\0\x06\0\0".to_vec()).await;
     assert!(matches!(error, ConnectError::Protocol(_)), "{error:?}");
+    // An error without an SQLSTATE, and one without anything (CVE-2026-6666).
+    for refusal in [&b"E\0\0\0\x0bMoops\0\0"[..], b"E\0\0\0\x05\0"] {
+        let (error, _) = answered(refusal.to_vec()).await;
+        assert!(matches!(error, ConnectError::Server(_)), "{error:?}");
+    }
     // A protocol of the future.
     let (error, _) = answered(b"v\0\0\0\x0c\0\x04\0\0\0\0\0\0".to_vec()).await;
     assert_eq!(
