@@ -162,6 +162,9 @@ async fn a_query_that_tells_until_when_a_password_is_valid_is_believed() {
         cluster.nodes[0].execute(&sql).await;
     }
     assert_eq!(told(&cluster, "late", APP).await, "28P01");
+    // The node would have refused it as well; the proxy did not ask it.
+    let log = cluster.daemon.log();
+    assert!(log.contains("the password has expired"), "{log}");
     assert_eq!(told(&cluster, "early", APP).await, "let in");
     assert_eq!(told(&cluster, APP, APP).await, "let in");
 }
