@@ -1,7 +1,6 @@
-//! Owns the authentication of clients: where a user's secret comes from, which exchange is used, who is refused.
+//! Owns the authentication of clients: what the host rules ask, which exchange is used, who is refused.
 //!
-//! The exchange itself is `tandem_wire`'s. Order of sources: the users file, `auth_query`, and with neither of
-//! them the nodes' own `pg_authid` (pass-through).
+//! The exchange itself is `tandem_wire`'s; where a user's secret comes from is in `secrets.rs`.
 
 pub(crate) mod control;
 mod hba;
@@ -9,11 +8,11 @@ pub(crate) mod pass_through;
 mod query;
 mod rate_limit;
 mod secret_cache;
+mod secrets;
 mod users_file;
 
 use std::{
     net::IpAddr,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -32,46 +31,14 @@ use crate::{
 };
 use control::Control;
 use hba::{Access, Arrival, Certificate};
-use query::AuthQuery;
 use rate_limit::RateLimit;
-use secret_cache::SecretCache;
-use users_file::{Stamp, Users};
+use secrets::Secrets;
 
 pub use hba::{HostRule, HostRules, TlsOffer};
 pub(crate) use hba::{parse_host_rule, parse_host_rules};
+pub(crate) use secrets::{Lookup, LookupError};
 pub use users_file::UsersFileError;
 pub(crate) use users_file::{load as read_users_file, warn_if_open};
-
-/// PostgreSQL's `NAMEDATALEN - 1`: no role has a longer name.
-const NAME_BYTES_MAX: usize = 63;
-/// How often the users file is looked at for a change.
-const USERS_FILE_LOOK: Duration = Duration::from_secs(1);
-
-/// What is known of a user.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Lookup {
-    /// No such user.
-    Unknown,
-    /// The user has no password and cannot log in with one.
-    NoPassword,
-    /// The password is past its `VALID UNTIL`.
-    Expired,
-    /// The verifier, hash or password.
-    Secret(Secret),
-    /// The same, of a role that may not log in.
-    NoLogin(Secret),
-}
-
-/// Why nothing could be learnt of a user.
-#[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum LookupError {
-    /// No node answered; each with its reason.
-    #[error("no node could be asked for the user's secret: {0}")]
-    NoAnswer(String),
-    /// The nodes do not agree; groups that agree among each other.
-    #[error("the role's verifier differs between nodes: {}", pass_through::groups_text(.0))]
-    Differs(Vec<Vec<String>>),
-}
 
 /// Why a client may not come in.
 #[derive(Debug)]
@@ -96,39 +63,11 @@ impl Denied {
     }
 }
 
-/// Where secrets come from.
-#[derive(Debug)]
-enum Source {
-    UsersFile(UsersFile),
-    Query {
-        query: AuthQuery,
-        cache: SecretCache,
-    },
-    PassThrough {
-        cache: SecretCache,
-    },
-}
-
-#[derive(Debug)]
-struct UsersFile {
-    path: PathBuf,
-    users: ArcSwap<Users>,
-    seen: Mutex<Seen>,
-}
-
-#[derive(Debug)]
-struct Seen {
-    stamp: Option<Stamp>,
-    looked: Instant,
-}
-
 /// Decides who may come in, and as whom.
 #[derive(Debug)]
 pub(crate) struct Gate {
     rules: ArcSwap<HostRules>,
-    source: Source,
-    control: Arc<Control>,
-    health: Arc<HealthBoard>,
+    secrets: Secrets,
     rate_limit: Mutex<RateLimit>,
 }
 
@@ -163,43 +102,19 @@ impl Gate {
         database: &str,
         bound: Duration,
     ) -> Result<Gate, UsersFileError> {
-        let source = match (&config.users_file, &config.query) {
-            (Some(path), _) => {
-                let (users, stamp) = users_file::load(path)?;
-                Source::UsersFile(UsersFile {
-                    path: path.clone(),
-                    users: ArcSwap::from_pointee(users),
-                    seen: Mutex::new(Seen {
-                        stamp: Some(stamp),
-                        looked: Instant::now(),
-                    }),
-                })
-            }
-            (None, Some(sql)) => Source::Query {
-                query: AuthQuery::new(sql),
-                cache: SecretCache::default(),
-            },
-            (None, None) => Source::PassThrough {
-                cache: SecretCache::default(),
-            },
-        };
-        let control = Arc::new(Control::new(nodes, database.to_owned(), bound));
+        let control = Control::new(nodes, database.to_owned(), bound);
         Ok(Gate {
             rules: ArcSwap::from_pointee(config.rules.clone()),
-            source,
-            control,
-            health,
+            secrets: Secrets::new(config, control, health)?,
             rate_limit: Mutex::new(RateLimit::default()),
         })
     }
 
     /// Compares the verifiers of all login roles, if they are what clients are checked against. Returns how many differ.
     pub(crate) async fn compare_verifiers(&self) -> usize {
-        match self.source {
-            Source::PassThrough { .. } if self.rules.load().need_secrets() => {
-                pass_through::compare_all(&self.control, &self.candidates()).await
-            }
-            Source::PassThrough { .. } | Source::UsersFile(_) | Source::Query { .. } => 0,
+        match self.rules.load().need_secrets() {
+            true => self.secrets.compare_verifiers().await,
+            false => 0,
         }
     }
 
@@ -216,13 +131,7 @@ impl Gate {
 
     /// The names in the users file, where there is one.
     pub(crate) async fn listed_users(&self) -> Vec<String> {
-        match &self.source {
-            Source::UsersFile(file) => {
-                file.refresh().await;
-                file.users.load().keys().cloned().collect()
-            }
-            Source::Query { .. } | Source::PassThrough { .. } => Vec::new(),
-        }
+        self.secrets.listed_users().await
     }
 
     /// Authenticates a client. Sends everything up to, and without, AuthenticationOk. Returns what logs in to a node.
@@ -253,13 +162,11 @@ impl Gate {
         // Whom the rules keep away is told at once, and costs no node a question.
         let (method, certificate) = self.expected(io, applicant)?;
         // What the nodes fail to answer is not the client's fault.
-        let lookup = match (&self.source, method.needs_secret()) {
-            (Source::PassThrough { .. }, false) => Lookup::Unknown,
-            _ => self
-                .lookup(applicant.user)
-                .await
-                .map_err(|error| refuse(applicant.user, &error))?,
-        };
+        let lookup = self
+            .secrets
+            .lookup(applicant.user, method)
+            .await
+            .map_err(|error| refuse(applicant.user, &error))?;
         let attempt = self
             .attempt(io, applicant, method, certificate, &lookup)
             .await;
@@ -397,108 +304,15 @@ impl Gate {
         }
     }
 
-    async fn lookup(&self, user: &str) -> Result<Lookup, LookupError> {
-        if user.len() > NAME_BYTES_MAX {
-            return Ok(Lookup::Unknown);
-        }
-        match &self.source {
-            Source::UsersFile(file) => {
-                file.refresh().await;
-                Ok(file
-                    .users
-                    .load()
-                    .get(user)
-                    .map_or(Lookup::Unknown, |secret| {
-                        if secret.expose().is_empty() {
-                            Lookup::NoPassword
-                        } else {
-                            Lookup::Secret(secret.clone())
-                        }
-                    }))
-            }
-            Source::Query { query, cache } => {
-                let candidates = self.candidates();
-                cache
-                    .get(user, query.lookup(&self.control, &candidates, user))
-                    .await
-            }
-            Source::PassThrough { cache } => {
-                let candidates = self.candidates();
-                cache
-                    .get(user, pass_through::lookup(&self.control, &candidates, user))
-                    .await
-            }
-        }
-    }
-
     /// What is known of a user turned out to be wrong, or perhaps out of date.
     pub(crate) fn invalidate(&self, user: &str) {
-        match &self.source {
-            Source::Query { cache, .. } | Source::PassThrough { cache } => cache.forget(user),
-            Source::UsersFile(file) => file.reload_at_next_look(),
-        }
-    }
-
-    /// Nodes worth asking; all of them when none is known to be up.
-    fn candidates(&self) -> Vec<usize> {
-        let all = 0..self.control.nodes().len();
-        let usable: Vec<usize> = all
-            .clone()
-            .filter(|node| self.health.usable(*node))
-            .collect();
-        if usable.is_empty() {
-            all.collect()
-        } else {
-            usable
-        }
+        self.secrets.invalidate(user);
     }
 
     fn rate_limit(&self) -> std::sync::MutexGuard<'_, RateLimit> {
         self.rate_limit
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl UsersFile {
-    /// Reads the file again when it has changed. A file that cannot be read leaves the users as they are.
-    async fn refresh(&self) {
-        let known = {
-            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-            if seen.looked.elapsed() < USERS_FILE_LOOK {
-                return;
-            }
-            seen.looked = Instant::now();
-            seen.stamp
-        };
-        let path = self.path.clone();
-        let look = move || match users_file::stamp(&path) {
-            Ok(stamp) if Some(stamp) == known => None,
-            _ => Some(users_file::load(&path)),
-        };
-        match tokio::task::spawn_blocking(look).await {
-            Ok(Some(Ok((users, stamp)))) => {
-                tracing::info!(file = %self.path.display(), users = users.len(), "users file reloaded");
-                self.users.store(Arc::new(users));
-                self.seen
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .stamp = Some(stamp);
-            }
-            Ok(Some(Err(error))) => {
-                tracing::warn!(%error, "the users known before stay in use");
-            }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "the users file was not looked at"),
-        }
-    }
-
-    /// Somebody failed: perhaps the file has just changed.
-    fn reload_at_next_look(&self) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(earlier) = Instant::now().checked_sub(USERS_FILE_LOOK) {
-            seen.looked = seen.looked.min(earlier);
-        }
     }
 }
 
