@@ -19,10 +19,12 @@ use crate::{
     health::{HealthBoard, ProbeSettings},
     listener::{ListenAddress, ListenError, Listener, accept_loop},
     node::{self, NodeTlsError},
+    pool::Pools,
     session::{
         Clients, Shared,
         registry::{Registry, Stop},
     },
+    workers::Workers,
 };
 
 /// How long sessions may take to end once they were told to end at once.
@@ -55,6 +57,9 @@ pub enum DaemonError {
         "[auth] method = \"cert\" needs [proxy.tls] with client_ca: without it no client can show a certificate"
     )]
     CertWithoutCa,
+    /// The threads that serve clients.
+    #[error("the threads for clients cannot be started: {0}")]
+    Workers(#[source] std::io::Error),
     /// An address that was bound cannot be told.
     #[error("the system does not tell the address of a socket: {0}")]
     Address(#[source] std::io::Error),
@@ -74,6 +79,8 @@ pub enum Shutdown {
 pub struct Daemon {
     shared: Arc<Shared>,
     replicator: Arc<Replicator>,
+    /// They end with it.
+    _workers: Arc<Workers>,
     proxy_addresses: Vec<ListenAddress>,
     admin_address: SocketAddr,
     stop: watch::Sender<Stop>,
@@ -143,6 +150,15 @@ impl Daemon {
         let (stop, stop_seen) = watch::channel(Stop::No);
         let (deadline, deadline_seen) = watch::channel(None);
         let registry = Arc::new(Registry::default());
+        let workers = Arc::new(Workers::start(config.proxy.workers).map_err(DaemonError::Workers)?);
+        let pools = Arc::new(Pools::new(
+            &config,
+            Arc::clone(&nodes),
+            Arc::clone(&health),
+            workers.handles().to_vec(),
+        ));
+        let ticking = Arc::clone(&pools);
+        background.spawn(async move { ticking.tick().await });
         let shared = Arc::new(Shared {
             rules: Arc::new(config.rules.clone()),
             canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
@@ -152,6 +168,7 @@ impl Daemon {
             health,
             gate,
             tls,
+            pools,
             registry,
             config,
         });
@@ -167,6 +184,7 @@ impl Daemon {
             accepting.spawn(accept_loop(
                 listener,
                 Arc::clone(&shared),
+                Arc::clone(&workers),
                 stop_seen.clone(),
                 deadline_seen.clone(),
             ));
@@ -178,6 +196,7 @@ impl Daemon {
         Ok(Daemon {
             shared,
             replicator,
+            _workers: workers,
             proxy_addresses,
             admin_address,
             stop,
@@ -239,6 +258,7 @@ impl Daemon {
         self.stop.send_replace(Stop::AtOnce);
         registry.stop_all(Stop::AtOnce);
         while self.listeners.join_next().await.is_some() {}
+        self.shared.pools.close();
         self.background.shutdown().await;
         self.replicator.stop().await;
         tracing::info!("stopped");

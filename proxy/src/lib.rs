@@ -11,4 +11,6 @@ pub mod health;
 pub mod listener;
 pub mod log;
 mod node;
+mod pool;
 mod session;
+mod workers;

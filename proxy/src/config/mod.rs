@@ -3,6 +3,7 @@
 mod error;
 mod listen;
 mod node;
+mod pool;
 mod quantity;
 mod read;
 mod reader;
@@ -22,6 +23,7 @@ use tandem_wire::Secret;
 use tandem_wire::tls::{ClientTlsMode, SslMode};
 
 pub use error::{ConfigError, ConfigProblem};
+pub use pool::{PoolConfig, PoolMode};
 pub use quantity::parse_duration;
 
 /// A valid configuration. Paths are absolute. Its `Debug` output shows no secret.
@@ -66,8 +68,10 @@ pub struct ProxyConfig {
     pub listen: Vec<Listen>,
     /// The zone this daemon stands in; nodes of the same zone are nearest.
     pub zone: Option<String>,
-    /// For how long a client keeps its server.
-    pub pool_mode: PoolMode,
+    /// Threads that serve clients.
+    pub workers: usize,
+    /// How server connections are shared.
+    pub pool: PoolConfig,
     /// More clients than this get 53300.
     pub max_client_connections: usize,
     /// Bound on a client's TLS handshake and login.
@@ -82,13 +86,6 @@ pub struct ProxyConfig {
     pub probe_timeout: Duration,
     /// TLS towards clients.
     pub tls: Option<ProxyTls>,
-}
-
-/// For how long a client keeps its server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PoolMode {
-    /// From login to disconnect.
-    Session,
 }
 
 /// An address to listen on.

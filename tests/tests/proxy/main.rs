@@ -2,9 +2,11 @@
 
 mod admin;
 mod cancel;
+mod flows;
 mod hostile;
 mod large;
 mod login;
 mod loss;
+mod pooling;
 mod sessions;
 mod tls;
