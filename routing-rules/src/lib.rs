@@ -20,6 +20,7 @@
 mod decide;
 pub mod document;
 pub mod expression;
+pub mod lex;
 mod model;
 mod nearest;
 mod parse;
