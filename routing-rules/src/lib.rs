@@ -1,4 +1,5 @@
-//! The routing rules: the rules file, placement of keys on nodes, and the decision where a session goes.
+//! The routing rules: the rules file, placement of keys on nodes, and the decision where a session goes; SQL's tokens
+//! ([`lex`]), and what a statement does to its session ([`state`]).
 //!
 //! Pure: no I/O, no async, no clock. What the cluster looks like comes in as a value.
 //!
@@ -27,6 +28,7 @@ mod parse;
 pub mod pattern;
 mod placement;
 mod rendezvous;
+pub mod state;
 
 pub use decide::{
     ClusterView, Decision, NoHealthyNode, NodeView, PassedOver, Reason, SessionFacts,

@@ -16,7 +16,7 @@ mod value;
 mod tests;
 
 pub use split::{Split, Statement, split};
-pub use value::{InvalidEscape, unicode_value, value};
+pub use value::{ValueError, unicode_value, value};
 
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

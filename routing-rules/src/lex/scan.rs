@@ -262,12 +262,14 @@ fn number(text: &[u8], start: usize) -> Found {
         let signed = matches!(at(text, end + 1), Some(b'+' | b'-'));
         let from = end + 1 + usize::from(signed);
         let exponent = digits(text, from, is_digit);
-        if exponent > from {
-            kind = Kind::Numeric;
-            end = exponent;
-        } else if signed {
-            return found(Kind::Error(LexError::NumberJunk), from);
+        // `1e5$` is a number with a name behind it.
+        let word = while_true(text, end, is_name);
+        if word > exponent || exponent == from {
+            let error = Kind::Error(LexError::NumberJunk);
+            return found(error, word.max(from));
         }
+        kind = Kind::Numeric;
+        end = exponent;
     }
     match at(text, end) {
         Some(byte) if is_name_start(byte) => found(

@@ -7,18 +7,24 @@ use super::{
     scan::{NAME_LIMIT, continuation, dollar_tag, while_true},
 };
 
-/// The server refuses an escape.
+/// Why a literal's value is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("invalid Unicode escape")]
-pub struct InvalidEscape;
+pub enum ValueError {
+    /// The server refuses it.
+    #[error("invalid Unicode escape")]
+    InvalidEscape,
+    /// `\v` is a vertical tab from PostgreSQL 16 on, and a `v` before.
+    #[error(r"\v does not mean the same on all major versions")]
+    VersionDependent,
+}
 
 /// What a name or string means; the text of any other token. Escapes by code point give UTF-8, whatever the server's
 /// encoding; others can give bytes that the server refuses for being none of its encoding. `U&` strings are read with the
 /// usual escape character, see [`unicode_value`].
 ///
 /// # Errors
-/// An escape by code point is malformed, or half a surrogate pair.
-pub fn value<'t>(token: &Token<'t>) -> Result<Cow<'t, [u8]>, InvalidEscape> {
+/// An escape by code point is malformed, or half a surrogate pair; or an escape that not all servers know.
+pub fn value<'t>(token: &Token<'t>) -> Result<Cow<'t, [u8]>, ValueError> {
     unicode_value(token, b'\\')
 }
 
@@ -26,7 +32,7 @@ pub fn value<'t>(token: &Token<'t>) -> Result<Cow<'t, [u8]>, InvalidEscape> {
 ///
 /// # Errors
 /// As [`value`].
-pub fn unicode_value<'t>(token: &Token<'t>, escape: u8) -> Result<Cow<'t, [u8]>, InvalidEscape> {
+pub fn unicode_value<'t>(token: &Token<'t>, escape: u8) -> Result<Cow<'t, [u8]>, ValueError> {
     let text = token.text;
     Ok(match token.kind {
         Kind::Identifier if text.iter().any(u8::is_ascii_uppercase) => {
@@ -104,7 +110,7 @@ fn after_quote(text: &[u8], quote: usize, content: &mut Vec<u8>) -> Option<usize
 }
 
 /// The content of an escape string.
-fn unescaped(text: &[u8], start: usize) -> Result<Cow<'_, [u8]>, InvalidEscape> {
+fn unescaped(text: &[u8], start: usize) -> Result<Cow<'_, [u8]>, ValueError> {
     let inner = text
         .get(start..text.len().saturating_sub(1))
         .unwrap_or_default();
@@ -128,7 +134,7 @@ fn unescaped(text: &[u8], start: usize) -> Result<Cow<'_, [u8]>, InvalidEscape> 
 }
 
 /// Takes the escape whose backslash ends at `position`; where the text goes on.
-fn escape(text: &[u8], position: usize, content: &mut Vec<u8>) -> Result<usize, InvalidEscape> {
+fn escape(text: &[u8], position: usize, content: &mut Vec<u8>) -> Result<usize, ValueError> {
     let Some(&byte) = text.get(position) else {
         return Ok(position);
     };
@@ -138,7 +144,7 @@ fn escape(text: &[u8], position: usize, content: &mut Vec<u8>) -> Result<usize, 
         b'n' => b'\n',
         b'r' => b'\r',
         b't' => b'\t',
-        b'v' => 0x0b,
+        b'v' => return Err(ValueError::VersionDependent),
         b'0'..=b'7' => {
             let (value, end) = radix(text, position, 3, 8);
             // `\777` is one byte too.
@@ -162,7 +168,7 @@ fn escape(text: &[u8], position: usize, content: &mut Vec<u8>) -> Result<usize, 
             }
             let (Some(b'\\'), Some(&next @ (b'u' | b'U'))) = (text.get(end), text.get(end + 1))
             else {
-                return Err(InvalidEscape);
+                return Err(ValueError::InvalidEscape);
             };
             let (second, end) = exactly(text, end + 2, length(next))?;
             push(content, surrogate_pair(first, second)?)?;
@@ -175,7 +181,7 @@ fn escape(text: &[u8], position: usize, content: &mut Vec<u8>) -> Result<usize, 
 }
 
 /// The value of a `U&` text whose quotes are taken away.
-fn unescaped_unicode(text: Cow<'_, [u8]>, escape: u8) -> Result<Cow<'_, [u8]>, InvalidEscape> {
+fn unescaped_unicode(text: Cow<'_, [u8]>, escape: u8) -> Result<Cow<'_, [u8]>, ValueError> {
     if !text.contains(&escape) {
         return Ok(text);
     }
@@ -192,7 +198,7 @@ fn unescaped_unicode(text: Cow<'_, [u8]>, escape: u8) -> Result<Cow<'_, [u8]>, I
             let (mut code, mut end) = code_point(&text, position)?;
             if is_first_surrogate(code) {
                 if text.get(end) != Some(&escape) {
-                    return Err(InvalidEscape);
+                    return Err(ValueError::InvalidEscape);
                 }
                 let (second, after) = code_point(&text, end + 1)?;
                 code = surrogate_pair(code, second)?;
@@ -206,7 +212,7 @@ fn unescaped_unicode(text: Cow<'_, [u8]>, escape: u8) -> Result<Cow<'_, [u8]>, I
 }
 
 /// `XXXX` or `+XXXXXX`.
-fn code_point(text: &[u8], position: usize) -> Result<(u32, usize), InvalidEscape> {
+fn code_point(text: &[u8], position: usize) -> Result<(u32, usize), ValueError> {
     match text.get(position) {
         Some(b'+') => exactly(text, position + 1, 6),
         _ => exactly(text, position, 4),
@@ -214,10 +220,10 @@ fn code_point(text: &[u8], position: usize) -> Result<(u32, usize), InvalidEscap
 }
 
 /// The number in so many hexadecimal digits.
-fn exactly(text: &[u8], position: usize, length: usize) -> Result<(u32, usize), InvalidEscape> {
+fn exactly(text: &[u8], position: usize, length: usize) -> Result<(u32, usize), ValueError> {
     let (value, end) = radix(text, position, length, 16);
     if end != position + length {
-        return Err(InvalidEscape);
+        return Err(ValueError::InvalidEscape);
     }
     Ok((value, end))
 }
@@ -237,16 +243,16 @@ fn is_first_surrogate(code: u32) -> bool {
     (0xd800..0xdc00).contains(&code)
 }
 
-fn surrogate_pair(first: u32, second: u32) -> Result<u32, InvalidEscape> {
+fn surrogate_pair(first: u32, second: u32) -> Result<u32, ValueError> {
     if !(0xdc00..0xe000).contains(&second) {
-        return Err(InvalidEscape);
+        return Err(ValueError::InvalidEscape);
     }
     Ok(0x1_0000 + ((first & 0x3ff) << 10) + (second & 0x3ff))
 }
 
-fn push(content: &mut Vec<u8>, code: u32) -> Result<(), InvalidEscape> {
+fn push(content: &mut Vec<u8>, code: u32) -> Result<(), ValueError> {
     let character = char::from_u32(code).filter(|&character| character != '\0');
-    let character = character.ok_or(InvalidEscape)?;
+    let character = character.ok_or(ValueError::InvalidEscape)?;
     content.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
     Ok(())
 }
