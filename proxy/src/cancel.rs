@@ -10,7 +10,8 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     node::Nodes,
-    session::registry::{Registry, Target},
+    pool::CancelUnderWay,
+    session::registry::{Cancel, Registry},
 };
 
 /// Cancel requests under way to nodes at the same time.
@@ -39,21 +40,25 @@ impl Canceller {
     /// Answers a client's request. Returns when the node has taken it, as PostgreSQL closes the
     /// connection only then.
     pub(crate) async fn on_request(&self, pid: i32, key: &[u8], peer: &str) {
-        match self.registry.target(pid, key) {
-            Some(target) => self.forward(&target).await,
-            None => tracing::debug!(
+        match self.registry.cancel(pid, key) {
+            Cancel::Forward(cancel) => self.forward(cancel).await,
+            Cancel::Answered => tracing::debug!(peer, pid, "a statement that waited is cancelled"),
+            Cancel::Nothing => tracing::debug!(
                 peer,
                 pid,
-                "cancel request with a wrong key or for no session"
+                "cancel request with a wrong key, or while nothing runs"
             ),
         }
     }
 
-    /// Cancels what a backend is doing.
-    pub(crate) async fn forward(&self, target: &Target) {
-        let Some(node) = self.nodes.get(target.node) else {
+    /// Cancels what a backend is doing. Whoever has the server keeps it until the request has arrived; one of which
+    /// nobody knows whether it did is closed.
+    pub(crate) async fn forward(&self, cancel: CancelUnderWay) {
+        let face = cancel.face();
+        let Some(node) = self.nodes.get(face.node) else {
             return;
         };
+        let pid = face.pid;
         let send = async {
             let _turn = self.turns.acquire().await.ok()?;
             // Neither user nor database matter for a cancel request.
@@ -61,13 +66,15 @@ impl Canceller {
             let options = node.client_options(user, "", Credentials::None, Vec::new(), self.bound);
             let sent = timeout(
                 self.bound,
-                tandem_wire::cancel::cancel(&options, target.pid, target.secret.expose()),
+                tandem_wire::cancel::cancel(&options, pid, face.secret.expose()),
             );
             Some(sent.await)
         };
-        match timeout(self.bound * 2, send).await {
+        let sent = timeout(self.bound * 2, send).await;
+        match sent {
             Ok(Some(Ok(Ok(())))) => {
-                tracing::debug!(node = node.name(), backend = target.pid, "cancel forwarded");
+                tracing::debug!(node = node.name(), backend = pid, "cancel forwarded");
+                cancel.arrived();
             }
             Ok(Some(Ok(Err(error)))) => {
                 tracing::warn!(node = node.name(), %error, "a cancel request did not reach the node");

@@ -21,11 +21,13 @@ use crate::{
     limits::Limits,
     listener::{ListenAddress, ListenError, Listener, accept_loop},
     node::{self, NodeTlsError},
+    pool::Pools,
     reload::{self, ReloadError, Reloaded},
     session::{
         Clients, Shared,
         registry::{Registry, Stop},
     },
+    workers::Workers,
 };
 
 /// How long sessions may take to end once they were told to end at once.
@@ -53,6 +55,9 @@ pub enum DaemonError {
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersFileError),
+    /// The threads that serve clients.
+    #[error("the threads for clients cannot be started: {0}")]
+    Workers(#[source] std::io::Error),
     /// An address that was bound cannot be told.
     #[error("the system does not tell the address of a socket: {0}")]
     Address(#[source] std::io::Error),
@@ -72,6 +77,8 @@ pub enum Shutdown {
 pub struct Daemon {
     shared: Arc<Shared>,
     replicator: Arc<Replicator>,
+    /// They end with it.
+    _workers: Arc<Workers>,
     proxy_addresses: Vec<ListenAddress>,
     admin_address: SocketAddr,
     stop: watch::Sender<Stop>,
@@ -136,6 +143,15 @@ impl Daemon {
         let (deadline, deadline_seen) = watch::channel(None);
         let (ask_shutdown, shutdown_asked) = watch::channel(None);
         let registry = Arc::new(Registry::default());
+        let workers = Arc::new(Workers::start(config.proxy.workers).map_err(DaemonError::Workers)?);
+        let pools = Arc::new(Pools::new(
+            &config,
+            Arc::clone(&nodes),
+            Arc::clone(&health),
+            workers.handles().to_vec(),
+        ));
+        let ticking = Arc::clone(&pools);
+        background.spawn(async move { ticking.tick().await });
         let shared = Arc::new(Shared {
             rules: Arc::new(config.rules.clone()),
             canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
@@ -147,6 +163,7 @@ impl Daemon {
             health,
             gate,
             tls,
+            pools,
             registry,
             config,
         });
@@ -162,6 +179,7 @@ impl Daemon {
             accepting.spawn(accept_loop(
                 listener,
                 Arc::clone(&shared),
+                Arc::clone(&workers),
                 stop_seen.clone(),
                 deadline_seen.clone(),
             ));
@@ -173,6 +191,7 @@ impl Daemon {
         Ok(Daemon {
             shared,
             replicator,
+            _workers: workers,
             proxy_addresses,
             admin_address,
             stop,
@@ -240,6 +259,7 @@ impl Daemon {
         self.stop.send_replace(Stop::AtOnce);
         registry.stop_all(Stop::AtOnce);
         while self.listeners.join_next().await.is_some() {}
+        self.shared.pools.close();
         self.background.shutdown().await;
         self.replicator.stop().await;
         tracing::info!("stopped");

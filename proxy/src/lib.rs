@@ -14,5 +14,7 @@ pub mod listener;
 pub mod log;
 mod node;
 pub mod pgbouncer;
+mod pool;
 pub mod reload;
 mod session;
+mod workers;

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     config::Listen,
     session::{Shared, registry::Stop, serve, stopping},
+    workers::Workers,
 };
 
 /// Connections the kernel completes before we accept them.
@@ -213,6 +214,7 @@ fn opened(listener: UnixListener, path: PathBuf) -> Result<Listener, ListenError
 pub(crate) async fn accept_loop(
     listener: Listener,
     shared: Arc<Shared>,
+    workers: Arc<Workers>,
     mut stop: watch::Receiver<Stop>,
     deadline: watch::Receiver<Option<Instant>>,
 ) {
@@ -228,7 +230,10 @@ pub(crate) async fn accept_loop(
             accepted = listener.accept() => match accepted {
                 Ok(stream) if sessions.len() < most => {
                     let shared = Arc::clone(&shared);
-                    sessions.spawn(async move { serve(&shared, stream).await });
+                    let session = async move { serve(&shared, stream).await };
+                    if let Some(worker) = workers.next() {
+                        sessions.spawn_on(session, worker);
+                    }
                 }
                 Ok(stream) => {
                     drop(stream);

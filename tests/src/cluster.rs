@@ -220,10 +220,15 @@ impl ClusterBuilder {
         admin: u16,
     ) -> String {
         let mut text = format!(
-            "cluster = \"test\"\n\n[proxy]\nlisten = [\"127.0.0.1:{proxy}\", \"unix:{dir}:{proxy}\"]\npool_mode = \"session\"\n\
+            "cluster = \"test\"\n\n[proxy]\nlisten = [\"127.0.0.1:{proxy}\", \"unix:{dir}:{proxy}\"]\n{mode}\
              rules = \"rules.toml\"\nprobe_interval = \"100ms\"\n{lines}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\n\
              [replication]\ndatabase = \"{DATABASE}\"\n{replication}\n{sections}\n",
             dir = scratch.path().display(),
+            mode = if self.proxy.contains("pool_mode") {
+                ""
+            } else {
+                "pool_mode = \"session\"\n"
+            },
             lines = self.proxy,
             replication = self.replication,
             sections = self

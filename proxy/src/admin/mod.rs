@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     config::AdminConfig,
+    pool::figures::Figures,
     session::{Shared, registry::Stop},
 };
 use token::Token;
@@ -163,6 +164,7 @@ struct Status {
     nodes: Vec<NodeStatus>,
     replication: tandem_replicator::Status,
     clients: ClientStatus,
+    pools: Figures,
     panics: u64,
 }
 
@@ -229,6 +231,7 @@ fn snapshot(context: &Context) -> Status {
             in_transaction,
             active,
         },
+        pools: shared.pools.figures(),
         panics: crate::log::panics(),
     }
 }

@@ -5,6 +5,7 @@ mod error;
 mod limits;
 mod listen;
 mod node;
+mod pool;
 mod quantity;
 mod read;
 mod reader;
@@ -28,6 +29,7 @@ use crate::auth::HostRules;
 
 pub use error::{ConfigError, ConfigProblem};
 pub use limits::LimitsConfig;
+pub use pool::{PoolConfig, PoolMode};
 pub use quantity::parse_duration;
 
 /// A valid configuration. Paths are absolute. Its `Debug` output shows no secret.
@@ -74,8 +76,10 @@ pub struct ProxyConfig {
     pub listen: Vec<Listen>,
     /// The zone this daemon stands in; nodes of the same zone are nearest.
     pub zone: Option<String>,
-    /// For how long a client keeps its server.
-    pub pool_mode: PoolMode,
+    /// Threads that serve clients.
+    pub workers: usize,
+    /// How server connections are shared.
+    pub pool: PoolConfig,
     /// More clients than this get 53300.
     pub max_client_connections: usize,
     /// Bound on a client's TLS handshake and login.
@@ -90,13 +94,6 @@ pub struct ProxyConfig {
     pub probe_timeout: Duration,
     /// TLS towards clients.
     pub tls: Option<ProxyTls>,
-}
-
-/// For how long a client keeps its server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PoolMode {
-    /// From login to disconnect.
-    Session,
 }
 
 /// An address to listen on.

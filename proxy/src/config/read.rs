@@ -13,7 +13,7 @@ use super::error::ConfigError;
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{AdminConfig, Config, Listen, PoolMode, ProxyConfig, ProxyTls};
+use super::{AdminConfig, Config, Listen, ProxyConfig, ProxyTls};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
@@ -55,6 +55,11 @@ pub(super) fn load_admin(path: &Path) -> Result<AdminConfig, ConfigError> {
             problems,
         }),
     }
+}
+
+/// Half of the processors: the other half is for what the clients wait for.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| (count.get() / 2).max(1))
 }
 
 fn text_of(path: &Path) -> Result<String, ConfigError> {
@@ -148,17 +153,8 @@ impl Reader<'_> {
         let zone = section
             .take("zone")
             .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
-        if let Some(value) = section.take("pool_mode") {
-            self.pool_mode(&value);
-        }
-        if let Some(value) = section.take("pool_size")
-            && value.integer(1..=100_000, &mut self.problems).is_some()
-        {
-            self.warn(
-                &value,
-                "`pool_size` has no effect with pool_mode = \"session\"",
-            );
-        }
+        let pool = self.pool(&mut section);
+        let workers = self.count(&mut section, "workers", default_workers(), 1);
         let max_client_connections = section
             .take("max_client_connections")
             .and_then(|value| value.integer(1..=1_000_000, &mut self.problems))
@@ -207,7 +203,8 @@ impl Reader<'_> {
         let proxy = listen.map(|listen| ProxyConfig {
             listen,
             zone,
-            pool_mode: PoolMode::Session,
+            workers,
+            pool,
             max_client_connections,
             client_login_timeout,
             server_connect_timeout,
@@ -253,18 +250,6 @@ impl Reader<'_> {
         Some(listen)
     }
 
-    fn pool_mode(&mut self, value: &Value<'_>) {
-        let modes = [("session", true), ("transaction", false)];
-        if value.choice(&modes, &mut self.problems) == Some(false) {
-            let hint = "use pool_mode = \"session\"";
-            self.problems.add_with_hint(
-                value.span(),
-                "pool_mode = \"transaction\" is not available yet",
-                hint,
-            );
-        }
-    }
-
     fn proxy_tls(&mut self, mut section: Section<'_>) -> Option<ProxyTls> {
         let modes = [
             ("disable", ClientTlsMode::Disable),
@@ -304,8 +289,7 @@ impl Reader<'_> {
                 if !rules.affinities.is_empty() {
                     let place = path.display();
                     let text = format!(
-                        "{place}: affinity rules are checked, but with pool_mode = \"session\" a session \
-                         stays on one node and they route nothing"
+                        "{place}: affinity rules are checked, but a session stays on one node and they route nothing"
                     );
                     self.warnings.push(text);
                 }

@@ -97,8 +97,8 @@ fn a_small_file_is_filled_with_the_documented_defaults() {
         [Listen::Tcp("127.0.0.1:6432".parse().unwrap())]
     );
     assert_eq!(
-        (config.proxy.pool_mode, config.proxy.max_client_connections),
-        (PoolMode::Session, 10_000)
+        (&config.proxy.pool, config.proxy.max_client_connections),
+        (&PoolConfig::default(), 10_000)
     );
     let proxy = &config.proxy;
     let seconds = [
@@ -130,7 +130,7 @@ fn a_small_file_is_filled_with_the_documented_defaults() {
 }
 
 #[test]
-fn the_design_page_s_example_names_only_what_is_not_available_yet() {
+fn the_design_page_s_example_is_valid() {
     let rules = "[[session]]\nmatch = { user = \"batch\" }\nnode = \"paris\"\n";
     let all = [
         ("tandem.toml", DESIGN),
@@ -138,11 +138,10 @@ fn the_design_page_s_example_names_only_what_is_not_available_yet() {
         ("server.crt", ""),
         ("server.key", ""),
     ];
-    let problems = Files::new(&all).problems();
-    let wanted = [
-        "tandem.toml:6:13: pool_mode = \"transaction\" is not available yet; use pool_mode = \"session\"",
-    ];
-    assert_eq!(problems, wanted);
+    let config = Files::new(&all).load().unwrap();
+    let pool = &config.proxy.pool;
+    assert_eq!((pool.mode, pool.size), (PoolMode::Transaction, 20));
+    assert!(config.warnings.is_empty(), "{:?}", config.warnings);
 
     let text = DESIGN.replace("\"transaction\"", "\"session\"");
     let files = Files::new(&[("tandem.toml", &text), all[1], all[2], all[3]]);
@@ -173,6 +172,18 @@ server_connect_timeout = "500ms"
 shutdown_timeout = "0s"
 probe_interval = "2min"
 probe_timeout = "1s"
+workers = 3
+pool_size = 7
+reserve_pool_size = 2
+reserve_pool_timeout = "1s"
+min_pool_size = 1
+query_wait_timeout = "2s"
+query_wait_notify = "0s"
+server_idle_timeout = "3s"
+server_lifetime = "4s"
+server_check_delay = "5s"
+server_login_retry = "6s"
+max_prepared_statements = 8
 [proxy.tls]
 cert = "server.crt"
 key = "server.key"
@@ -225,6 +236,22 @@ sslrootcert = "ca.crt"
         ("oslo.secret", "geheim\n"),
     ]);
     let config = files.load().unwrap();
+    let seconds = Duration::from_secs;
+    let pool = PoolConfig {
+        mode: PoolMode::Transaction,
+        size: 7,
+        reserve: 2,
+        reserve_after: seconds(1),
+        min: 1,
+        wait_max: seconds(2),
+        notice_after: seconds(0),
+        idle_max: seconds(3),
+        lifetime_max: seconds(4),
+        check_after: seconds(5),
+        retry_after: seconds(6),
+        prepared_max: 8,
+    };
+    assert_eq!((&config.proxy.pool, config.proxy.workers), (&pool, 3));
     let listen = [
         Listen::Tcp("[::1]:7000".parse().unwrap()),
         Listen::Unix {
@@ -511,7 +538,9 @@ fn problems_of_both_files_are_told_at_once_each_in_its_own_file() {
     ]);
     let wanted = [
         "tandem.toml:6:1: unknown key in `proxy`: `pool`; known: `listen`, `zone`, `pool_mode`, `pool_size`, \
-         `max_client_connections`, `rules`, `client_login_timeout`, `server_connect_timeout`, `shutdown_timeout`, \
+         `reserve_pool_size`, `reserve_pool_timeout`, `min_pool_size`, `query_wait_timeout`, `query_wait_notify`, \
+         `server_idle_timeout`, `server_lifetime`, `server_check_delay`, `server_login_retry`, \
+         `max_prepared_statements`, `workers`, `max_client_connections`, `rules`, `client_login_timeout`, `server_connect_timeout`, `shutdown_timeout`, \
          `probe_interval`, `probe_timeout`, `tls`",
         "tandem.toml:13:6: `node[0].id` is out of range; allowed: 1 to 1023",
         "rules.toml:2:9: unknown value of `default.write`: `homme`; did you mean `home`?",

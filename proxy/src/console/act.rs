@@ -42,6 +42,23 @@ pub(super) async fn run(
                     .with_detail(error.to_string())),
             }
         }
+        Statement::Kill { database } => {
+            log(user, statement);
+            let pids = shared.console.clients.of_database(database.as_deref());
+            let ended = pids.iter().filter(|pid| shared.registry.stop_one(**pid));
+            let sentence = format!("sessions ended: {}", ended.count());
+            Ok(Answer::default().with_notices(vec![sentence]))
+        }
+        Statement::KillClient(pid) => {
+            log(user, statement);
+            match shared.registry.stop_one(*pid) {
+                true => Ok(Answer::default()),
+                false => Err(
+                    ErrorReport::error("42704", format!("no client has id {pid}"))
+                        .with_hint("SHOW CLIENTS has them in its last column."),
+                ),
+            }
+        }
         Statement::Shutdown(mode) => {
             log(user, statement);
             Ok(Answer {

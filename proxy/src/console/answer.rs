@@ -3,7 +3,10 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::statement::{Quarantine, Show, Statement};
+use super::{
+    clients, pools,
+    statement::{Quarantine, Show, Statement},
+};
 use crate::daemon::Shutdown;
 
 /// One row; `None` is NULL.
@@ -127,6 +130,10 @@ impl Statement {
                 Show::Lists => &["list", "items"],
                 Show::Users => USERS,
                 Show::State => &["key", "value"],
+                Show::Pools => pools::POOLS,
+                Show::Clients => clients::CLIENTS,
+                Show::Servers => pools::SERVERS,
+                Show::Stats => pools::STATS,
                 Show::Nodes => NODES,
                 Show::Lag => LAG,
                 Show::Rules => &["kind", "name", "rule"],
@@ -143,9 +150,12 @@ impl Statement {
                 Quarantine::Edit { .. } => &["id", "changes", "outcome", "reason"],
             },
             Statement::Reapply { .. } => &["id", "table", "done", "left_out"],
-            Statement::Set | Statement::Reload | Statement::Shutdown(_) | Statement::Missing(_) => {
-                &[]
-            }
+            Statement::Set
+            | Statement::Reload
+            | Statement::Shutdown(_)
+            | Statement::Kill { .. }
+            | Statement::KillClient(_)
+            | Statement::Missing(_) => &[],
         }
     }
 
@@ -157,6 +167,8 @@ impl Statement {
             Statement::Set => "SET",
             Statement::Reload => "RELOAD",
             Statement::Shutdown(_) => "SHUTDOWN",
+            Statement::Kill { .. } => "KILL",
+            Statement::KillClient(_) => "KILL_CLIENT",
             Statement::Quarantine(_) => "QUARANTINE",
             Statement::Reapply { .. } => "REAPPLY",
             Statement::Missing(verb) => verb,

@@ -5,8 +5,10 @@
 
 mod act;
 mod answer;
+pub(crate) mod clients;
 mod lexer;
 mod permissions;
+mod pools;
 mod protocol;
 mod show;
 mod statement;
@@ -33,6 +35,7 @@ use crate::{
     daemon::Shutdown,
     session::{Shared, farewell, report, stopping},
 };
+use clients::Clients;
 use permissions::Permissions;
 use protocol::Conversation;
 
@@ -45,6 +48,8 @@ const CONSOLES_MAX: usize = 64;
 /// What the console works with, beside what sessions share.
 pub(crate) struct Console {
     replicator: Arc<Replicator>,
+    /// Who is in, at the nodes' side of the proxy.
+    pub(crate) clients: Clients,
     permissions: ArcSwap<Permissions>,
     shutdown: watch::Sender<Option<Shutdown>>,
     places: Semaphore,
@@ -67,6 +72,7 @@ impl Console {
     ) -> Console {
         Console {
             replicator,
+            clients: Clients::default(),
             permissions: ArcSwap::from_pointee(Permissions::new(config)),
             shutdown,
             places: Semaphore::new(CONSOLES_MAX),

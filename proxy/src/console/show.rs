@@ -1,16 +1,22 @@
 //! Owns what the console shows, as rows.
 
+use std::time::SystemTime;
+
 use tandem_replicator::operator::OperatorError;
-use tandem_routing_rules::{ClusterView, NodeView, Rules, SessionFacts, Strategy, decide_session};
+use tandem_routing_rules::{Rules, Strategy};
 use tandem_wire::ErrorReport;
 
 use super::{
     DATABASE,
     act::failed,
     answer::{Answer, DATABASES, Row, json_rows, text, yes_no},
+    pools,
     statement::{Route, Show, Statement, VERBS},
 };
-use crate::{config::Config, session::Shared};
+use crate::{
+    config::Config,
+    session::{Shared, route},
+};
 
 /// What is shown to a user.
 pub(super) async fn show(
@@ -28,6 +34,10 @@ pub(super) async fn show(
         Show::Lists => lists(shared),
         Show::Users => users(shared).await,
         Show::State => state(shared),
+        Show::Pools => pools::pools(&shared.pools.figures()),
+        Show::Clients => shared.console.clients.rows(&shared.registry),
+        Show::Servers => pools::servers(&shared.pools.figures(), SystemTime::now()),
+        Show::Stats => pools::stats(&shared.pools.figures()),
         Show::Nodes => nodes(shared),
         Show::Lag => json_rows(
             &shared.console.replicator.status().links,
@@ -79,6 +89,24 @@ fn config(config: &Config) -> Vec<Row> {
         ("proxy.listen", listen.join(", "), false),
         ("proxy.zone", proxy.zone.clone().unwrap_or_default(), false),
         (
+            "proxy.pool_mode",
+            pools::mode(proxy.pool.mode).to_owned(),
+            false,
+        ),
+        ("proxy.pool_size", proxy.pool.size.to_string(), false),
+        (
+            "proxy.reserve_pool_size",
+            proxy.pool.reserve.to_string(),
+            false,
+        ),
+        ("proxy.min_pool_size", proxy.pool.min.to_string(), false),
+        (
+            "proxy.max_prepared_statements",
+            proxy.pool.prepared_max.to_string(),
+            false,
+        ),
+        ("proxy.workers", proxy.workers.to_string(), false),
+        (
             "proxy.max_client_connections",
             proxy.max_client_connections.to_string(),
             false,
@@ -105,6 +133,13 @@ fn config(config: &Config) -> Vec<Row> {
     ];
     let durations = [
         ("proxy.client_login_timeout", proxy.client_login_timeout),
+        ("proxy.query_wait_timeout", proxy.pool.wait_max),
+        ("proxy.query_wait_notify", proxy.pool.notice_after),
+        ("proxy.reserve_pool_timeout", proxy.pool.reserve_after),
+        ("proxy.server_idle_timeout", proxy.pool.idle_max),
+        ("proxy.server_lifetime", proxy.pool.lifetime_max),
+        ("proxy.server_check_delay", proxy.pool.check_after),
+        ("proxy.server_login_retry", proxy.pool.retry_after),
         ("proxy.server_connect_timeout", proxy.server_connect_timeout),
         ("proxy.shutdown_timeout", proxy.shutdown_timeout),
         ("proxy.probe_interval", proxy.probe_interval),
@@ -149,7 +184,7 @@ fn databases(shared: &Shared) -> Vec<Row> {
             text(&node.config().port),
             text(database),
             text(node.name()),
-            text("session"),
+            text(pools::mode(shared.config.proxy.pool.mode)),
             current.clone(),
             max.clone(),
         ]
@@ -294,33 +329,26 @@ fn rules(rules: &Rules, shared: &Shared) -> Vec<Row> {
     rows.into_iter().map(row).collect()
 }
 
-/// Where a session would go now. What it would run there decides nothing: it stays on its node.
+/// Where a session would go now. What it would run there decides nothing.
 fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
-    let views: Vec<NodeView<'_>> = (0..)
-        .zip(shared.nodes.iter())
-        .map(|(index, node)| NodeView {
-            id: node.config().id,
-            name: node.name(),
-            zone: node.config().zone.as_deref(),
-            healthy: shared.health.usable(index),
-            rtt_us: shared.health.rtt_us(index),
-            sessions: node.sessions(),
-        })
-        .collect();
-    let cluster = ClusterView {
-        nodes: &views,
-        zone: shared.config.proxy.zone.as_deref(),
-    };
+    let params = [
+        ("application_name", &asked.application_name),
+        ("tandem.key", &asked.key),
+    ];
+    let given = params
+        .into_iter()
+        .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
+    let given: Vec<_> = given.collect();
+    let user = asked.user.as_deref().unwrap_or(user);
     let database = &shared.config.replication.database;
-    let facts = SessionFacts {
-        user: asked.user.as_deref().unwrap_or(user),
-        database: asked.database.as_deref().unwrap_or(database),
-        application_name: asked.application_name.as_deref(),
-        key: asked.key.as_deref(),
-    };
-    let row = match decide_session(&shared.rules, &facts, &cluster) {
-        Ok(decision) => vec![text(&decision.node_name), text(&decision)],
-        Err(none) => vec![None, text(&none)],
+    let database = asked.database.as_deref().unwrap_or(database);
+    let unusable = route::unusable(shared);
+    let row = match route::choose(shared, user, database, &given, &unusable) {
+        Some((node, why)) => {
+            let node = shared.nodes.get(node);
+            vec![node.map(|node| node.name().to_owned()), Some(why)]
+        }
+        None => vec![None, text("no node is healthy")],
     };
     let notice =
         "routing is by session: the node is chosen at login, and the statement does not change it";

@@ -36,6 +36,12 @@ pub(super) enum Statement {
     Set,
     Reload,
     Shutdown(ShutdownMode),
+    /// Ends the sessions of a database, or all.
+    Kill {
+        database: Option<String>,
+    },
+    /// Ends the session with this process number.
+    KillClient(i32),
     Quarantine(Quarantine),
     Reapply {
         id: ItemId,
@@ -54,6 +60,10 @@ pub(super) enum Show {
     Lists,
     Users,
     State,
+    Pools,
+    Clients,
+    Servers,
+    Stats,
     Nodes,
     Lag,
     Rules,
@@ -130,6 +140,16 @@ pub(super) const VERBS: &[Verb] = &[
         "users that Tandem knows by name, and what they may do here",
     ),
     look("SHOW LISTS", "how many there are of what"),
+    look(
+        "SHOW POOLS",
+        "clients and servers by database, user and node",
+    ),
+    look("SHOW CLIENTS", "who is connected, and to what"),
+    look("SHOW SERVERS", "connections to nodes"),
+    look(
+        "SHOW STATS",
+        "what went through, by database, since the start; times in microseconds",
+    ),
     look("SHOW NODES", "nodes: health, clock, sessions"),
     look("SHOW LAG", "replication from each node to each other"),
     look(
@@ -166,6 +186,14 @@ pub(super) const VERBS: &[Verb] = &[
         "writes a losing write again, as a new change",
     ),
     operate(
+        "KILL [DATABASE]",
+        "ends the sessions of a database, or all, at once",
+    ),
+    operate(
+        "KILL_CLIENT ID",
+        "ends one session, by its id in SHOW CLIENTS",
+    ),
+    operate(
         "RELOAD",
         "reads certificates, host rules and the console's users again",
     ),
@@ -180,8 +208,6 @@ pub(super) const VERBS: &[Verb] = &[
 const MISSING: &[&str] = &[
     "PAUSE",
     "RESUME",
-    "KILL",
-    "KILL_CLIENT",
     "RECONNECT",
     "DISABLE",
     "ENABLE",
@@ -191,10 +217,6 @@ const MISSING: &[&str] = &[
 
 /// What PgBouncer shows and we do not.
 const MISSING_SHOW: &[&str] = &[
-    "SHOW POOLS",
-    "SHOW CLIENTS",
-    "SHOW SERVERS",
-    "SHOW STATS",
     "SHOW STATS_TOTALS",
     "SHOW STATS_AVERAGES",
     "SHOW TOTALS",
@@ -240,6 +262,10 @@ impl Statement {
                 | Show::Lists
                 | Show::Users
                 | Show::State
+                | Show::Pools
+                | Show::Clients
+                | Show::Servers
+                | Show::Stats
                 | Show::Nodes
                 | Show::Lag
                 | Show::Rules
@@ -254,9 +280,11 @@ impl Statement {
                 | Quarantine::Skip(_)
                 | Quarantine::Edit { .. },
             ) => Right::Operate,
-            Statement::Reload | Statement::Shutdown(_) | Statement::Reapply { .. } => {
-                Right::Operate
-            }
+            Statement::Reload
+            | Statement::Shutdown(_)
+            | Statement::Kill { .. }
+            | Statement::KillClient(_)
+            | Statement::Reapply { .. } => Right::Operate,
         }
     }
 }
@@ -345,6 +373,16 @@ impl<'t> Words<'t> {
                 force: self.takes("FORCE"),
             }),
             "RELOAD" => Ok(Statement::Reload),
+            "KILL" => Ok(Statement::Kill {
+                database: self.next().map(Token::name),
+            }),
+            "KILL_CLIENT" => {
+                let id = self.word("an id")?;
+                let pid = id.text.parse();
+                let pid =
+                    pid.map_err(|_| syntax(format!("\"{}\" is not the id of a client", id.text)))?;
+                Ok(Statement::KillClient(pid))
+            }
             "SHUTDOWN" => self.shutdown(),
             "SET" => self.set(),
             "BEGIN" | "START" | "COMMIT" | "ROLLBACK" | "END" | "ABORT" => Err(ErrorReport::error(
@@ -359,6 +397,8 @@ impl<'t> Words<'t> {
                 }
                 let known = [
                     "HELP",
+                    "KILL",
+                    "KILL_CLIENT",
                     "SHOW",
                     "QUARANTINE",
                     "REAPPLY",
@@ -382,6 +422,10 @@ impl<'t> Words<'t> {
             "LISTS" => Show::Lists,
             "USERS" => Show::Users,
             "STATE" => Show::State,
+            "POOLS" => Show::Pools,
+            "CLIENTS" => Show::Clients,
+            "SERVERS" => Show::Servers,
+            "STATS" => Show::Stats,
             "NODES" => Show::Nodes,
             "LAG" => Show::Lag,
             "RULES" => Show::Rules,

@@ -11,6 +11,7 @@ fn typed(syntax: &str) -> String {
         .replace("NODE/ID", "n1/3")
         .replace("SCHEMA.TABLE.COLUMN=VALUE", "public.item.amount=9")
         .replace("LIMIT N", "LIMIT 5")
+        .replace("_CLIENT ID", "_CLIENT 7")
 }
 
 #[test]
@@ -143,6 +144,9 @@ fn what_is_not_understood_is_told_with_what_is() {
             "SET work_mem = '1GB'",
             "the console has no setting \"work_mem\"",
         ),
+        ("KILL_CLIENT", "KILL_CLIENT needs an id"),
+        ("KILL_CLIENT x", "\"x\" is not the id of a client"),
+        ("KILL a b", "syntax error at \"b\""),
         ("BEGIN", "the console has no transactions"),
         ("SHOW ROUTE 'x", "unterminated '"),
     ];
@@ -172,5 +176,5 @@ fn pgbouncers_other_verbs_are_known_and_missing() {
     for text in MISSING.iter().chain(MISSING_SHOW) {
         assert_eq!(one(text), Statement::Missing(text), "{text}");
     }
-    assert_eq!(one("KILL app"), Statement::Missing("KILL"));
+    assert_eq!(one("PAUSE app"), Statement::Missing("PAUSE"));
 }

@@ -96,6 +96,11 @@ impl HealthBoard {
         })
     }
 
+    /// Whether this node is up, as far as is known, fenced or not.
+    pub(crate) fn is_up(&self, node: usize) -> bool {
+        self.nodes.get(node).is_some_and(NodeHealth::is_up)
+    }
+
     /// Says why a node should get no sessions, or that it may have them again.
     pub(crate) fn set_fence(&self, node: usize, reason: Option<String>) {
         if let Some(node) = self.nodes.get(node) {

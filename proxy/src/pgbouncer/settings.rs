@@ -13,6 +13,8 @@ pub(super) enum Carry {
     Limit(&'static str),
     /// It becomes this key of `[proxy]`, a time; PgBouncer gives seconds.
     Seconds(&'static str),
+    /// The same, where 0 means the same in both.
+    SecondsOrZero(&'static str),
     /// Nothing depends on it: Tandem does what is right without it.
     Needless,
     /// It has no counterpart. At this value, which is the default, nothing is lost.
@@ -22,7 +24,7 @@ pub(super) enum Carry {
     },
 }
 
-use Carry::{Limit, Lost, Needless, Number, Seconds, Used};
+use Carry::{Limit, Lost, Needless, Number, Seconds, SecondsOrZero, Used};
 
 const fn lost(default: &'static str, instead: &'static str) -> Carry {
     Lost { default, instead }
@@ -30,7 +32,6 @@ const fn lost(default: &'static str, instead: &'static str) -> Carry {
 
 const STDERR: &str = "Tandem logs to standard error: let the service manager keep that";
 const SERVICE: &str = "let the service manager start Tandem as that user";
-const POOLS: &str = "pools have one size, `pool_size`";
 const LIMIT: &str = "[limits] limits clients; for server connections use ALTER ROLE or DATABASE ... CONNECTION LIMIT on the nodes";
 const ROLE_TIMEOUT: &str = "set it on the nodes: ALTER ROLE ... SET statement_timeout, idle_in_transaction_session_timeout";
 const TLS: &str = "rustls decides: TLS 1.2 and 1.3, sound ciphers only";
@@ -64,9 +65,12 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
     ("pool_mode", Used),
     ("max_client_conn", Number("max_client_connections")),
     ("default_pool_size", Number("pool_size")),
-    ("min_pool_size", lost("0", POOLS)),
-    ("reserve_pool_size", lost("0", POOLS)),
-    ("reserve_pool_timeout", Needless),
+    ("min_pool_size", Number("min_pool_size")),
+    ("reserve_pool_size", Number("reserve_pool_size")),
+    (
+        "reserve_pool_timeout",
+        SecondsOrZero("reserve_pool_timeout"),
+    ),
     ("max_db_connections", lost("0", LIMIT)),
     ("max_db_client_connections", Limit("clients_per_database")),
     ("max_user_connections", lost("0", LIMIT)),
@@ -95,7 +99,7 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
     ("service_name", Needless),
     ("job_name", Needless),
     ("stats_period", Needless),
-    ("max_prepared_statements", Needless),
+    ("max_prepared_statements", Used),
     ("auth_type", Used),
     ("auth_file", Used),
     ("auth_hba_file", Used),
@@ -141,13 +145,13 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
         "server_reset_query_always",
         lost("0", "a server connection is never given to another session"),
     ),
-    ("server_check_delay", Needless),
+    ("server_check_delay", SecondsOrZero("server_check_delay")),
     ("server_check_query", Needless),
     ("server_fast_close", Needless),
-    ("server_lifetime", Needless),
-    ("server_idle_timeout", Needless),
+    ("server_lifetime", Seconds("server_lifetime")),
+    ("server_idle_timeout", SecondsOrZero("server_idle_timeout")),
     ("server_connect_timeout", Seconds("server_connect_timeout")),
-    ("server_login_retry", Needless),
+    ("server_login_retry", Seconds("server_login_retry")),
     ("client_login_timeout", Seconds("client_login_timeout")),
     ("autodb_idle_timeout", Needless),
     ("dns_max_ttl", lost("15", DNS)),
@@ -183,8 +187,8 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
     ("server_tls_ciphers", lost("default", TLS)),
     ("server_tls13_ciphers", lost("", TLS)),
     ("query_timeout", lost("0", ROLE_TIMEOUT)),
-    ("query_wait_timeout", Needless),
-    ("query_wait_notify", Needless),
+    ("query_wait_timeout", Seconds("query_wait_timeout")),
+    ("query_wait_notify", SecondsOrZero("query_wait_notify")),
     ("cancel_wait_timeout", Needless),
     (
         "client_idle_timeout",
@@ -276,15 +280,24 @@ impl Import {
             Some(Number(_) | Limit(_)) if value.parse::<u32>().is_err() => {
                 self.note(entry, format!("`{key}` is no number"), "write it by hand");
             }
-            Some(Seconds(_)) if seconds(value).is_none() => {
+            Some(Seconds(_) | SecondsOrZero(_)) if carry_time(key, value).is_none() => {
                 self.note(
                     entry,
                     format!("`{key}` is without limit, or no number"),
                     "every wait has a bound in Tandem; write one, or leave the default",
                 );
             }
-            Some(Used | Number(_) | Limit(_) | Seconds(_) | Needless | Lost { .. }) => {}
+            Some(_) => {}
         }
+    }
+}
+
+/// What a setting's time is in Tandem's words; `None` where it has no counterpart.
+pub(super) fn carry_time(key: &str, value: &str) -> Option<String> {
+    match (carry(key)?, seconds(value)) {
+        (Seconds(_) | SecondsOrZero(_), Some(time)) => Some(time),
+        (SecondsOrZero(_), None) if value.parse() == Ok(0.0) => Some("0s".to_owned()),
+        _ => None,
     }
 }
 

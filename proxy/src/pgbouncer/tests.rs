@@ -69,6 +69,7 @@ listen = ["127.0.0.1:6432", "unix:/var/run/postgresql:6432"]
 pool_mode = "session"
 max_client_connections = 100
 pool_size = 20
+reserve_pool_size = 5
 server_connect_timeout = "15500ms"
 
 [auth]
@@ -119,7 +120,6 @@ sslmode = "prefer"
         "pgbouncer.ini:19: `pool_mode` of user `batch` has no counterpart; [limits] limits clients",
         "pgbouncer.ini:22: `logfile` has no counterpart; Tandem logs to standard error",
         "pgbouncer.ini:23: `pidfile` has no counterpart",
-        "pgbouncer.ini:43: `reserve_pool_size` has no counterpart; pools have one size",
         "pgbouncer.ini:46: `idle_transaction_timeout` has no counterpart; set it on the nodes",
         "pgbouncer.ini:48: setting `colour` is not known",
     ];
@@ -138,6 +138,7 @@ sslmode = "prefer"
 fn what_is_written_is_a_valid_configuration() {
     let config = debian().loaded(Some("app")).unwrap();
     assert_eq!(config.proxy.max_client_connections, 100);
+    assert_eq!((config.proxy.pool.size, config.proxy.pool.reserve), (20, 5));
     assert_eq!(config.admin.users, ["postgres", "ops"]);
     assert_eq!(config.limits.of_user("batch"), Some(10));
     assert_eq!(config.limits.of_user("app"), Some(50));
@@ -287,4 +288,44 @@ fn what_cannot_be_used_is_told_and_never_makes_it_more_open() {
         "{notes:?}"
     );
     assert_eq!(case.loaded(None).unwrap().auth.rules.iter().count(), 0);
+}
+
+#[test]
+fn settings_of_pools_keep_their_meaning_and_zero_where_it_means_the_same() {
+    let of = |lines: &str| {
+        let case = Case::new(
+            &format!("[databases]\napp = host=db\n[pgbouncer]\n{lines}"),
+            &[],
+        );
+        (case.imported(None).1, case.loaded(None).unwrap().proxy.pool)
+    };
+    let (notes, pool) = of(
+        "pool_mode = transaction\ndefault_pool_size = 7\nmin_pool_size = 2\nreserve_pool_size = 3\n\
+                            reserve_pool_timeout = 1.5\nquery_wait_timeout = 30\nserver_idle_timeout = 0\n\
+                            server_lifetime = 60\nserver_check_delay = 0\nmax_prepared_statements = 50\n",
+    );
+    assert!(notes.is_empty(), "{notes:?}");
+    assert_eq!(
+        (pool.size, pool.min, pool.reserve, pool.prepared_max),
+        (7, 2, 3, 50)
+    );
+    let times = [
+        pool.reserve_after,
+        pool.wait_max,
+        pool.idle_max,
+        pool.lifetime_max,
+        pool.check_after,
+    ];
+    assert_eq!(
+        times.map(|time| time.as_millis()),
+        [1_500, 30_000, 0, 60_000, 0]
+    );
+
+    // Without limit there is no counterpart; prepared statements cannot be switched off.
+    let (notes, pool) =
+        of("query_wait_timeout = 0\nserver_lifetime = 0\nmax_prepared_statements = 0\n");
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    let default = crate::config::PoolConfig::default();
+    assert_eq!(pool.wait_max, default.wait_max);
+    assert_eq!(pool.prepared_max, default.prepared_max);
 }

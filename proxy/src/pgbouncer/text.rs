@@ -8,7 +8,7 @@ use super::{
     Import,
     databases::Nodes,
     login::{Login, Rules},
-    settings::{Carry, SETTINGS, seconds},
+    settings::{Carry, SETTINGS, carry_time},
 };
 
 /// PgBouncer's port where none is named.
@@ -31,12 +31,20 @@ impl Import {
         line("listen", Value::from(listen));
         match self.value("pool_mode").unwrap_or("session") {
             "session" => line("pool_mode", Value::from("session")),
-            "transaction" => {}
+            "transaction" => line("pool_mode", Value::from("transaction")),
             _ => self.note_setting(
                 "pool_mode",
                 "statement pooling is not there",
                 "transactions are pooled, which also takes what runs in one",
             ),
+        }
+        // 0 switches prepared statements off there; here they always work.
+        let prepared = self.value("max_prepared_statements");
+        if let Some(most) = prepared
+            .and_then(|most| most.parse().ok())
+            .filter(|most: &u32| *most > 0)
+        {
+            line("max_prepared_statements", Value::from(i64::from(most)));
         }
         for (setting, carry) in SETTINGS {
             let Some(value) = self.value(setting) else {
@@ -48,8 +56,8 @@ impl Import {
                         line(key, Value::from(i64::from(number)));
                     }
                 }
-                Carry::Seconds(key) => {
-                    if let Some(time) = seconds(value) {
+                Carry::Seconds(key) | Carry::SecondsOrZero(key) => {
+                    if let Some(time) = carry_time(setting, value) {
                         line(key, Value::from(time));
                     }
                 }

@@ -1,27 +1,23 @@
 //! Owns a client's way from the startup packet to its first ReadyForQuery.
 
-use std::{fmt::Write as _, net::IpAddr, time::Duration};
+use std::{fmt::Write as _, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
-use tandem_routing_rules::{ClusterView, NodeView, SessionFacts, decide_session};
 use tandem_wire::{
-    ConnectError, Connection, Credentials, ErrorReport, Secret, Stream,
+    ConnectError, Credentials, ErrorReport,
     auth::ClientIo,
-    connection::Parts,
     encode,
     startup::{Startup, TlsInfo},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{
-    Place, Shared,
-    registry::{Registered, Target},
-    report, stopping,
-};
+use super::{Place, Shared, registry::Registered, report, route, stopping};
 use crate::{
     auth::{Applicant, Denied},
-    health::{Verdict, verdict},
+    config::PoolMode,
+    health::Verdict,
     node::CountedSession,
+    pool::{Key, Params, Pool, Server, WaitError, release},
 };
 
 /// Cancel keys in protocol 3.2 are as long as PostgreSQL 18's; in 3.0 they have four bytes.
@@ -41,18 +37,20 @@ pub(super) struct Login<'a> {
 
 /// A client who is in.
 pub(super) struct Welcome {
-    pub(super) server: Stream,
-    pub(super) from_server: BytesMut,
+    pub(super) pool: Arc<Pool>,
+    /// The one that the client keeps.
+    pub(super) server: Option<Box<Server>>,
     pub(super) registered: Registered,
-    pub(super) node: usize,
     pub(super) counted: CountedSession,
     pub(super) place: Place,
 }
 
-/// A node that has taken the login.
+/// A pool that takes the client.
 struct Found {
-    node: usize,
-    connection: Connection,
+    pool: Arc<Pool>,
+    server: Option<Box<Server>>,
+    /// The settings that the client is told.
+    greeting: Params,
     counted: CountedSession,
 }
 
@@ -141,165 +139,124 @@ impl Login<'_> {
             .take(&self.startup.user, &self.startup.database)
             .map_err(|report| Ended::new(&report))?;
         let place = place.counted(counted);
-        Ok((place, self.connect(credentials).await?))
+        Ok((place, self.connect(&credentials).await?))
     }
 
-    /// Connects to the node that the rules choose; to the next one while nobody serves there.
-    async fn connect(&self, credentials: Credentials) -> Result<Found, Ended> {
+    /// Comes to a node's pool: of the node that the rules choose, or the next one while nobody serves there.
+    async fn connect(&self, credentials: &Credentials) -> Result<Found, Ended> {
         let shared = self.shared;
-        let mut unusable: Vec<bool> = (0..shared.nodes.len())
-            .map(|node| !shared.health.usable(node))
-            .collect();
+        let (user, database) = (&self.startup.user, &self.startup.database);
+        let params: Params = self.startup.params.clone().into();
+        let mut unusable = route::unusable(shared);
         let mut tried = String::new();
-        while let Some((index, why)) = self.choose(&unusable) {
+        while let Some((index, why)) = route::choose(shared, user, database, &params, &unusable) {
             let Some(node) = shared.nodes.get(index) else {
                 break;
             };
-            let limit = shared.config.proxy.server_connect_timeout;
-            let another = unusable.iter().filter(|unusable| !**unusable).count() > 1;
-            let options = node.client_options(
-                &self.startup.user,
-                &self.startup.database,
-                credentials.clone(),
-                self.startup.params.clone(),
-                if another { limit.min(HOP_MAX) } else { limit },
-            );
             // Counted from now on, so that many who come at once do not all choose the same node.
             let counted = node.count_session();
-            let turn = node.login_turn().await;
-            let error = match tandem_wire::connect(&options).await {
-                Ok(connection) => {
+            let key = Key {
+                node: index,
+                database: database.clone(),
+                user: user.clone(),
+                params: Arc::clone(&params),
+            };
+            let pool = shared.pools.get(key, credentials);
+            let another = unusable.iter().filter(|unusable| !**unusable).count() > 1;
+            let outcome = self.enter(&pool, another).await;
+            let error = match outcome {
+                Ok((server, greeting)) => {
                     tracing::debug!(
                         peer = self.peer,
-                        user = self.startup.user,
-                        database = self.startup.database,
+                        user,
+                        database,
                         node = node.name(),
                         why,
-                        backend = connection.backend_pid(),
                         "session begins"
                     );
                     return Ok(Found {
-                        node: index,
-                        connection,
+                        pool,
+                        server,
+                        greeting,
                         counted,
                     });
                 }
                 Err(error) => error,
             };
-            drop(turn);
-            match verdict(&error) {
-                Verdict::Answer => {
-                    if matches!(&error, ConnectError::Server(error) if error.code == "28P01") {
+            match &error {
+                Some(WaitError::Open(open)) if open.verdict == Verdict::Answer => {
+                    if matches!(&open.error, ConnectError::Server(error) if error.code == "28P01") {
                         // The verifier that Tandem checked against is perhaps out of date.
-                        shared.gate.invalidate(&self.startup.user);
+                        shared.gate.invalidate(user);
                     }
-                    return Err(answered(node.name(), &error));
+                    return Err(answered(node.name(), &open.error));
                 }
-                Verdict::Ours => {
-                    tracing::error!(%error, "cannot open a connection to a node");
+                Some(WaitError::Open(open)) if open.verdict == Verdict::Ours => {
+                    tracing::error!(error = %open, "cannot open a connection to a node");
                     return Err(Ended::new(&report::out_of_descriptors()));
                 }
-                Verdict::NobodyThere => shared.health.refused(index, node, &error.to_string()),
-                Verdict::Broken | Verdict::Unclear => shared.health.evidence(index),
+                Some(WaitError::Open(_)) => {}
+                Some(WaitError::TooLong(_)) | None => shared.health.evidence(index),
             }
-            tracing::info!(node = node.name(), %error, "connect failed, trying the next node");
+            let error = error.map_or_else(
+                || "no connection in time".to_owned(),
+                |error| error.to_string(),
+            );
+            tracing::info!(
+                node = node.name(),
+                error,
+                "connect failed, trying the next node"
+            );
             let _ = write!(tried, "{}: {error}; ", node.name());
             if let Some(unusable) = unusable.get_mut(index) {
                 *unusable = true;
             }
         }
-        for (index, node) in shared.nodes.iter().enumerate() {
-            if let Some(problem) = shared.health.problem(index)
-                && !tried.contains(&format!("{}: ", node.name()))
-            {
-                let _ = write!(tried, "{}: {problem}; ", node.name());
-            }
-        }
-        tracing::warn!(
-            user = self.startup.user,
-            tried,
-            "no node can take a session"
-        );
+        route::add_problems(shared, &mut tried);
+        tracing::warn!(user, tried, "no node can take a session");
         Err(Ended::new(&report::no_node(
             &shared.config.cluster,
             tried.trim_end_matches([';', ' ']),
         )))
     }
 
-    /// The rules' choice among the nodes that are left, and its reason.
-    fn choose(&self, unusable: &[bool]) -> Option<(usize, String)> {
-        let shared = self.shared;
-        let views: Vec<NodeView<'_>> = shared
-            .nodes
-            .iter()
-            .zip(unusable)
-            .enumerate()
-            .map(|(index, (node, unusable))| NodeView {
-                id: node.config().id,
-                name: node.name(),
-                zone: node.config().zone.as_deref(),
-                healthy: !unusable,
-                rtt_us: shared.health.rtt_us(index),
-                sessions: node.sessions(),
-            })
-            .collect();
-        let cluster = ClusterView {
-            nodes: &views,
-            zone: shared.config.proxy.zone.as_deref(),
-        };
-        let param = |name: &str| {
-            self.startup
-                .params
-                .iter()
-                .find(|(known, _)| known == name)
-                .map(|(_, value)| value.as_str())
-        };
-        let key = param("tandem.key")
-            .map(str::to_owned)
-            .or_else(|| param("options").and_then(|options| option_setting(options, "tandem.key")));
-        let facts = SessionFacts {
-            user: &self.startup.user,
-            database: &self.startup.database,
-            application_name: param("application_name"),
-            key: key.as_deref(),
-        };
-        let decision = decide_session(&shared.rules, &facts, &cluster).ok()?;
-        let index = views.iter().position(|view| view.id == decision.node)?;
-        Some((index, decision.to_string()))
+    /// What the client is greeted with, and the server that it keeps. The first client of a pool waits until its first server
+    /// has said what the settings are. An error without a reason: it took too long.
+    async fn enter(
+        &self,
+        pool: &Arc<Pool>,
+        another: bool,
+    ) -> Result<(Option<Box<Server>>, Params), Option<WaitError>> {
+        let keeps = self.shared.config.proxy.pool.mode == PoolMode::Session;
+        if !keeps && let Some(greeting) = pool.greeting() {
+            return Ok((None, greeting));
+        }
+        let limit = self.shared.config.proxy.server_connect_timeout;
+        let limit = if another { limit.min(HOP_MAX) } else { limit };
+        let server = timeout(limit, pool.server()).await.map_err(|_| None)??;
+        let greeting = pool.greeting().unwrap_or_default();
+        if keeps {
+            return Ok((Some(server), greeting));
+        }
+        release(server);
+        Ok((None, greeting))
     }
 
     /// Sends what a server sends after a login, with our own cancel key.
     async fn greet(&self, io: &mut ClientIo, place: Place, found: Found) -> Result<Welcome, Ended> {
-        let Found {
-            node,
-            connection,
-            counted,
-        } = found;
-        let shared = self.shared;
-        let Parts {
-            stream,
-            rx,
-            parameters,
-            backend_pid,
-            cancel_secret,
-        } = connection.into_parts();
-        let target = Target {
-            node,
-            pid: backend_pid,
-            secret: Secret::new(cancel_secret),
-        };
         let key_len = if self.startup.protocol >= (3, 2) {
             LONG_KEY
         } else {
             4
         };
-        let registered = shared
+        let registered = self
+            .shared
             .registry
-            .enter(key_len, target)
+            .enter(key_len)
             .map_err(|error| Ended::silent(error.to_string()))?;
         let mut greeting = BytesMut::with_capacity(512);
         encode::backend::authentication_ok(&mut greeting);
-        for (name, value) in &parameters {
+        for (name, value) in &*found.greeting {
             encode::backend::parameter_status(&mut greeting, name, value)
                 .map_err(|error| Ended::silent(error.to_string()))?;
         }
@@ -310,11 +267,10 @@ impl Login<'_> {
             .await
             .map_err(|error| Ended::silent(format!("the client went away: {error}")))?;
         Ok(Welcome {
-            server: stream,
-            from_server: rx,
+            pool: found.pool,
+            server: found.server,
             registered,
-            node,
-            counted,
+            counted: found.counted,
             place,
         })
     }
@@ -343,74 +299,9 @@ fn wants_replication(value: &str) -> bool {
     )
 }
 
-/// The value of `-c name=value` or `--name=value` in a startup packet's `options`.
-///
-/// Words are separated by white space; a backslash takes the next character as it is (`pg_split_opts` in PostgreSQL's
-/// postinit.c). The last one counts.
-fn option_setting(options: &str, name: &str) -> Option<String> {
-    let mut found = None;
-    let mut words = split_options(options).into_iter();
-    while let Some(word) = words.next() {
-        let setting = if word == "-c" {
-            words.next()
-        } else {
-            word.strip_prefix("-c")
-                .or_else(|| word.strip_prefix("--"))
-                .map(str::to_owned)
-        };
-        if let Some((known, value)) = setting
-            .as_deref()
-            .and_then(|setting| setting.split_once('='))
-            && known == name
-        {
-            found = Some(value.to_owned());
-        }
-    }
-    found
-}
-
-fn split_options(options: &str) -> Vec<String> {
-    let mut words = Vec::new();
-    let mut word: Option<String> = None;
-    let mut chars = options.chars();
-    while let Some(c) = chars.next() {
-        if c.is_ascii_whitespace() {
-            words.extend(word.take());
-        } else {
-            let c = if c == '\\' { chars.next() } else { Some(c) };
-            word.get_or_insert_default().extend(c);
-        }
-    }
-    words.extend(word);
-    words
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_setting_is_found_in_the_options() {
-        let table = [
-            ("-c tandem.key=station:42", Some("station:42")),
-            ("-ctandem.key=a", Some("a")),
-            ("--tandem.key=a", Some("a")),
-            ("-c geqo=off  -c tandem.key=a\\ b -c x=y", Some("a b")),
-            ("-c tandem.key=a -c tandem.key=b", Some("b")),
-            ("-c other.key=a", None),
-            ("-c", None),
-            ("", None),
-            ("-c tandem.key", None),
-            ("\\", None),
-        ];
-        for (options, expected) in table {
-            assert_eq!(
-                option_setting(options, "tandem.key").as_deref(),
-                expected,
-                "{options}"
-            );
-        }
-    }
 
     #[test]
     fn replication_is_told_from_a_false_boolean() {

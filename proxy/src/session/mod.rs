@@ -1,11 +1,19 @@
 //! Owns one client from accept to close: startup, login, choice of a node, relay, goodbye.
 
+mod end;
+mod inbound;
 mod login;
-pub(crate) mod progress;
-mod pump;
+mod outbound;
+pub(crate) mod outbox;
+pub(crate) mod owed;
+pub(crate) mod prepared;
 pub(crate) mod registry;
-mod relay;
 pub(crate) mod report;
+pub(crate) mod route;
+mod splice;
+mod task;
+#[cfg(test)]
+mod tests;
 
 use std::{
     net::IpAddr,
@@ -32,15 +40,20 @@ use crate::{
     auth::Gate,
     cancel::Canceller,
     config::Config,
-    console::{self, Console},
+    console::{
+        self, Console,
+        clients::{About, Listed},
+    },
     health::HealthBoard,
     limits::{Counted, Limits},
-    node::{CountedSession, Nodes},
+    node::Nodes,
+    pool::Pools,
 };
+pub(crate) use end::farewell;
+use end::{Boundary, End};
 use login::Ended;
-use registry::{Registered, Registry, Stop};
-pub(crate) use relay::farewell;
-use relay::{Boundary, End, Relay};
+use registry::{Registry, Stop};
+use task::{Begin, Task};
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -51,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) health: Arc<HealthBoard>,
     pub(crate) gate: Gate,
     pub(crate) tls: Option<ServerTls>,
+    pub(crate) pools: Arc<Pools>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) canceller: Canceller,
     pub(crate) clients: Clients,
@@ -127,47 +141,35 @@ pub(crate) async fn stopping(stop: &mut watch::Receiver<Stop>) {
     let _ = stop.wait_for(|stop| *stop != Stop::No).await;
 }
 
-/// A client who has logged in and has a node.
+/// A client who has logged in.
 struct Ready {
-    client: Stream,
-    from_client: BytesMut,
-    server: Stream,
-    from_server: BytesMut,
-    registered: Registered,
-    node: usize,
-    about: Box<About>,
-    _counted: CountedSession,
+    task: Task,
+    about: Arc<About>,
+    _listed: Listed,
     _place: Place,
 }
 
-/// For the log.
-struct About {
-    peer: String,
-    user: String,
-    database: String,
-    since: Instant,
-}
-
-/// Serves one accepted connection to its end.
+/// Serves one accepted connection to its end, on the worker that this runs on.
 pub(crate) async fn serve(shared: &Shared, stream: Stream) {
+    let stream = match stream.rehome() {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::warn!(%error, "a client's connection could not be moved to a worker");
+            return;
+        }
+    };
     // In a box of its own, so that the login's buffers and futures do not stay with an idle session.
     let Some(ready) = Box::pin(begin(shared, stream)).await else {
         return;
     };
     let Ready {
-        client,
-        from_client,
-        server,
-        from_server,
-        registered,
-        node,
+        mut task,
         about,
-        _counted,
+        _listed,
         _place,
     } = ready;
-    let mut relay = Relay::new(client, from_client, server, from_server);
-    let end = relay.run(registered.entry()).await;
-    Box::pin(conclude(shared, relay, end, &registered, node, &about)).await;
+    let end = task.run(shared).await;
+    Box::pin(conclude(shared, task, end, &about)).await;
 }
 
 /// Everything up to the first ReadyForQuery.
@@ -230,22 +232,35 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
         address,
     };
     match login.run(&mut io, deadline).await {
-        Ok(welcome) => Some(Ready {
-            client: io.stream,
-            from_client: io.rx,
-            server: welcome.server,
-            from_server: welcome.from_server,
-            registered: welcome.registered,
-            node: welcome.node,
-            about: Box::new(About {
+        Ok(welcome) => {
+            let mut params = startup.params.iter().rev();
+            let name = params.find(|(name, _)| name == "application_name");
+            let about = Arc::new(About {
+                application_name: name.map(|(_, value)| value.clone()),
+                tls: tls.is_some(),
                 peer,
                 user: startup.user,
                 database: startup.database,
                 since,
-            }),
-            _counted: welcome.counted,
-            _place: welcome.place,
-        }),
+            });
+            let pid = welcome.registered.pid();
+            Some(Ready {
+                task: Task::new(Begin {
+                    client: io.stream,
+                    from_client: io.rx,
+                    server: welcome.server,
+                    pool: welcome.pool,
+                    interner: Arc::clone(&shared.pools.statements),
+                    counted: welcome.counted,
+                    registered: welcome.registered,
+                    session: shared.pools.next_session(),
+                    mode: shared.config.proxy.pool.mode,
+                }),
+                _listed: shared.console.clients.list(pid, &about),
+                about,
+                _place: welcome.place,
+            })
+        }
         Err(Ended { last_words, reason }) if last_words.is_empty() => {
             // Among them psql, which goes away to ask its user for a password.
             tracing::debug!(peer, user = startup.user, reason, "login not finished");
@@ -273,20 +288,22 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 }
 
 /// Tells client, server, health and log about the end of a session.
-async fn conclude(
-    shared: &Shared,
-    relay: Relay<Stream, Stream>,
-    end: End,
-    registered: &Registered,
-    node: usize,
-    about: &About,
-) {
+async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
+    let (node, cut, in_flight) = (
+        task.node(),
+        task.boundary() == Boundary::Cut,
+        task.in_flight(),
+    );
     let name = shared.nodes.get(node).map_or("?", |node| node.name());
     let last_words = match &end {
         End::Client | End::ClientLost(_) | End::ServerFatal => BytesMut::new(),
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
+        End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
+        End::NoServer(report) => report::bytes(report),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
-        End::ServerViolation(_) => report::bytes(&report::node_violation(name)),
+        End::ServerViolation(_) | End::ServerMismatch(_) => {
+            report::bytes(&report::node_violation(name))
+        }
         End::Stopped => match shared.health.fence(node) {
             Some(reason) if *shared.stop.borrow() == Stop::No => {
                 report::bytes(&report::node_fenced(name, &reason))
@@ -296,20 +313,38 @@ async fn conclude(
     };
     match &end {
         End::ServerLost(_) | End::ServerFatal => shared.health.evidence(node),
-        End::ServerViolation(error) => {
-            tracing::error!(node = name, %error, "the node broke the protocol; its connection is closed");
+        End::ServerViolation(_) | End::ServerMismatch(_) => {
+            tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::Stopped | End::Client | End::ClientLost(_) | End::ClientViolation(_) => {}
+        End::NoServer(_) => {
+            tracing::info!(
+                peer = about.peer,
+                user = about.user,
+                database = about.database,
+                node = name,
+                %end,
+                "session ended"
+            );
+        }
+        _ => {}
     }
-    let cut = relay.boundary() == Boundary::Cut;
-    // The backend would go on working for nobody.
-    let cancel = matches!(end, End::Stopped) && relay.in_flight();
-    let cancelled = async {
-        if cancel {
-            shared.canceller.forward(registered.target()).await;
+    let (mut client, unsent, server) = task.into_parts();
+    let mut bytes = unsent;
+    if cut {
+        bytes.clear();
+    } else {
+        bytes.extend_from_slice(&last_words);
+    }
+    let close = async {
+        let Some(server) = server else { return };
+        if in_flight && !matches!(end, End::Client | End::ServerFatal | End::ServerLost(_)) {
+            // The backend would go on working for nobody.
+            shared.canceller.forward(server.face.begin_cancel()).await;
+        } else {
+            server.close();
         }
     };
-    tokio::join!(relay.finish(&last_words), cancelled);
+    tokio::join!(farewell(&mut client, &bytes), close);
     tracing::debug!(
         peer = about.peer,
         user = about.user,
@@ -320,25 +355,4 @@ async fn conclude(
         cut,
         "session ended"
     );
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_limited_and_come_back() {
-        let clients = Clients::new(2);
-        let (first, second) = (clients.take(), clients.take());
-        assert!(first.is_some() && second.is_some() && clients.take().is_none());
-        assert_eq!((clients.current(), clients.max()), (2, 2));
-        drop(first);
-        assert!(clients.take().is_some());
-    }
-
-    #[test]
-    fn the_state_of_an_idle_session_stays_small() {
-        let relay = size_of::<Relay<Stream, Stream>>();
-        assert!(relay <= 768, "{relay} bytes");
-    }
 }

@@ -16,7 +16,7 @@ use aws_lc_rs::{constant_time, rand};
 use futures_util::task::AtomicWaker;
 use tandem_wire::Secret;
 
-use super::progress::Activity;
+use crate::pool::{CancelUnderWay, Face};
 
 /// What the daemon wants of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,22 +47,74 @@ impl Stop {
     }
 }
 
-/// The backend that works for a session.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    /// Index of the node in the configuration.
-    pub(crate) node: usize,
-    /// Its process number there.
-    pub(crate) pid: i32,
-    /// The key that cancels it.
-    pub(crate) secret: Secret,
+/// What a session is doing, as others see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// Outside a transaction, and nothing is owed.
+    Idle,
+    /// Inside a transaction (or a failed one), and nothing is owed.
+    InTransaction,
+    /// The server owes an answer, or there is none yet.
+    Active,
+}
+
+impl Activity {
+    fn code(self) -> u8 {
+        match self {
+            Activity::Idle => 0,
+            Activity::InTransaction => 1,
+            Activity::Active => 2,
+        }
+    }
+
+    fn from_code(code: u8) -> Activity {
+        match code {
+            0 => Activity::Idle,
+            1 => Activity::InTransaction,
+            _ => Activity::Active,
+        }
+    }
+}
+
+/// Where a session's statements run.
+#[derive(Debug)]
+enum Place {
+    /// Nowhere: it has no server.
+    Idle,
+    /// Nowhere yet: it waits for a server.
+    Waiting {
+        /// A cancel request has come.
+        cancelled: bool,
+    },
+    /// On this server.
+    Server(Arc<Face>),
+}
+
+/// What a cancel request has to do.
+#[derive(Debug)]
+pub(crate) enum Cancel {
+    /// Nothing: the key is wrong, or nothing runs.
+    Nothing,
+    /// The session answers it by itself.
+    Answered,
+    /// It goes to the server, which the session keeps, and nobody else gets, until it has arrived.
+    Forward(CancelUnderWay),
+}
+
+/// What a session is doing, to be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// `idle`, `idle_in_transaction`, `active` or `waiting`.
+    pub(crate) state: &'static str,
+    /// The process number of its backend, while it has one.
+    pub(crate) server: Option<i32>,
 }
 
 /// What the daemon and cancel requests see of a session.
 #[derive(Debug)]
 pub(crate) struct SessionEntry {
     key: Secret,
-    target: Target,
+    place: Mutex<Place>,
     waker: AtomicWaker,
     stop: AtomicU8,
     activity: AtomicU8,
@@ -82,6 +134,69 @@ impl SessionEntry {
     /// Tells others what the session is doing.
     pub(crate) fn publish(&self, activity: Activity) {
         self.activity.store(activity.code(), Ordering::Relaxed);
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The session has this server now. Answers whether a cancel request has come while it waited for one: then it must
+    /// not use it.
+    pub(crate) fn attach(&self, face: &Arc<Face>) -> bool {
+        let before = std::mem::replace(&mut *self.place(), Place::Server(Arc::clone(face)));
+        matches!(before, Place::Waiting { cancelled: true })
+    }
+
+    /// The session waits for a server.
+    pub(crate) fn wait(&self) {
+        *self.place() = Place::Waiting { cancelled: false };
+    }
+
+    /// The session has no server any more, and wants none.
+    pub(crate) fn detach(&self) {
+        *self.place() = Place::Idle;
+    }
+
+    /// Whether a cancel request has come for a session that waits.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        matches!(*self.place(), Place::Waiting { cancelled: true })
+    }
+
+    fn cancel(&self) -> Cancel {
+        let mut place = self.place();
+        match &mut *place {
+            Place::Idle => Cancel::Nothing,
+            Place::Waiting { cancelled } => {
+                *cancelled = true;
+                drop(place);
+                self.waker.wake();
+                Cancel::Answered
+            }
+            Place::Server(face) => Cancel::Forward(face.begin_cancel()),
+        }
+    }
+
+    fn seen(&self) -> Seen {
+        let (waiting, server) = match &*self.place() {
+            Place::Idle => (false, None),
+            Place::Waiting { .. } => (true, None),
+            Place::Server(face) => (false, Some(face.pid)),
+        };
+        let activity = Activity::from_code(self.activity.load(Ordering::Relaxed));
+        let state = match activity {
+            _ if waiting => "waiting",
+            Activity::Idle => "idle",
+            Activity::InTransaction => "idle_in_transaction",
+            Activity::Active => "active",
+        };
+        Seen { state, server }
+    }
+
+    fn node(&self) -> Option<usize> {
+        match &*self.place() {
+            Place::Server(face) => Some(face.node),
+            Place::Idle | Place::Waiting { .. } => None,
+        }
     }
 
     fn request(&self, stop: Stop) {
@@ -122,13 +237,8 @@ impl Registered {
         self.entry.key.expose()
     }
 
-    /// The backend that works for the session.
-    pub(crate) fn target(&self) -> &Target {
-        &self.entry.target
-    }
-
     /// What others see of the session.
-    pub(crate) fn entry(&self) -> &SessionEntry {
+    pub(crate) fn entry(&self) -> &Arc<SessionEntry> {
         &self.entry
     }
 }
@@ -154,11 +264,7 @@ impl Registry {
     ///
     /// The process number is random too, so that with the short key of protocol 3.0 there are
     /// 63 bits to guess, not 32.
-    pub(crate) fn enter(
-        self: &Arc<Registry>,
-        key_len: usize,
-        target: Target,
-    ) -> Result<Registered, NoRandomness> {
+    pub(crate) fn enter(self: &Arc<Registry>, key_len: usize) -> Result<Registered, NoRandomness> {
         let mut key = vec![0; key_len];
         rand::fill(&mut key).map_err(|_| NoRandomness)?;
         let mut table = self.table();
@@ -172,7 +278,7 @@ impl Registry {
         };
         let entry = Arc::new(SessionEntry {
             key: Secret::new(key),
-            target,
+            place: Mutex::new(Place::Idle),
             waker: AtomicWaker::new(),
             stop: AtomicU8::new(table.stop.unwrap_or(Stop::No).code()),
             activity: AtomicU8::new(Activity::Idle.code()),
@@ -186,12 +292,17 @@ impl Registry {
         })
     }
 
-    /// The backend that a cancel request may reach: only with the right key, compared in constant time.
-    pub(crate) fn target(&self, pid: i32, key: &[u8]) -> Option<Target> {
-        let entry = self.table().by_pid.get(&pid).cloned()?;
-        constant_time::verify_slices_are_equal(entry.key.expose(), key)
-            .is_ok()
-            .then(|| entry.target.clone())
+    /// Takes a cancel request: only with the right key, compared in constant time.
+    pub(crate) fn cancel(&self, pid: i32, key: &[u8]) -> Cancel {
+        let entry = self.table().by_pid.get(&pid).cloned();
+        match entry {
+            Some(entry)
+                if constant_time::verify_slices_are_equal(entry.key.expose(), key).is_ok() =>
+            {
+                entry.cancel()
+            }
+            _ => Cancel::Nothing,
+        }
     }
 
     /// Asks every session, and all that are still to come, to stop.
@@ -206,17 +317,33 @@ impl Registry {
         }
     }
 
-    /// Asks the sessions that a node serves to stop; answers how many there are.
+    /// Asks the sessions that have a server on a node to stop; answers how many there are.
     pub(crate) fn stop_node(&self, node: usize, stop: Stop) -> usize {
         let table = self.table();
         let of_node = table.by_pid.values();
-        let of_node = of_node.filter(|entry| entry.target.node == node);
+        let of_node = of_node.filter(|entry| entry.node() == Some(node));
         let entries: Vec<_> = of_node.cloned().collect();
         drop(table);
         for entry in &entries {
             entry.request(stop);
         }
         entries.len()
+    }
+
+    /// Asks one session to end at once; answers whether there is one.
+    pub(crate) fn stop_one(&self, pid: i32) -> bool {
+        let entry = self.table().by_pid.get(&pid).cloned();
+        if let Some(entry) = &entry {
+            entry.request(Stop::AtOnce);
+        }
+        entry.is_some()
+    }
+
+    /// What every session is doing, by process number.
+    pub(crate) fn seen(&self) -> HashMap<i32, Seen> {
+        let table = self.table();
+        let sessions = table.by_pid.iter();
+        sessions.map(|(pid, entry)| (*pid, entry.seen())).collect()
     }
 
     /// How many sessions there are.
@@ -245,37 +372,56 @@ impl Registry {
 mod tests {
     use super::*;
 
-    fn target(pid: i32) -> Target {
-        Target {
-            node: 1,
-            pid,
-            secret: Secret::new([7; 4]),
-        }
+    fn face(node: usize) -> Arc<Face> {
+        Arc::new(Face::of(node, 42, Secret::new([7; 4])))
     }
 
     #[test]
-    fn only_the_right_key_reaches_the_backend_and_only_while_the_session_lives() {
+    fn only_the_right_key_cancels_and_only_while_the_session_lives() {
         let registry = Arc::new(Registry::default());
-        let session = registry.enter(4, target(42)).expect("entered");
+        let session = registry.enter(4).expect("entered");
         let (pid, key) = (session.pid(), session.key().to_vec());
         assert!(pid > 0);
-        assert_eq!(registry.target(pid, &key).map(|t| t.pid), Some(42));
+        session.entry().attach(&face(1));
+        match registry.cancel(pid, &key) {
+            Cancel::Forward(cancel) => {
+                assert_eq!(cancel.face().pid, 42);
+                cancel.arrived();
+            }
+            other => panic!("{other:?}"),
+        }
         let mut wrong = key.clone();
         wrong[3] ^= 1;
-        assert!(registry.target(pid, &wrong).is_none());
-        assert!(registry.target(pid, &key[..3]).is_none());
-        assert!(registry.target(pid, &[]).is_none());
-        assert!(registry.target(pid ^ 1, &key).is_none());
+        let nothing = |pid, key: &[u8]| matches!(registry.cancel(pid, key), Cancel::Nothing);
+        assert!(nothing(pid, &wrong) && nothing(pid, &key[..3]));
+        assert!(nothing(pid, &[]) && nothing(pid ^ 1, &key));
         drop(session);
-        assert!(registry.target(pid, &key).is_none());
+        assert!(nothing(pid, &key));
         assert_eq!(registry.len(), 0);
+    }
+
+    #[test]
+    fn a_cancel_for_a_session_that_waits_is_its_own_and_not_its_next_statements() {
+        let registry = Arc::new(Registry::default());
+        let session = registry.enter(4).expect("entered");
+        let (pid, key) = (session.pid(), session.key().to_vec());
+        let entry = session.entry();
+        assert!(matches!(registry.cancel(pid, &key), Cancel::Nothing));
+        entry.wait();
+        assert!(!entry.is_cancelled(), "the one before came too early");
+        assert!(matches!(registry.cancel(pid, &key), Cancel::Answered));
+        assert!(entry.is_cancelled());
+        assert!(entry.attach(&face(1)), "it must not run any more");
+        entry.detach();
+        entry.wait();
+        assert!(!entry.attach(&face(1)), "the next one may");
     }
 
     #[test]
     fn keys_have_the_length_of_the_protocol_and_differ() {
         let registry = Arc::new(Registry::default());
-        let old = registry.enter(4, target(1)).expect("entered");
-        let new = registry.enter(32, target(2)).expect("entered");
+        let old = registry.enter(4).expect("entered");
+        let new = registry.enter(32).expect("entered");
         assert_eq!((old.key().len(), new.key().len()), (4, 32));
         assert_ne!(old.pid(), new.pid());
         assert_ne!(old.key(), &new.key()[..4]);
@@ -284,11 +430,11 @@ mod tests {
     #[test]
     fn a_stop_reaches_sessions_that_come_later_and_only_grows() {
         let registry = Arc::new(Registry::default());
-        let before = registry.enter(4, target(1)).expect("entered");
+        let before = registry.enter(4).expect("entered");
         assert_eq!(before.entry().stop(), Stop::No);
         registry.stop_all(Stop::AtOnce);
         registry.stop_all(Stop::WhenIdle);
-        let after = registry.enter(4, target(2)).expect("entered");
+        let after = registry.enter(4).expect("entered");
         assert_eq!(before.entry().stop(), Stop::AtOnce);
         assert_eq!(after.entry().stop(), Stop::AtOnce);
     }
@@ -296,24 +442,28 @@ mod tests {
     #[test]
     fn only_the_sessions_of_one_node_are_stopped() {
         let registry = Arc::new(Registry::default());
-        let here = registry.enter(4, target(1)).expect("entered");
-        let elsewhere = Target {
-            node: 2,
-            ..target(2)
+        let sessions: Vec<_> = (0..3)
+            .map(|_| registry.enter(4).expect("entered"))
+            .collect();
+        sessions[0].entry().attach(&face(1));
+        sessions[1].entry().attach(&face(2));
+        let stops = || {
+            sessions
+                .iter()
+                .map(|each| each.entry().stop())
+                .collect::<Vec<_>>()
         };
-        let there = registry.enter(4, elsewhere).expect("entered");
         assert_eq!(registry.stop_node(2, Stop::WhenIdle), 1);
-        assert_eq!(here.entry().stop(), Stop::No);
-        assert_eq!(there.entry().stop(), Stop::WhenIdle);
+        assert_eq!(stops(), [Stop::No, Stop::WhenIdle, Stop::No]);
         assert_eq!(registry.stop_node(2, Stop::AtOnce), 1);
-        assert_eq!(there.entry().stop(), Stop::AtOnce);
+        assert_eq!(stops(), [Stop::No, Stop::AtOnce, Stop::No]);
     }
 
     #[test]
     fn activities_are_counted() {
         let registry = Arc::new(Registry::default());
         let sessions: Vec<_> = (0..3)
-            .map(|n| registry.enter(4, target(n)).expect("entered"))
+            .map(|_| registry.enter(4).expect("entered"))
             .collect();
         sessions[1].entry().publish(Activity::Active);
         sessions[2].entry().publish(Activity::InTransaction);

@@ -3,6 +3,8 @@
 use bytes::{BufMut, BytesMut};
 use tandem_wire::{ErrorReport, ServerError, encode};
 
+use crate::pool::WaitError;
+
 /// An ErrorResponse as bytes.
 pub(crate) fn bytes(report: &ErrorReport) -> BytesMut {
     let mut buf = BytesMut::new();
@@ -117,6 +119,46 @@ pub(crate) fn no_node(cluster: &str, tried: &str) -> ErrorReport {
         format!("no node of cluster {cluster} can take a session now"),
     )
     .with_detail(tried.to_owned())
+}
+
+/// A statement that waited for a server is cancelled. PostgreSQL's own text.
+pub(crate) fn cancelled() -> ErrorReport {
+    ErrorReport::error("57014", "canceling statement due to user request")
+        .with_detail("It was waiting for a server connection, nothing of it has run.")
+}
+
+/// The client's statement waits for a server.
+pub(crate) fn waiting() -> ErrorReport {
+    ErrorReport::new(
+        "NOTICE",
+        "00000",
+        "no server connection is free now, the statement waits in the queue",
+    )
+}
+
+/// There is no server for the client's statement, of which nothing was sent.
+pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
+    match error {
+        WaitError::TooLong(_) => ErrorReport::fatal(
+            "53300",
+            format!("no server connection to node {node} became free within query_wait_timeout"),
+        )
+        .with_hint("Nothing of the statement has run. Raise pool_size, or look for transactions that stay open."),
+        WaitError::Open(open) => ErrorReport::fatal(
+            "08006",
+            format!("no server connection to node {node} can be opened"),
+        )
+        .with_detail(open.to_string())
+        .with_hint("Nothing of the statement has run."),
+    }
+}
+
+/// The client has prepared more than it may.
+pub(crate) fn too_much_prepared() -> ErrorReport {
+    ErrorReport::fatal(
+        "53400",
+        "terminating connection: the session's prepared statements are larger than 64 MiB in all",
+    )
 }
 
 /// The node wants a proof of the user's identity that Tandem cannot give.

@@ -44,6 +44,19 @@ impl Stream {
         chain.and_then(<[_]>::first)
     }
 
+    /// Registers the stream with the reactor of the runtime that this is called on, so that its events come up there. A TLS
+    /// stream stays where it is; that costs a wake-up across threads for each event, nothing else.
+    ///
+    /// # Errors
+    /// What the system says. The stream is closed then.
+    pub fn rehome(self) -> io::Result<Self> {
+        Ok(match self {
+            Self::Tcp(tcp) => Self::Tcp(TcpStream::from_std(tcp.into_std()?)?),
+            Self::Unix(unix) => Self::Unix(UnixStream::from_std(unix.into_std()?)?),
+            tls @ (Self::ClientTls(_) | Self::ServerTls(_)) => tls,
+        })
+    }
+
     /// The peer as text for logs: `127.0.0.1:5432`, or `unix` for a unix socket.
     pub fn peer_addr(&self) -> String {
         self.tcp()

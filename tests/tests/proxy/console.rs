@@ -156,6 +156,8 @@ async fn only_who_is_listed_and_has_proved_it_gets_in_and_only_to_what_it_may() 
     let monitor = console(&cluster, "monitor").await;
     assert_eq!(client::value(&monitor, "SHOW STATE").await, "active");
     for verb in [
+        "KILL app",
+        "KILL_CLIENT 1",
         "SHOW CONFLICTS",
         "QUARANTINE SHOW n1/1",
         "QUARANTINE RETRY",
@@ -355,4 +357,111 @@ async fn shutdown_is_answered_and_ends_the_daemon() {
     client::execute(&app, "BEGIN").await;
     client::execute(&ops, "SHUTDOWN").await;
     assert!(cluster.daemon.ended().await.success());
+}
+
+/// The rows of a SHOW whose line has all of these texts in it.
+async fn lines_with(client: &Client, sql: &str, texts: &[&str]) -> Vec<String> {
+    let lines = shown(client, sql).await.into_iter();
+    lines
+        .filter(|line| texts.iter().all(|text| line.contains(text)))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_pools_and_servers_are_shown_as_they_are_and_clients_can_be_ended() {
+    let cluster = with_console(Cluster::of(&[15]).proxy("pool_mode = \"transaction\"")).await;
+    let ops = console(&cluster, "ops").await;
+    let (idle, busy) = (cluster.proxy().await, cluster.proxy().await);
+    client::execute(&idle, "SELECT 1").await;
+    client::execute(&busy, "BEGIN; SELECT 1").await;
+    let clients = eventually("both are shown", LIMIT, async || {
+        let clients = lines_with(&ops, "SHOW CLIENTS", &["user=app database=app"]).await;
+        let of = |state: &str| clients.iter().filter(|line| line.contains(state)).count();
+        match (of("state=idle addr"), of("state=idle_in_transaction")) {
+            (1, 1) => Ok(clients),
+            _ => Err(format!("{clients:#?}")),
+        }
+    })
+    .await;
+    let in_transaction = clients
+        .iter()
+        .find(|line| line.contains("in_transaction"))
+        .expect("one");
+    let of = |line: &str, key: &str| {
+        let from = line.find(key).expect("the column") + key.len();
+        line[from..]
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let (id, backend) = (
+        of(in_transaction, " id="),
+        of(in_transaction, "remote_pid="),
+    );
+    assert_eq!(
+        client::value(&busy, "SELECT pg_backend_pid()").await,
+        backend
+    );
+    assert!(
+        !lines_with(&ops, "SHOW CLIENTS", &["remote_pid=- "])
+            .await
+            .is_empty()
+    );
+
+    let pools = lines_with(&ops, "SHOW POOLS", &["database=app user=app node=n1"]).await;
+    assert!(
+        pools.len() == 1 && pools[0].contains("cl_active=1 cl_waiting=0 sv_active=1"),
+        "{pools:?}"
+    );
+    assert!(pools[0].ends_with("pool_mode=transaction"), "{pools:?}");
+    let servers = lines_with(
+        &ops,
+        "SHOW SERVERS",
+        &["state=active", &format!("remote_pid={backend}")],
+    )
+    .await;
+    assert!(
+        servers.len() == 1 && of(&servers[0], " link=") == id,
+        "{servers:?}, not {id}"
+    );
+    let stats = lines_with(&ops, "SHOW STATS", &["database=app"]).await;
+    assert!(
+        stats.len() == 1 && !stats[0].contains("total_query_count=0"),
+        "{stats:?}"
+    );
+
+    client::execute(&ops, &format!("KILL_CLIENT {id}")).await;
+    let lost = busy
+        .simple_query("SELECT 1")
+        .await
+        .expect_err("it is ended");
+    assert!(
+        lost.is_closed() || client::sqlstate(&lost) == "57P01",
+        "{lost:?}"
+    );
+    assert_eq!(client::value(&idle, "SELECT 'still in'").await, "still in");
+    assert!(
+        refusal(&ops, &format!("KILL_CLIENT {id}"))
+            .await
+            .starts_with("42704")
+    );
+    client::execute(&ops, "KILL nothing").await;
+    assert_eq!(client::value(&idle, "SELECT 'still in'").await, "still in");
+    client::execute(&ops, "KILL app").await;
+    assert!(idle.simple_query("SELECT 1").await.is_err());
+    eventually("nobody is left", LIMIT, async || {
+        match lines_with(&ops, "SHOW CLIENTS", &["database=app"])
+            .await
+            .as_slice()
+        {
+            [] => Ok(()),
+            left => Err(format!("{left:?}")),
+        }
+    })
+    .await;
+    assert_eq!(
+        client::value(&cluster.proxy().await, "SELECT 'new'").await,
+        "new"
+    );
 }

@@ -3,11 +3,13 @@
 mod admin;
 mod cancel;
 mod console;
+mod flows;
 mod host_rules;
 mod hostile;
 mod large;
 mod login;
 mod loss;
+mod pooling;
 mod security;
 mod sessions;
 mod tls;

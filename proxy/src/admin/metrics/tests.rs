@@ -6,7 +6,10 @@ use tandem_replicator::{
 };
 
 use super::{Text, render};
-use crate::admin::{ClientStatus, NodeStatus, Status};
+use crate::{
+    admin::{ClientStatus, NodeStatus, Status},
+    pool::figures::Figures,
+};
 
 fn rates() -> RateStatus {
     RateStatus {
@@ -96,6 +99,10 @@ fn status() -> Status {
             idle: 1,
             in_transaction: 0,
             active: 2,
+        },
+        pools: Figures {
+            pools: Vec::new(),
+            servers: Vec::new(),
         },
         panics: 0,
     }

@@ -1,0 +1,158 @@
+//! Owns the tasks that bring server connections to a pool: opening one, and asking an idle one for a sign of life.
+
+use std::{io, sync::Arc};
+
+use tandem_wire::{ConnectError, Connection, Sender, connection::Parts, encode, frame};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
+
+use super::{Pool, Server, lock, wait::Ticket};
+use crate::{
+    health::{Verdict, verdict},
+    pool::WaitError,
+};
+
+/// Why no server connection could be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct OpenError {
+    /// What happened.
+    pub(crate) error: ConnectError,
+    /// What that says of the node.
+    pub(crate) verdict: Verdict,
+}
+
+impl OpenError {
+    /// A connection that could not be moved to another thread.
+    pub(super) fn moved(error: io::Error) -> OpenError {
+        OpenError {
+            error: ConnectError::Io(error),
+            verdict: Verdict::Ours,
+        }
+    }
+}
+
+/// Opens a connection and brings it to the queue.
+pub(super) async fn open(pool: Arc<Pool>) {
+    let outcome = Box::pin(connect(&pool)).await;
+    let now = pool.env.now();
+    match outcome {
+        Ok(server) => {
+            let (home, born) = (server.home, server.born);
+            let refused = lock(&pool.queue).arrived(server, home, born, now);
+            drop(refused);
+        }
+        Err(error) => {
+            let key = &pool.key;
+            let node = pool.env.node(key.node);
+            let name = node.map_or("?", |node| node.name());
+            tracing::info!(node = name, user = key.user, database = key.database, %error, "no server connection");
+            if let Some(node) = node {
+                match error.verdict {
+                    Verdict::NobodyThere => {
+                        pool.env.health.refused(key.node, node, &error.to_string());
+                    }
+                    Verdict::Broken | Verdict::Unclear => pool.env.health.evidence(key.node),
+                    Verdict::Answer | Verdict::Ours => {}
+                }
+            }
+            let concerned: Vec<Arc<Ticket>> = lock(&pool.queue).failed(now);
+            let error = Arc::new(error);
+            for ticket in concerned {
+                ticket.fail(WaitError::Open(Arc::clone(&error)));
+            }
+        }
+    }
+}
+
+async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
+    let (key, env) = (&pool.key, &pool.env);
+    let Some(node) = env.node(key.node) else {
+        return Err(OpenError::moved(io::ErrorKind::NotFound.into()));
+    };
+    let credentials = lock(&pool.credentials).clone();
+    let options = node.client_options(
+        &key.user,
+        &key.database,
+        credentials,
+        key.params.to_vec(),
+        env.connect_timeout,
+    );
+    let turn = node.login_turn().await;
+    let connected = tandem_wire::connect(&options).await;
+    drop(turn);
+    let parts = connected.map(Connection::into_parts).map_err(|error| {
+        let verdict = verdict(&error);
+        OpenError { error, verdict }
+    })?;
+    Ok(pool.seat(parts))
+}
+
+impl Pool {
+    /// Makes a server of a new connection. It is counted already.
+    fn seat(self: &Arc<Pool>, parts: Parts) -> Box<Server> {
+        *lock(&self.greeting) = Some(parts.parameters.clone().into());
+        let env = &self.env;
+        let id = env
+            .servers
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let server = Server::new(
+            parts,
+            self.key.node,
+            id,
+            env.limits.prepared_max,
+            env.now(),
+            Arc::downgrade(self),
+        );
+        lock(&self.faces).push(Arc::downgrade(&server.face));
+        Box::new(server)
+    }
+}
+
+/// Asks a server for a sign of life and brings it to the queue. One that gives none is closed.
+pub(super) async fn check(pool: Arc<Pool>, mut server: Box<Server>) {
+    let alive = timeout(pool.env.connect_timeout, is_alive(&mut server)).await;
+    let now = pool.env.now();
+    if matches!(alive, Ok(Ok(true))) {
+        let (home, born) = (server.home, server.born);
+        let refused = lock(&pool.queue).arrived(server, home, born, now);
+        drop(refused);
+        return;
+    }
+    pool.env.health.evidence(pool.key.node);
+    lock(&pool.queue).check_failed();
+    drop(server);
+}
+
+/// Sends a Sync and waits for its answer.
+async fn is_alive(server: &mut Server) -> io::Result<bool> {
+    let mut out = bytes::BytesMut::new();
+    encode::frontend::sync(&mut out);
+    server.stream.write_all(&out).await?;
+    server.stream.flush().await?;
+    loop {
+        match frame::peek(&server.received, Sender::Server) {
+            Ok(Some(header)) if server.received.len() >= header.frame_len() => {
+                let frame = server.received.split_to(header.frame_len());
+                match (header.tag, frame.get(frame::HEADER_LEN..)) {
+                    (b'Z', Some(b"I")) => return Ok(server.received.is_empty()),
+                    (b'N', _) => {}
+                    (b'S', Some(body)) => {
+                        if let Ok(status) = tandem_wire::backend::ParameterStatus::parse(body) {
+                            super::note_reported(&mut server.reported, status.name, status.value);
+                        }
+                    }
+                    _ => return Ok(false),
+                }
+            }
+            Ok(_) => {
+                if server.stream.read_buf(&mut server.received).await? == 0 {
+                    return Ok(false);
+                }
+            }
+            Err(_) => return Ok(false),
+        }
+    }
+}

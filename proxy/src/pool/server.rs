@@ -1,0 +1,304 @@
+//! Owns one server connection of a pool: its stream, what it owes, what it has prepared, and what others may see of it.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+    time::{Duration, SystemTime},
+};
+
+use bytes::BytesMut;
+use tandem_wire::{Scanner, Secret, Sender, Stream, connection::Parts};
+use tokio::io::AsyncWrite;
+
+use super::{Pool, current_worker};
+use crate::session::{outbox::Outbox, owed::Owed, prepared::ServerStatements};
+
+/// A server connection. Whoever has it uses it alone; dropping it closes it and makes room in its pool.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) stream: Stream,
+    /// Finds the messages in what arrives.
+    pub(crate) scanner: Scanner,
+    /// Arrived, but not a whole message yet.
+    pub(crate) received: BytesMut,
+    /// What the server has not taken yet.
+    pub(crate) unsent: Outbox,
+    pub(crate) owed: Owed,
+    pub(crate) statements: ServerStatements,
+    /// The settings that it reports, as last reported.
+    pub(crate) reported: Reported,
+    pub(crate) face: Arc<Face>,
+    /// When it was opened, from the daemon's start.
+    pub(super) born: Duration,
+    /// The worker whose reactor the stream is registered with.
+    pub(super) home: usize,
+    /// Not to be used for another client.
+    pub(crate) spent: bool,
+    seat: Seat,
+}
+
+/// Settings that a server reports by itself, with their values.
+pub(crate) type Reported = Vec<(Box<[u8]>, Box<[u8]>)>;
+
+/// Notes a reported value.
+pub(crate) fn note_reported(reported: &mut Reported, name: &[u8], value: &[u8]) {
+    match reported.iter_mut().find(|(known, _)| **known == *name) {
+        Some((_, known)) => {
+            if **known != *value {
+                *known = value.into();
+            }
+        }
+        None => reported.push((name.into(), value.into())),
+    }
+}
+
+/// A place in a pool, free again when dropped.
+#[derive(Debug)]
+pub(super) struct Seat(pub(super) Weak<Pool>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0.upgrade() {
+            pool.on_lost();
+        }
+    }
+}
+
+impl Drop for Face {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.keep_totals(self);
+        }
+    }
+}
+
+/// What others see of a server connection: whoever cancels, and whoever asks for figures.
+#[derive(Debug)]
+pub(crate) struct Face {
+    /// Counts the daemon's server connections.
+    pub(crate) id: u64,
+    /// Index of the node.
+    pub(crate) node: usize,
+    /// The backend's process number there.
+    pub(crate) pid: i32,
+    /// What cancels it.
+    pub(crate) secret: Secret,
+    /// When it was opened.
+    pub(crate) opened: SystemTime,
+    /// Whether it is encrypted.
+    pub(crate) tls: bool,
+    pub(crate) counters: Counters,
+    /// The process number that its client was given; 0: nobody has it.
+    pub(crate) client: AtomicU32,
+    /// Prepared statements on it.
+    pub(crate) prepared: AtomicU32,
+    pool: Weak<Pool>,
+    cancels: Mutex<Cancels>,
+    doubtful: AtomicBool,
+}
+
+#[cfg(test)]
+impl Face {
+    /// Of a backend that belongs to no pool.
+    pub(crate) fn of(node: usize, pid: i32, secret: Secret) -> Face {
+        Face {
+            id: 0,
+            node,
+            pid,
+            secret,
+            opened: SystemTime::now(),
+            tls: false,
+            counters: Counters::default(),
+            client: AtomicU32::new(0),
+            prepared: AtomicU32::new(0),
+            pool: Weak::new(),
+            cancels: Mutex::default(),
+            doubtful: AtomicBool::new(false),
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Cancels {
+    under_way: u32,
+    /// The server waits for the last of them.
+    held: Option<Box<Server>>,
+}
+
+/// What went through a server connection. Only its user writes, so no update is ever lost.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Times that it was given back: transactions, as far as pooling is concerned.
+    pub(crate) transactions: AtomicU64,
+    /// Query, Execute and FunctionCall messages.
+    pub(crate) queries: AtomicU64,
+    /// Bytes from the client.
+    pub(crate) received: AtomicU64,
+    /// Bytes to the client.
+    pub(crate) sent: AtomicU64,
+}
+
+/// Adds to a counter that nobody else writes.
+pub(crate) fn add(counter: &AtomicU64, more: u64) {
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(more),
+        Ordering::Relaxed,
+    );
+}
+
+impl Server {
+    /// A connection that has just logged in.
+    pub(super) fn new(
+        parts: Parts,
+        node: usize,
+        id: u64,
+        prepared_max: usize,
+        born: Duration,
+        pool: Weak<Pool>,
+    ) -> Server {
+        let reported = parts
+            .parameters
+            .iter()
+            .map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()))
+            .collect();
+        Server {
+            scanner: Scanner::new(Sender::Server),
+            received: parts.rx,
+            unsent: Outbox::default(),
+            owed: Owed::new(),
+            statements: ServerStatements::new(prepared_max),
+            reported,
+            face: Arc::new(Face {
+                id,
+                node,
+                pid: parts.backend_pid,
+                secret: Secret::new(parts.cancel_secret),
+                opened: SystemTime::now(),
+                tls: parts.stream.is_tls(),
+                counters: Counters::default(),
+                client: AtomicU32::new(0),
+                prepared: AtomicU32::new(0),
+                pool: Weak::clone(&pool),
+                cancels: Mutex::default(),
+                doubtful: AtomicBool::new(false),
+            }),
+            stream: parts.stream,
+            born,
+            home: current_worker(),
+            spent: false,
+            seat: Seat(pool),
+        }
+    }
+
+    /// Registers the stream with the reactor of the worker that this runs on, so that its events come up there.
+    pub(super) fn move_here(mut self: Box<Self>) -> io::Result<Box<Self>> {
+        let here = current_worker();
+        if self.home != here {
+            self.stream = self.stream.rehome()?;
+            self.home = here;
+        }
+        Ok(self)
+    }
+
+    /// The pool that it belongs to, as long as that exists.
+    pub(super) fn pool(&self) -> Option<Arc<Pool>> {
+        self.seat.0.upgrade()
+    }
+
+    /// Ends the session politely, if the server stands between two messages; best effort.
+    pub(crate) fn close(mut self: Box<Self>) {
+        if self.unsent.is_empty() && !self.owed.is_fatal() {
+            let mut cx = Context::from_waker(Waker::noop());
+            // Terminate. A server that is gone or does not read need not be told.
+            let _ = Pin::new(&mut self.stream).poll_write(&mut cx, b"X\0\0\0\x04");
+            let _ = Pin::new(&mut self.stream).poll_flush(&mut cx);
+        }
+    }
+
+    /// Whether another client may have it.
+    pub(crate) fn is_reusable(&self) -> bool {
+        !self.spent
+            && self.owed.is_settled()
+            && self.scanner.at_boundary()
+            && self.received.is_empty()
+            && self.unsent.is_empty()
+            && !self.face.doubtful.load(Ordering::Acquire)
+    }
+}
+
+impl Face {
+    fn cancels(&self) -> MutexGuard<'_, Cancels> {
+        // No code that can panic runs under this lock.
+        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A cancel request is on its way: until it has arrived nobody else gets the server.
+    pub(crate) fn begin_cancel(self: &Arc<Face>) -> CancelUnderWay {
+        self.cancels().under_way += 1;
+        CancelUnderWay {
+            face: Arc::clone(self),
+            arrived: false,
+        }
+    }
+
+    /// Keeps the server until no cancel request is on its way; gives it back at once when none is.
+    pub(super) fn hold(server: Box<Server>) -> Option<Box<Server>> {
+        let face = Arc::clone(&server.face);
+        let mut cancels = face.cancels();
+        if cancels.under_way == 0 {
+            return Some(server);
+        }
+        cancels.held = Some(server);
+        None
+    }
+
+    /// Cancel requests on their way.
+    pub(crate) fn cancels_under_way(&self) -> u32 {
+        self.cancels().under_way
+    }
+}
+
+/// A cancel request on its way to a server.
+#[derive(Debug)]
+pub(crate) struct CancelUnderWay {
+    face: Arc<Face>,
+    arrived: bool,
+}
+
+impl CancelUnderWay {
+    /// The server has closed the connection of the request: the signal was sent, and meets nothing that comes later.
+    pub(crate) fn arrived(mut self) {
+        self.arrived = true;
+    }
+
+    /// The server it is for.
+    pub(crate) fn face(&self) -> &Face {
+        &self.face
+    }
+}
+
+impl Drop for CancelUnderWay {
+    fn drop(&mut self) {
+        let held = {
+            let mut cancels = self.face.cancels();
+            cancels.under_way = cancels.under_way.saturating_sub(1);
+            if !self.arrived {
+                // It may still arrive, at any time.
+                self.face.doubtful.store(true, Ordering::Release);
+            }
+            if cancels.under_way == 0 {
+                cancels.held.take()
+            } else {
+                None
+            }
+        };
+        if let Some(server) = held {
+            super::release(server);
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Owns what becomes of a client's messages: which are passed on, under which names, and what must go ahead of them.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::{BufMut, BytesMut};
+use tandem_wire::{
+    FrameError, Header, Reader, Scan, Sender, encode,
+    frame::{self, HEADER_LEN},
+};
+
+use super::{
+    owed::{By, Sent},
+    prepared::{ServerStatements, Statement},
+    splice::Splice,
+    task::{Hold, Place, Refusing, StopAt, Task, whole_max},
+};
+use crate::pool::{Server, add};
+
+/// What becomes of one message.
+enum Step {
+    /// It is passed on as it is.
+    Pass,
+    /// It goes nowhere.
+    Drop,
+    /// So many of its bytes were written anew; the rest is passed on.
+    Written(usize),
+    /// Nothing yet.
+    Stop(StopAt),
+}
+
+impl Task {
+    /// Takes messages until one must wait. Answers how many bytes of `input` were taken, and why not all whole messages were.
+    pub(super) fn on_client_bytes(
+        &mut self,
+        input: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> (usize, Option<StopAt>) {
+        let mut taken = 0;
+        loop {
+            let rest = input.get(taken..).unwrap_or_default();
+            if rest.is_empty() {
+                return (taken, None);
+            }
+            let scan = match self.up.next(rest) {
+                Ok(scan) => scan,
+                Err(error) => return (taken, Some(StopAt::Violation(error))),
+            };
+            match scan {
+                Scan::Continue(more) => {
+                    if !self.dropping_up {
+                        splice.pass(input, taken..taken + more);
+                    }
+                    taken += more;
+                }
+                Scan::Frame(header) => {
+                    let at = taken..taken + header.frame_len();
+                    match self.on_client_message(header, input, at.clone(), splice) {
+                        Step::Pass => splice.pass(input, at.clone()),
+                        Step::Drop => {}
+                        Step::Written(new) => splice.pass(input, at.start + new..at.end),
+                        Step::Stop(why) => return (taken, Some(why)),
+                    }
+                    taken = at.end;
+                }
+                Scan::Incomplete { need } => {
+                    let header = frame::peek(rest, Sender::Client).ok().flatten();
+                    let (Some(need), Some(header)) = (need, header) else {
+                        return (taken, None);
+                    };
+                    if need <= whole_max(header.tag, Sender::Client) {
+                        return (taken, None);
+                    }
+                    match self.begin_large(header, input, taken..input.len(), splice) {
+                        Ok(written) => taken += written,
+                        Err(why) => return (taken, Some(why)),
+                    }
+                }
+            }
+        }
+    }
+
+    /// A message that is too large to be collected: from here on its bytes pass as they come. Answers how many are dealt with.
+    fn begin_large(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: Range<usize>,
+        splice: &mut Splice<'_>,
+    ) -> Result<usize, StopAt> {
+        let step = self.on_client_message(header, input, at.clone(), splice);
+        if let Step::Stop(why) = step {
+            return Err(why);
+        }
+        if matches!(header.tag, b'Q' | b'P') && matches!(self.place, Place::Server(_)) {
+            // Nobody knows what the rest of it does to the session.
+            self.hold.get_or_insert(Hold::LargeStatement);
+        }
+        self.up.begin_stream(header);
+        self.dropping_up = matches!(step, Step::Drop);
+        let Step::Written(new) = step else {
+            return Ok(0);
+        };
+        let written = input.get(at.start..at.start + new).unwrap_or_default();
+        self.up.next(written).map_err(StopAt::Violation)?;
+        Ok(new)
+    }
+
+    /// Decides about one message: `input[at]`, whole or, if it is large, what of it is there.
+    fn on_client_message(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: Range<usize>,
+        splice: &mut Splice<'_>,
+    ) -> Step {
+        let tag = header.tag;
+        if tag == b'X' {
+            return Step::Stop(StopAt::Goodbye);
+        }
+        if tag == b'p' {
+            let from = Sender::Client;
+            return Step::Stop(StopAt::Violation(FrameError::UnknownTag { tag, from }));
+        }
+        if self.refusing != Refusing::No {
+            return self.refuse_message(tag);
+        }
+        let Place::Server(server) = &mut self.place else {
+            return self.without_server(tag);
+        };
+        if server.owed.is_skipping() && tag != b'S' {
+            // The server would throw it away.
+            return Step::Drop;
+        }
+        if matches!(tag, b'Q' | b'F') && server.owed.is_in_implicit_batch() {
+            // Nobody else shall meet what is left behind.
+            self.hold.get_or_insert(Hold::Unclear);
+        }
+        let client = |server: &mut Server, sent| {
+            server.owed.sent(sent, By::Client, 0);
+            Step::Pass
+        };
+        let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
+        match tag {
+            b'Q' => {
+                add(&server.face.counters.queries, 1);
+                // It ends the unnamed statement (`exec_simple_query`).
+                server.statements.unnamed = 0;
+                self.unnamed.attempt = 0;
+                self.unnamed.frame = Vec::new();
+                client(server, Sent::Query)
+            }
+            b'F' => {
+                add(&server.face.counters.queries, 1);
+                client(server, Sent::FunctionCall)
+            }
+            b'E' => {
+                add(&server.face.counters.queries, 1);
+                client(server, Sent::Execute)
+            }
+            b'S' => client(server, Sent::Sync),
+            b'c' | b'f' => client(server, Sent::CopyEnd),
+            b'P' => self.on_parse(header, input, at, splice),
+            b'B' => self.on_bind(header, input, body, splice),
+            b'D' => self.on_describe(input, body, splice),
+            b'C' => self.on_close(body),
+            _ => Step::Pass,
+        }
+    }
+
+    /// A message of a client that has no server.
+    fn without_server(&mut self, tag: u8) -> Step {
+        match tag {
+            // What is left of a COPY that has failed, or nothing to flush: the server would ignore it.
+            b'd' | b'c' | b'f' | b'H' => Step::Drop,
+            b'S' => {
+                encode::backend::ready_for_query(self.to_client.buffer(), b'I');
+                Step::Drop
+            }
+            _ => Step::Stop(StopAt::NeedServer),
+        }
+    }
+
+    /// A message behind an error that the proxy has answered with.
+    fn refuse_message(&mut self, tag: u8) -> Step {
+        if self.refusing == Refusing::One || tag == b'S' {
+            self.refusing = Refusing::No;
+            encode::backend::ready_for_query(self.to_client.buffer(), b'I');
+        }
+        Step::Drop
+    }
+
+    fn on_parse(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: Range<usize>,
+        splice: &mut Splice<'_>,
+    ) -> Step {
+        let attempt = self.next_attempt();
+        let renames = self.renames();
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
+        let frame = input.get(at.clone()).unwrap_or_default();
+        let body = frame.get(HEADER_LEN..).unwrap_or_default();
+        let mut reader = Reader::new(body);
+        let name = reader.cstr();
+        let whole = frame.len() == header.frame_len();
+        match name {
+            Ok([]) if server.owed.sent(Sent::Parse, By::Client, attempt) => {
+                server.statements.unnamed = attempt;
+                self.unnamed.attempt = attempt;
+                self.unnamed.frame.clear();
+                if whole {
+                    self.unnamed.frame.extend_from_slice(frame);
+                }
+                Step::Pass
+            }
+            Ok(name) if !name.is_empty() && renames && whole => {
+                let known = self.statements.get(name).cloned();
+                let out = splice.make(input);
+                let Some(known) = known else {
+                    let rest = reader.rest();
+                    let statement = self.interner.intern(rest);
+                    prepare(server, &statement, By::Client, attempt, out);
+                    if !self.statements.insert(name, statement, attempt) {
+                        return Step::Stop(StopAt::TooMuchPrepared);
+                    }
+                    return Step::Written(frame.len());
+                };
+                // It exists already: so the server shall say, in its turn.
+                if !server.statements.has(&known) {
+                    prepare(server, &known, By::Proxy, attempt, out);
+                }
+                server.owed.sent(Sent::Parse, By::Client, 0);
+                put_parse(out, &known);
+                Step::Written(frame.len())
+            }
+            _ => {
+                server.owed.sent(Sent::Parse, By::Client, 0);
+                Step::Pass
+            }
+        }
+    }
+
+    fn on_bind(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        body: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Step {
+        let mut reader = Reader::new(body);
+        let names = reader
+            .cstr()
+            .and_then(|portal| Ok((portal, reader.cstr()?)));
+        let Ok((portal, name)) = names else {
+            return self.pass_as(Sent::Bind);
+        };
+        let Some(statement) = self.ready_statement(name, input, splice) else {
+            return self.pass_as(Sent::Bind);
+        };
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
+        server.owed.sent(Sent::Bind, By::Client, statement.id());
+        let out = splice.make(input);
+        let start = out.len();
+        out.put_u8(b'B');
+        out.put_u32(0);
+        out.put_slice(portal);
+        out.put_u8(0);
+        let before_name = out.len();
+        statement.write_name(out);
+        let old = HEADER_LEN + portal.len() + 1 + name.len() + 1;
+        let new_name = out.len() - before_name;
+        // Both names are shorter than the message, which is far below 4 GB.
+        let len = (header.len as usize + new_name).saturating_sub(name.len() + 1);
+        patch_len(out, start, len);
+        Step::Written(old)
+    }
+
+    fn on_describe(&mut self, input: &[u8], body: &[u8], splice: &mut Splice<'_>) -> Step {
+        let mut reader = Reader::new(body);
+        let name = match (reader.u8(), reader.cstr()) {
+            (Ok(b'S'), Ok(name)) => name,
+            (Ok(b'S'), Err(_)) => return self.pass_as(Sent::DescribeStatement),
+            _ => return self.pass_as(Sent::DescribePortal),
+        };
+        let Some(statement) = self.ready_statement(name, input, splice) else {
+            return self.pass_as(Sent::DescribeStatement);
+        };
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
+        server
+            .owed
+            .sent(Sent::DescribeStatement, By::Client, statement.id());
+        put_named(splice.make(input), b'D', &statement);
+        Step::Written(HEADER_LEN + body.len())
+    }
+
+    fn on_close(&mut self, body: &[u8]) -> Step {
+        let mut reader = Reader::new(body);
+        if let (Ok(b'S'), Ok(name)) = (reader.u8(), reader.cstr()) {
+            if name.is_empty() {
+                self.unnamed.attempt = 0;
+                if let Place::Server(server) = &mut self.place {
+                    server.statements.unnamed = 0;
+                }
+            } else {
+                // The server keeps its own for whoever needs it next; it has none of this name, which is no error.
+                self.statements.remove(name);
+            }
+        }
+        self.pass_as(Sent::Close)
+    }
+
+    fn pass_as(&mut self, sent: Sent) -> Step {
+        if let Place::Server(server) = &mut self.place {
+            server.owed.sent(sent, By::Client, 0);
+        }
+        Step::Pass
+    }
+
+    /// Sees to it that the server has the client's statement of this name. None: the name can go as it is, because it is the
+    /// unnamed statement's, or one that the client has not prepared.
+    fn ready_statement(
+        &mut self,
+        name: &[u8],
+        input: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Option<Arc<Statement>> {
+        if name.is_empty() {
+            self.ready_unnamed(input, splice);
+            return None;
+        }
+        let statement = self.statements.get(name).map(Arc::clone)?;
+        let attempt = self.next_attempt();
+        let Place::Server(server) = &mut self.place else {
+            return None;
+        };
+        if !server.statements.has(&statement) {
+            prepare(server, &statement, By::Proxy, attempt, splice.make(input));
+        }
+        Some(statement)
+    }
+
+    fn ready_unnamed(&mut self, input: &[u8], splice: &mut Splice<'_>) {
+        let Place::Server(server) = &mut self.place else {
+            return;
+        };
+        let (has, wants) = (server.statements.unnamed, self.unnamed.attempt);
+        if has == wants {
+            return;
+        }
+        server.statements.unnamed = wants;
+        let out = splice.make(input);
+        if wants == 0 {
+            // It must not meet another client's.
+            server.owed.sent(Sent::Close, By::Proxy, 0);
+            out.put_slice(b"C\0\0\0\x06S\0");
+        } else {
+            server.owed.sent(Sent::Parse, By::Proxy, wants);
+            out.put_slice(&self.unnamed.frame);
+        }
+    }
+}
+
+/// Prepares a statement under its own name, whatever the server has there.
+fn prepare(server: &mut Server, statement: &Statement, by: By, attempt: u64, out: &mut BytesMut) {
+    let Server {
+        statements, owed, ..
+    } = server;
+    if let Some(evicted) = statements.insert(statement, attempt) {
+        owed.sent(Sent::Close, By::Proxy, 0);
+        put_named(out, b'C', &evicted);
+    }
+    owed.sent(Sent::Close, By::Proxy, 0);
+    put_named(out, b'C', statement);
+    owed.sent(Sent::Parse, by, attempt);
+    put_parse(out, statement);
+    note_count(server);
+}
+
+fn note_count(server: &Server) {
+    let count = |statements: &ServerStatements| u32::try_from(statements.len()).unwrap_or(u32::MAX);
+    server.face.prepared.store(
+        count(&server.statements),
+        std::sync::atomic::Ordering::Relaxed,
+    );
+}
+
+/// A Describe or Close of a statement, under its name on servers.
+fn put_named(out: &mut BytesMut, tag: u8, statement: &Statement) {
+    let start = out.len();
+    out.put_u8(tag);
+    out.put_u32(0);
+    out.put_u8(b'S');
+    statement.write_name(out);
+    patch_len(out, start, out.len() - start - 1);
+}
+
+fn put_parse(out: &mut BytesMut, statement: &Statement) {
+    let start = out.len();
+    out.put_u8(b'P');
+    out.put_u32(0);
+    statement.write_name(out);
+    out.put_slice(statement.rest());
+    patch_len(out, start, out.len() - start - 1);
+}
+
+/// Sets the length of the message that begins at `start`.
+fn patch_len(out: &mut BytesMut, start: usize, len: usize) {
+    let len = u32::try_from(len).unwrap_or(u32::MAX);
+    if let Some(place) = out.get_mut(start + 1..start + HEADER_LEN) {
+        place.copy_from_slice(&len.to_be_bytes());
+    }
+}

@@ -1,0 +1,435 @@
+//! Owns prepared statements over many servers: what each client has prepared, and what each server connection holds.
+//!
+//! A client's statement is interned by its text and types and goes to servers under a name of its own (`tandem_s7`), so that
+//! clients with the same names do not meet and those with the same statements share them. It is prepared where it is
+//! missing, before the message that needs it.
+//!
+//! **Invariant:** whatever a server connection holds under a name of ours, it is closed before it is prepared there, so a
+//! preparation never fails for its name.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use bytes::{BufMut, BytesMut};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::owed::Attempt;
+
+/// Bytes of statements that one client may have prepared.
+pub(crate) const CLIENT_BYTES_MAX: usize = 64 << 20;
+/// What the names of statements on servers begin with.
+const NAME_PREFIX: &str = "tandem_s";
+
+/// A statement that some client has prepared.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    id: u64,
+    /// The body of its Parse behind the name: text, zero byte, types.
+    rest: Box<[u8]>,
+    /// Counts the times that servers found it to be out of date.
+    generation: AtomicU32,
+}
+
+impl Statement {
+    /// Its number, from 1.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its name on servers.
+    pub(crate) fn write_name(&self, out: &mut BytesMut) {
+        out.put_slice(NAME_PREFIX.as_bytes());
+        let mut digits = [0; 20];
+        let mut place = digits.len();
+        let mut left = self.id;
+        loop {
+            place -= 1;
+            if let Some(digit) = digits.get_mut(place) {
+                // One decimal digit.
+                *digit = b'0' + (left % 10) as u8;
+            }
+            left /= 10;
+            if left == 0 || place == 0 {
+                break;
+            }
+        }
+        out.put_slice(digits.get(place..).unwrap_or_default());
+        out.put_u8(0);
+    }
+
+    /// The body of its Parse behind the name.
+    pub(crate) fn rest(&self) -> &[u8] {
+        &self.rest
+    }
+
+    /// Its result has another shape than when it was prepared: every server prepares it again before it is used.
+    fn outdate(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+}
+
+/// All statements that clients hold, each once.
+#[derive(Debug, Default)]
+pub(crate) struct Interner {
+    /// By the hash of `rest`; dead ones are swept when the table has doubled.
+    known: Mutex<Known>,
+    next: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_hash: HashMap<u64, Vec<Weak<Statement>>>,
+    sweep_at: usize,
+}
+
+impl Interner {
+    /// The statement with this text and these types.
+    pub(crate) fn intern(&self, rest: &[u8]) -> Arc<Statement> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.by_hash.len() >= known.sweep_at.max(1024) {
+            known.by_hash.retain(|_, same| {
+                same.retain(|each| each.strong_count() > 0);
+                !same.is_empty()
+            });
+            known.sweep_at = known.by_hash.len() * 2;
+        }
+        let same = known.by_hash.entry(xxh3_64(rest)).or_default();
+        let found = same
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|each| *each.rest == *rest);
+        found.unwrap_or_else(|| {
+            let statement = Arc::new(Statement {
+                id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
+                rest: rest.into(),
+                generation: AtomicU32::new(0),
+            });
+            same.push(Arc::downgrade(&statement));
+            statement
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Named {
+    statement: Arc<Statement>,
+    attempt: Attempt,
+}
+
+type ById = BuildHasherDefault<IdHasher>;
+
+/// A hasher for numbers that we count ourselves.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Fibonacci hashing: the table takes its bits from both ends.
+        self.0 = number.wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(32);
+    }
+}
+
+/// What one client has prepared.
+#[derive(Debug, Default)]
+pub(crate) struct ClientStatements {
+    named: HashMap<Box<[u8]>, Named>,
+    bytes: usize,
+}
+
+impl ClientStatements {
+    /// The statement of this name.
+    pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.named.get(name).map(|named| &named.statement)
+    }
+
+    /// Notes one, which its server may still refuse. False when it would be too much.
+    pub(crate) fn insert(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+        attempt: Attempt,
+    ) -> bool {
+        self.bytes += name.len() + statement.rest.len();
+        self.named.insert(name.into(), Named { statement, attempt });
+        self.bytes <= CLIENT_BYTES_MAX
+    }
+
+    /// The client has closed one.
+    pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        let named = self.named.remove(name)?;
+        self.forget_size(name, &named.statement);
+        Some(named.statement)
+    }
+
+    fn forget_size(&mut self, name: &[u8], statement: &Statement) {
+        self.bytes = self.bytes.saturating_sub(name.len() + statement.rest.len());
+    }
+
+    /// A server has refused it.
+    pub(crate) fn undo(&mut self, attempt: Attempt) {
+        let name = self
+            .named
+            .iter()
+            .find(|(_, named)| named.attempt == attempt)
+            .map(|(name, _)| name.clone());
+        if let Some(name) = name {
+            self.remove(&name);
+        }
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL: all are gone, but for those that came behind it: from this attempt on (0: none).
+    pub(crate) fn clear(&mut self, spared_from: Attempt) {
+        self.named
+            .retain(|_, named| spared_from != 0 && named.attempt >= spared_from);
+        self.bytes = self
+            .named
+            .iter()
+            .map(|(name, named)| name.len() + named.statement.rest.len())
+            .sum();
+        if self.named.is_empty() {
+            self.named = HashMap::new();
+        }
+    }
+
+    /// A server has found this one to be out of date.
+    pub(crate) fn outdate(&self, id: u64) {
+        let mut all = self.named.values();
+        if let Some(named) = all.find(|named| named.statement.id == id) {
+            named.statement.outdate();
+        }
+    }
+
+    /// A text of a server with the client's own names for its statements, where it names any.
+    pub(crate) fn with_own_names(&self, text: &[u8]) -> Option<Vec<u8>> {
+        if self.named.is_empty() {
+            return None;
+        }
+        let prefix = NAME_PREFIX.as_bytes();
+        let mut translated = Vec::new();
+        let mut rest = text;
+        while let Some(place) = rest
+            .windows(prefix.len())
+            .position(|window| window == prefix)
+        {
+            let (before, behind) = rest.split_at_checked(place + prefix.len())?;
+            let digits = behind.iter().take_while(|byte| byte.is_ascii_digit());
+            let (digits, behind) = behind.split_at_checked(digits.count())?;
+            match self.name_of(digits) {
+                Some(name) => {
+                    translated.extend_from_slice(before.strip_suffix(prefix)?);
+                    translated.extend_from_slice(name);
+                }
+                None => {
+                    translated.extend_from_slice(before);
+                    translated.extend_from_slice(digits);
+                }
+            }
+            rest = behind;
+        }
+        if translated.is_empty() {
+            return None;
+        }
+        translated.extend_from_slice(rest);
+        Some(translated)
+    }
+
+    fn name_of(&self, digits: &[u8]) -> Option<&[u8]> {
+        let id: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        let mut all = self.named.iter();
+        let found = all.find(|(_, named)| named.statement.id == id);
+        found.map(|(name, _)| &**name)
+    }
+}
+
+#[derive(Debug)]
+struct Held {
+    attempt: Attempt,
+    generation: u32,
+    used: u64,
+}
+
+/// What one server connection holds.
+#[derive(Debug)]
+pub(crate) struct ServerStatements {
+    held: HashMap<u64, Held, ById>,
+    max: usize,
+    uses: u64,
+    /// Which attempt made its unnamed statement; 0: it has none.
+    pub(crate) unnamed: Attempt,
+}
+
+impl ServerStatements {
+    /// None yet; `max` at most.
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            held: HashMap::default(),
+            max,
+            uses: 0,
+            unnamed: 0,
+        }
+    }
+
+    /// Whether this one can be used as it is. Counts as a use.
+    pub(crate) fn has(&mut self, statement: &Statement) -> bool {
+        self.uses += 1;
+        match self.held.get_mut(&statement.id) {
+            Some(held) if held.generation == statement.generation() => {
+                held.used = self.uses;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// It is being prepared. Answers the one that must make room, used least recently: to be closed.
+    pub(crate) fn insert(&mut self, statement: &Statement, attempt: Attempt) -> Option<Statement> {
+        self.uses += 1;
+        let held = Held {
+            attempt,
+            generation: statement.generation(),
+            used: self.uses,
+        };
+        self.held.insert(statement.id, held);
+        if self.held.len() <= self.max {
+            return None;
+        }
+        let (&oldest, _) = self.held.iter().min_by_key(|(_, held)| held.used)?;
+        self.held.remove(&oldest);
+        Some(Statement {
+            id: oldest,
+            rest: Box::default(),
+            generation: AtomicU32::new(0),
+        })
+    }
+
+    /// It was refused, or thrown away: what stands there now is unknown.
+    pub(crate) fn undo(&mut self, attempt: Attempt) {
+        self.held.retain(|_, held| held.attempt != attempt);
+        if self.unnamed == attempt {
+            self.unnamed = 0;
+        }
+    }
+
+    /// All named ones are gone.
+    pub(crate) fn clear(&mut self) {
+        self.held.clear();
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(statement: &Statement) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        statement.write_name(&mut out);
+        out.to_vec()
+    }
+
+    #[test]
+    fn statements_of_one_text_and_types_are_one() {
+        let interner = Interner::default();
+        let one = interner.intern(b"SELECT 1\0\0\0");
+        let same = interner.intern(b"SELECT 1\0\0\0");
+        let typed = interner.intern(b"SELECT 1\0\0\x01\0\0\0\x17");
+        assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &typed));
+        assert_eq!(name(&one), b"tandem_s1\0");
+        assert_eq!(name(&typed), b"tandem_s2\0");
+        drop((one, same));
+        // A number is never given twice: a server may still hold the old one.
+        assert_eq!(name(&interner.intern(b"SELECT 1\0\0\0")), b"tandem_s3\0");
+    }
+
+    #[test]
+    fn statements_that_nobody_holds_are_swept() {
+        let interner = Interner::default();
+        for number in 0..10_000 {
+            interner.intern(format!("SELECT {number}\0\0\0").as_bytes());
+        }
+        let known = interner.known.lock().expect("no panic");
+        assert!(known.by_hash.len() <= 2048, "{}", known.by_hash.len());
+    }
+
+    #[test]
+    fn what_a_server_refuses_is_taken_back_on_both_sides() {
+        let interner = Interner::default();
+        let statement = interner.intern(b"SELECT 1\0\0\0");
+        let (mut client, mut server) = (ClientStatements::default(), ServerStatements::new(10));
+        assert!(client.insert(b"a", Arc::clone(&statement), 1));
+        server.insert(&statement, 1);
+        assert!(server.has(&statement) && client.get(b"a").is_some());
+        client.undo(1);
+        server.undo(1);
+        assert!(!server.has(&statement) && client.get(b"a").is_none());
+        assert_eq!(client.bytes, 0);
+    }
+
+    #[test]
+    fn an_outdated_statement_is_prepared_again_everywhere() {
+        let interner = Interner::default();
+        let statement = interner.intern(b"SELECT * FROM t\0\0\0");
+        let (mut one, mut other) = (ServerStatements::new(10), ServerStatements::new(10));
+        one.insert(&statement, 1);
+        other.insert(&statement, 2);
+        statement.outdate();
+        assert!(!one.has(&statement) && !other.has(&statement));
+        one.insert(&statement, 3);
+        assert!(one.has(&statement) && !other.has(&statement));
+    }
+
+    #[test]
+    fn the_statement_used_least_recently_makes_room() {
+        let interner = Interner::default();
+        let statements: Vec<_> = (0..3)
+            .map(|n| interner.intern(format!("SELECT {n}\0\0\0").as_bytes()))
+            .collect();
+        let mut server = ServerStatements::new(2);
+        assert!(server.insert(&statements[0], 1).is_none());
+        assert!(server.insert(&statements[1], 2).is_none());
+        assert!(server.has(&statements[0]));
+        let evicted = server.insert(&statements[2], 3).expect("one makes room");
+        assert_eq!(name(&evicted), name(&statements[1]));
+        assert_eq!(server.len(), 2);
+    }
+
+    #[test]
+    fn deallocate_all_spares_what_was_prepared_behind_it() {
+        let interner = Interner::default();
+        let mut client = ClientStatements::default();
+        client.insert(b"before", interner.intern(b"a\0\0\0"), 4);
+        client.insert(b"behind", interner.intern(b"b\0\0\0"), 6);
+        client.clear(6);
+        assert!(client.get(b"before").is_none() && client.get(b"behind").is_some());
+        let text = b"prepared statement \"tandem_s2\" is not \"tandem_s77\"";
+        assert_eq!(
+            client.with_own_names(text).expect("it names one"),
+            b"prepared statement \"behind\" is not \"tandem_s77\""
+        );
+        assert_eq!(client.with_own_names(b"division by zero"), None);
+    }
+}

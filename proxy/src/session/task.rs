@@ -1,0 +1,736 @@
+//! Owns a client between its login and its goodbye: one task with both sockets, which has a server only while it needs one.
+//!
+//! Each wake-up lets both directions move as far as they can. Reading happens into buffers of the worker thread; a client
+//! keeps only what could not be passed on: a message that is not complete, or what a slow receiver has not taken.
+//!
+//! **Invariant:** a message of up to [`whole_max`] bytes is written only when all of it has arrived, so a sender that dies leaves
+//! its receiver at the start of a message, unless a larger one was on its way.
+
+use std::{
+    cell::RefCell,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::{Buf, BufMut, BytesMut};
+use tandem_wire::{ErrorReport, FrameError, Scanner, Sender, Stream, encode};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+use super::{
+    Shared,
+    end::{Boundary, End},
+    outbox::Outbox,
+    owed::{Attempt, Status},
+    prepared::{ClientStatements, Interner},
+    registry::{Activity, Registered, Stop},
+    report, route,
+    splice::Splice,
+};
+use crate::{
+    config::PoolMode,
+    health::Verdict,
+    node::CountedSession,
+    pool::{Pool, Server, Turn, Wait, WaitError, add, note_reported, release},
+};
+
+/// Bytes asked for in one read.
+const READ_MAX: usize = 16 * 1024;
+/// Messages up to this size are forwarded whole; larger ones are streamed.
+const WHOLE_MAX: usize = 64 * 1024;
+/// The same for statements, which are looked into.
+const WHOLE_STATEMENT_MAX: usize = 1024 * 1024;
+
+thread_local! {
+    /// Taken only inside of one poll of one task, never across an await.
+    static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
+        input: BytesMut::with_capacity(WHOLE_MAX),
+        output: BytesMut::with_capacity(WHOLE_MAX),
+    });
+}
+
+struct Scratch {
+    input: BytesMut,
+    output: BytesMut,
+}
+
+/// Up to which size a message is forwarded whole.
+pub(super) fn whole_max(tag: u8, from: Sender) -> usize {
+    match (from, tag) {
+        (Sender::Client, b'Q' | b'P') => WHOLE_STATEMENT_MAX,
+        _ => WHOLE_MAX,
+    }
+}
+
+/// What a client has of the node.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// Nothing, and needs nothing.
+    Idle,
+    /// A place in the queue.
+    Waiting(Wait),
+    /// A server of its own.
+    Server(Box<Server>),
+}
+
+/// Whether a client has said that it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goodbye {
+    No,
+    /// Nothing more will come from it; it may still read.
+    Said,
+    /// So the server was told, which waits for more.
+    PassedOn,
+}
+
+/// What becomes of messages that the proxy has refused by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusing {
+    No,
+    /// The next message is the refused one: thrown away, and answered with ReadyForQuery.
+    One,
+    /// All up to the next Sync are thrown away.
+    ToSync,
+}
+
+/// The unnamed statement, to be prepared again on another server.
+#[derive(Debug, Default)]
+pub(super) struct Unnamed {
+    /// Which attempt made it; 0: there is none.
+    pub(super) attempt: Attempt,
+    /// The whole Parse message; empty when it was too large to be kept.
+    pub(super) frame: Vec<u8>,
+}
+
+/// Why a client keeps its server beyond its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// `pool_mode = "session"`.
+    Mode,
+    /// A statement too large to be looked into, or to be prepared again elsewhere.
+    LargeStatement,
+    /// What it has sent may leave something behind that nobody can see.
+    Unclear,
+    /// Its session has something that cannot be carried to another server; the command that made it.
+    State,
+}
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(super) client: Stream,
+    pub(super) up: Scanner,
+    /// Arrived, and not passed on: the start of a message, or whole ones while there is no server.
+    pub(super) from_client: BytesMut,
+    /// What the client has not taken yet; whole messages but for one that is streamed.
+    pub(super) to_client: Outbox,
+    pub(super) place: Place,
+    pub(super) pool: Arc<Pool>,
+    pub(super) interner: Arc<Interner>,
+    counted: CountedSession,
+    pub(super) registered: Registered,
+    pub(super) statements: ClientStatements,
+    pub(super) unnamed: Unnamed,
+    pub(super) hold: Option<Hold>,
+    pub(super) refusing: Refusing,
+    /// The message being streamed from the client goes nowhere.
+    pub(super) dropping_up: bool,
+    /// The message being streamed from the server goes nowhere.
+    pub(super) dropping_down: bool,
+    mode: PoolMode,
+    /// `from_client` holds a whole message.
+    stalled: bool,
+    goodbye: Goodbye,
+    /// Numbers the attempts of this session to prepare something; the session's number is in the upper half.
+    attempts: Attempt,
+    waker: Option<Waker>,
+    published: Activity,
+}
+
+/// What a client begins with.
+pub(super) struct Begin {
+    pub(super) client: Stream,
+    pub(super) from_client: BytesMut,
+    pub(super) server: Option<Box<Server>>,
+    pub(super) pool: Arc<Pool>,
+    pub(super) interner: Arc<Interner>,
+    pub(super) counted: CountedSession,
+    pub(super) registered: Registered,
+    pub(super) session: u32,
+    pub(super) mode: PoolMode,
+}
+
+impl Task {
+    /// A client that has just got its first ReadyForQuery. `server`: the one that it keeps.
+    pub(super) fn new(begin: Begin) -> Task {
+        let mut task = Task {
+            client: begin.client,
+            up: Scanner::new(Sender::Client),
+            stalled: !begin.from_client.is_empty(),
+            from_client: begin.from_client,
+            to_client: Outbox::default(),
+            place: Place::Idle,
+            pool: begin.pool,
+            interner: begin.interner,
+            counted: begin.counted,
+            registered: begin.registered,
+            statements: ClientStatements::default(),
+            unnamed: Unnamed::default(),
+            hold: (begin.mode == PoolMode::Session).then_some(Hold::Mode),
+            refusing: Refusing::No,
+            dropping_up: false,
+            dropping_down: false,
+            mode: begin.mode,
+            goodbye: Goodbye::No,
+            attempts: Attempt::from(begin.session) << 32,
+            waker: None,
+            published: Activity::Idle,
+        };
+        if let Some(server) = begin.server {
+            task.take(server);
+        }
+        task
+    }
+
+    /// Serves the client until the session ends.
+    pub(super) async fn run(&mut self, shared: &Shared) -> End {
+        poll_fn(|cx| self.poll(cx, shared)).await
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<End> {
+        // Registering takes an atomic exchange, and the waker of a task does not change: once is enough.
+        let known = self.waker.as_ref();
+        if !known.is_some_and(|known| known.will_wake(cx.waker())) {
+            self.registered.entry().register(cx.waker());
+            self.waker = Some(cx.waker().clone());
+        }
+        loop {
+            match self.turn(cx, shared) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+        let activity = self.activity();
+        if activity != self.published {
+            self.published = activity;
+            self.registered.entry().publish(activity);
+        }
+        if self.may_stop(self.registered.entry().stop(), activity) {
+            return Poll::Ready(End::Stopped);
+        }
+        Poll::Pending
+    }
+
+    /// Lets both directions move once. Whether one did.
+    fn turn(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
+        let down = self.down(cx, shared)?;
+        let up = self.up(cx, shared)?;
+        Ok(down || up)
+    }
+
+    // From the server to the client.
+
+    fn down(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
+        if !self.flush_client(cx)? {
+            return Ok(false);
+        }
+        match &self.place {
+            Place::Idle => Ok(false),
+            Place::Waiting(wait) => {
+                let polled = wait.poll(cx);
+                self.wait_goes_on(polled, cx, shared)
+            }
+            Place::Server(_) => self.read_server(cx),
+        }
+    }
+
+    fn wait_goes_on(
+        &mut self,
+        polled: Poll<Result<Box<Server>, WaitError>>,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<bool, End> {
+        match polled {
+            Poll::Pending if self.registered.entry().is_cancelled() => {
+                self.place = Place::Idle;
+                self.registered.entry().detach();
+                self.refuse(&report::cancelled());
+                Ok(true)
+            }
+            Poll::Pending => {
+                let late = matches!(&self.place, Place::Waiting(wait) if wait.take_notice());
+                if late {
+                    encode::backend::notice(self.to_client.buffer(), &report::waiting());
+                }
+                Ok(late)
+            }
+            Poll::Ready(Ok(server)) => {
+                self.place = Place::Idle;
+                if !self.attach(server, cx, shared) {
+                    self.seek(cx, shared)?;
+                }
+                Ok(true)
+            }
+            Poll::Ready(Err(error)) => {
+                self.place = Place::Idle;
+                self.registered.entry().detach();
+                self.no_server(&error, cx, shared)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        SCRATCH.with_borrow_mut(|Scratch { input, output }| {
+            let Place::Server(server) = &mut self.place else {
+                return Ok(false);
+            };
+            input.clear();
+            input.extend_from_slice(&server.received);
+            let read = match read_some(cx, &mut server.stream, input) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(read) => read,
+            };
+            match read {
+                Ok(0) => return Err(self.server_gone(None)),
+                Err(error) => return Err(self.server_gone(Some(error))),
+                Ok(more) => add(&server.face.counters.sent, more as u64),
+            }
+            let mut splice = Splice::new(output);
+            let (taken, end) = self.on_server_bytes(input, &mut splice);
+            self.write_client(cx, splice.bytes(input))?;
+            if let Some(end) = end {
+                return Err(end);
+            }
+            if let Place::Server(server) = &mut self.place {
+                keep(&mut server.received, input, taken);
+            }
+            self.release_if_done();
+            Ok(true)
+        })
+    }
+
+    fn server_gone(&self, error: Option<std::io::Error>) -> End {
+        match &self.place {
+            Place::Server(server) if server.owed.is_fatal() => End::ServerFatal,
+            _ if self.goodbye != Goodbye::No => End::Client,
+            _ => End::ServerLost(error),
+        }
+    }
+
+    /// Writes what is held for the client. Whether all of it is on its way.
+    fn flush_client(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Task {
+            client, to_client, ..
+        } = self;
+        if to_client.is_empty() {
+            return Ok(true);
+        }
+        to_client.flush(cx, client).map_err(End::ClientLost)
+    }
+
+    /// Writes to the client behind what is held for it; keeps what it does not take.
+    fn write_client(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<(), End> {
+        let Task {
+            client, to_client, ..
+        } = self;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        to_client.write(cx, client, bytes).map_err(End::ClientLost)
+    }
+
+    // From the client to the server.
+
+    fn up(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
+        match &mut self.place {
+            Place::Waiting(_) => return Ok(false),
+            Place::Server(server) if !server.unsent.is_empty() => {
+                let Server { stream, unsent, .. } = &mut **server;
+                match unsent.flush(cx, stream) {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(false),
+                    // What the server has to say about it comes by the other direction.
+                    Err(_) => spend(server),
+                }
+                self.release_if_done();
+            }
+            Place::Server(_) | Place::Idle => {}
+        }
+        if self.goodbye != Goodbye::No && !self.stalled {
+            return self.leave(cx);
+        }
+        let next = self.read_client(cx)?;
+        match next {
+            Next::Blocked => Ok(false),
+            Next::Moved => Ok(true),
+            Next::NeedServer => {
+                self.seek(cx, shared)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn read_client(&mut self, cx: &mut Context<'_>) -> Result<Next, End> {
+        SCRATCH.with_borrow_mut(|Scratch { input, output }| {
+            // A large message is collected where it is; anything else in the thread's buffer.
+            let large = self.from_client.len() > READ_MAX;
+            let mut own = BytesMut::new();
+            let buffer = if large {
+                own = std::mem::take(&mut self.from_client);
+                &mut own
+            } else {
+                input.clear();
+                input.extend_from_slice(&self.from_client);
+                &mut *input
+            };
+            if !std::mem::take(&mut self.stalled) {
+                match read_some(cx, &mut self.client, buffer) {
+                    Poll::Ready(Ok(0)) => {
+                        self.goodbye = Goodbye::Said;
+                        self.from_client = BytesMut::new();
+                        return Ok(Next::Moved);
+                    }
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(error)) => return Err(End::ClientLost(error)),
+                    Poll::Pending => {
+                        if large {
+                            self.from_client = own;
+                        }
+                        return Ok(Next::Blocked);
+                    }
+                }
+            }
+            let mut splice = Splice::new(output);
+            let (taken, stop) = self.on_client_bytes(buffer, &mut splice);
+            self.write_server(cx, splice.bytes(buffer));
+            if large {
+                own.advance(taken);
+                self.from_client = own;
+            } else {
+                keep(&mut self.from_client, input, taken);
+            }
+            match stop {
+                None => Ok(Next::Moved),
+                Some(StopAt::NeedServer) => {
+                    self.stalled = true;
+                    Ok(Next::NeedServer)
+                }
+                Some(StopAt::Goodbye) => {
+                    self.goodbye = Goodbye::Said;
+                    self.from_client = BytesMut::new();
+                    Ok(Next::Moved)
+                }
+                Some(StopAt::Violation(what)) => Err(End::ClientViolation(what)),
+                Some(StopAt::TooMuchPrepared) => Err(End::TooMuchPrepared),
+            }
+        })
+    }
+
+    fn write_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+        if let Place::Server(server) = &mut self.place
+            && !bytes.is_empty()
+        {
+            add(&server.face.counters.received, bytes.len() as u64);
+            let Server { stream, unsent, .. } = &mut **server;
+            if unsent.write(cx, stream, bytes).is_err() {
+                // It may have said why: the other direction finds out.
+                spend(server);
+            }
+        }
+    }
+
+    /// The client sends nothing more: what it has sent is still answered, as by PostgreSQL.
+    fn leave(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        match &mut self.place {
+            Place::Idle => Err(End::Client),
+            Place::Waiting(_) => Ok(false),
+            Place::Server(server) if server.owed.ends_by_itself() => Ok(false),
+            Place::Server(server) if server.owed.is_quiet() => Err(End::Client),
+            // It waits for a Sync, or for COPY data. Its end of the stream tells it that none comes.
+            Place::Server(server) => {
+                if self.goodbye == Goodbye::Said
+                    && Pin::new(&mut server.stream).poll_shutdown(cx).is_ready()
+                {
+                    server.spent = true;
+                    self.goodbye = Goodbye::PassedOn;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    // Getting a server, and giving it back.
+
+    /// Asks for a server until there is one that works, or a place in the queue.
+    fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
+        if !shared.health.usable(self.pool.key().node) {
+            self.change_node(shared);
+        }
+        loop {
+            match self.pool.ask() {
+                Turn::Now(server) => {
+                    if self.attach(server, cx, shared) {
+                        return Ok(());
+                    }
+                }
+                Turn::Later(wait) => {
+                    self.registered.entry().wait();
+                    self.place = Place::Waiting(wait);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes a server, unless it has died while nobody used it.
+    fn attach(&mut self, mut server: Box<Server>, cx: &mut Context<'_>, shared: &Shared) -> bool {
+        if !is_alive(cx, &mut server) {
+            tracing::debug!(
+                backend = server.face.pid,
+                "a server connection has ended while it was idle"
+            );
+            shared.health.evidence(server.face.node);
+            return false;
+        }
+        if self.take(server) {
+            self.release_server();
+            self.refuse(&report::cancelled());
+        }
+        true
+    }
+
+    /// Has this server from now on. Whether a cancel request came while it waited for it.
+    fn take(&mut self, server: Box<Server>) -> bool {
+        let cancelled = self.registered.entry().attach(&server.face);
+        let pid = self.registered.pid().unsigned_abs();
+        server
+            .face
+            .client
+            .store(pid, std::sync::atomic::Ordering::Relaxed);
+        self.place = Place::Server(server);
+        cancelled
+    }
+
+    /// The node that was chosen does not serve: goes to another one, if there is any.
+    fn change_node(&mut self, shared: &Shared) -> bool {
+        let key = self.pool.key();
+        let (user, database, params) = (&key.user, &key.database, &key.params);
+        let unusable = route::unusable(shared);
+        match route::choose(shared, user, database, params, &unusable) {
+            Some((node, why)) if node != key.node => {
+                tracing::debug!(node, why, "a session goes to another node");
+                let elsewhere = route::elsewhere(key, node);
+                self.pool = shared.pools.get(elsewhere, &self.pool.credentials());
+                if let Some(node) = shared.nodes.get(node) {
+                    self.counted = node.count_session();
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn no_server(
+        &mut self,
+        error: &WaitError,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<(), End> {
+        if let WaitError::Open(open) = error
+            && open.verdict != Verdict::Answer
+            && self.change_node(shared)
+        {
+            return self.seek(cx, shared);
+        }
+        let name = shared
+            .nodes
+            .get(self.pool.key().node)
+            .map_or("?", |node| node.name());
+        Err(End::NoServer(Box::new(report::no_server(name, error))))
+    }
+
+    /// Gives the server back when the client's transaction is over.
+    pub(super) fn release_if_done(&mut self) {
+        if let Place::Server(server) = &self.place
+            && self.hold.is_none()
+            && server.owed.is_settled()
+            && self.up.at_boundary()
+            && server.scanner.at_boundary()
+            && server.received.is_empty()
+            && server.unsent.is_empty()
+            && !(self.unnamed.attempt != 0 && self.unnamed.frame.is_empty())
+        {
+            self.release_server();
+        }
+    }
+
+    fn release_server(&mut self) {
+        if let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) {
+            self.registered.entry().detach();
+            let face = &server.face;
+            face.client.store(0, std::sync::atomic::Ordering::Relaxed);
+            add(&face.counters.transactions, 1);
+            release(server);
+        }
+    }
+
+    /// Answers the message that waits for a server with an error.
+    fn refuse(&mut self, report: &ErrorReport) {
+        encode::backend::error(self.to_client.buffer(), report);
+        self.refusing = match self.from_client.first() {
+            Some(b'Q' | b'F') => Refusing::One,
+            _ => Refusing::ToSync,
+        };
+    }
+
+    /// The next number for an attempt to prepare a statement.
+    pub(super) fn next_attempt(&mut self) -> Attempt {
+        self.attempts += 1;
+        self.attempts
+    }
+
+    /// Whether statements have names of their own on servers.
+    pub(super) fn renames(&self) -> bool {
+        self.mode == PoolMode::Transaction
+    }
+
+    // What others want to know.
+
+    fn activity(&self) -> Activity {
+        match &self.place {
+            Place::Idle => Activity::Idle,
+            Place::Waiting(_) => Activity::Active,
+            Place::Server(server) if !server.owed.is_quiet() => Activity::Active,
+            Place::Server(server) if server.owed.status() == Status::Idle => Activity::Idle,
+            Place::Server(_) => Activity::InTransaction,
+        }
+    }
+
+    fn may_stop(&self, stop: Stop, activity: Activity) -> bool {
+        match stop {
+            Stop::No => false,
+            Stop::WhenIdle => {
+                activity == Activity::Idle
+                    && self.up.at_boundary()
+                    && self.from_client.is_empty()
+                    && self.to_client.is_empty()
+            }
+            Stop::AtOnce => self.boundary() == Boundary::Clean,
+        }
+    }
+
+    /// Whether the client may be sent a last message behind `to_client`.
+    pub(super) fn boundary(&self) -> Boundary {
+        match &self.place {
+            Place::Server(server) if !server.scanner.at_boundary() && !self.dropping_down => {
+                Boundary::Cut
+            }
+            _ => Boundary::Clean,
+        }
+    }
+
+    /// The node that it works on, or last did.
+    pub(super) fn node(&self) -> usize {
+        self.pool.key().node
+    }
+
+    /// Takes it apart: the client, whole messages for it, and its server.
+    pub(super) fn into_parts(mut self) -> (Stream, BytesMut, Option<Box<Server>>) {
+        let server = match self.place {
+            Place::Server(server) => Some(server),
+            Place::Idle | Place::Waiting(_) => None,
+        };
+        (self.client, self.to_client.take(), server)
+    }
+
+    /// Whether a server may still be working for this client.
+    pub(super) fn in_flight(&self) -> bool {
+        matches!(&self.place, Place::Server(server) if !server.owed.is_quiet())
+    }
+}
+
+/// What came of a read.
+enum Next {
+    Blocked,
+    Moved,
+    NeedServer,
+}
+
+/// Why the client's messages were not all taken.
+#[derive(Debug)]
+pub(super) enum StopAt {
+    /// The next one needs a server.
+    NeedServer,
+    /// Terminate.
+    Goodbye,
+    /// What it sent is no message of the protocol.
+    Violation(FrameError),
+    /// It has prepared more than it may.
+    TooMuchPrepared,
+}
+
+/// No other client may have it. It is spent for this one too, as far as writing goes.
+fn spend(server: &mut Server) {
+    server.spent = true;
+    server.unsent.take();
+}
+
+/// Keeps what was not taken of `input`.
+fn keep(held: &mut BytesMut, input: &[u8], taken: usize) {
+    let rest = input.get(taken..).unwrap_or_default();
+    if rest.is_empty() {
+        if held.capacity() > 0 {
+            *held = BytesMut::new();
+        }
+    } else {
+        held.clear();
+        held.extend_from_slice(rest);
+    }
+}
+
+/// Reads once, behind what is there.
+fn read_some(
+    cx: &mut Context<'_>,
+    stream: &mut Stream,
+    buffer: &mut BytesMut,
+) -> Poll<std::io::Result<usize>> {
+    buffer.reserve(READ_MAX);
+    let mut limited = buffer.limit(READ_MAX);
+    pin!(stream.read_buf(&mut limited)).poll(cx)
+}
+
+/// Looks at what has come from a server while nobody used it: notices and new settings, or its end.
+fn is_alive(cx: &mut Context<'_>, server: &mut Server) -> bool {
+    loop {
+        match read_some(cx, &mut server.stream, &mut server.received) {
+            Poll::Pending => break,
+            Poll::Ready(Ok(0) | Err(_)) => return false,
+            Poll::Ready(Ok(_)) => {}
+        }
+    }
+    if server.received.is_empty() {
+        return true;
+    }
+    while let Ok(Some(header)) = tandem_wire::frame::peek(&server.received, Sender::Server) {
+        if server.received.len() < header.frame_len() {
+            break;
+        }
+        let frame = server.received.split_to(header.frame_len());
+        let body = frame
+            .get(tandem_wire::frame::HEADER_LEN..)
+            .unwrap_or_default();
+        match header.tag {
+            b'S' => {
+                if let Ok(status) = tandem_wire::backend::ParameterStatus::parse(body) {
+                    note_reported(&mut server.reported, status.name, status.value);
+                }
+            }
+            b'N' | b'A' => {}
+            _ => return false,
+        }
+    }
+    server.received.is_empty()
+}
