@@ -201,6 +201,12 @@ async fn dev_is_ready_in_time_works_stops_all_it_started_and_resumes() {
         .run(LIMIT)
         .await
         .expect_success();
+    let console = Program::psql(&template::install(15)).port(dev.ports[0]);
+    let ran = console
+        .args(["-d", "tandem", "-c", "SHOW NODES"])
+        .run(LIMIT);
+    let nodes = ran.await.expect_success().stdout;
+    assert_eq!(nodes.lines().count(), 3, "{nodes}");
     for port in dev.node_ports() {
         let node = client::connect(port, "postgres", None, "app")
             .await

@@ -465,3 +465,208 @@ async fn clients_pools_and_servers_are_shown_as_they_are_and_clients_can_be_ende
         "new"
     );
 }
+
+/// A raw connection to the console, already logged in.
+async fn raw(cluster: &Cluster) -> tandem_wire::Stream {
+    let options = tandem_wire::ConnectOptions {
+        host: "127.0.0.1".to_owned(),
+        port: cluster.proxy_port,
+        user: "ops".to_owned(),
+        database: "tandem".to_owned(),
+        credentials: tandem_wire::Credentials::Password(tandem_wire::Secret::new("app")),
+        tls: tandem_wire::tls::ClientTls::disabled(),
+        params: Vec::new(),
+        connect_timeout: LIMIT,
+    };
+    let connection = tandem_wire::connect(&options).await.expect("a login");
+    connection.into_parts().stream
+}
+
+/// A message of a client.
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).expect("short");
+    [&[tag][..], &length.to_be_bytes(), body].concat()
+}
+
+/// The types of the messages that are answered until the connection is closed; errors with their SQLSTATE.
+async fn answered(cluster: &Cluster, messages: &[Vec<u8>]) -> String {
+    let answer = crate::hostile::say_over(raw(cluster).await, &messages.concat()).await;
+    let mut rest = answer.as_slice();
+    let mut told = String::new();
+    while let [tag, a, b, c, d, ..] = rest {
+        let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).expect("a length");
+        let body = rest.get(5..=length).unwrap_or_default();
+        told.push(char::from(*tag));
+        if *tag == b'E' {
+            let code = body
+                .windows(7)
+                .find(|window| window[0] == b'C' && window[6] == 0);
+            told.push_str(&String::from_utf8_lossy(&code.expect("an SQLSTATE")[1..6]));
+        }
+        rest = rest.get(1 + length..).unwrap_or_default();
+    }
+    told
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_keeps_to_the_protocol_whatever_a_client_sends() {
+    let cluster = with_console(Cluster::of(&[15])).await;
+    let parse = |name: &str, sql: &str| {
+        message(
+            b'P',
+            &[name.as_bytes(), b"\0", sql.as_bytes(), b"\0\0\0"].concat(),
+        )
+    };
+    let bind = |portal: &str, name: &str| {
+        let names = [portal.as_bytes(), b"\0", name.as_bytes(), b"\0"].concat();
+        message(b'B', &[&names[..], &[0; 6]].concat())
+    };
+    let execute = |portal: &str, most: u32| {
+        message(
+            b'E',
+            &[portal.as_bytes(), b"\0", &most.to_be_bytes()].concat(),
+        )
+    };
+    let describe =
+        |kind: u8, name: &str| message(b'D', &[&[kind], name.as_bytes(), b"\0"].concat());
+    let query = |sql: &str| message(b'Q', &[sql.as_bytes(), b"\0"].concat());
+    let (sync, end) = (|| message(b'S', b""), || message(b'X', b""));
+    let table: Vec<(Vec<Vec<u8>>, &str)> = vec![
+        (vec![query("SHOW VERSION; SHOW STATE"), end()], "TDCTDDDDCZ"),
+        (vec![query(" ; "), query(""), end()], "IZIZ"),
+        (
+            vec![query("SHOW VERSION; NONSENSE; SHOW LAG"), end()],
+            "E42601Z",
+        ),
+        (
+            vec![
+                parse("s", "SHOW STATE"),
+                describe(b'S', "s"),
+                bind("", "s"),
+                describe(b'P', ""),
+                execute("", 0),
+                sync(),
+            ],
+            "1tT2TDDDDCZ",
+        ),
+        // Three of four rows, then the last; what is over stays over.
+        (
+            vec![
+                parse("", "SHOW STATE"),
+                bind("p", ""),
+                execute("p", 3),
+                execute("p", 3),
+                execute("p", 3),
+                sync(),
+            ],
+            "12DDDsDCCZ",
+        ),
+        // After an error nothing is done until Sync.
+        (
+            vec![
+                execute("none", 0),
+                parse("", "SHOW STATE"),
+                bind("", ""),
+                sync(),
+                parse("", "RELAOD"),
+                sync(),
+                query("SHOW VERSION"),
+            ],
+            "E34000ZE42601ZTDCZ",
+        ),
+        (vec![parse("", "SHOW LAG; SHOW STATE"), sync()], "E42601Z"),
+        (
+            vec![
+                parse("a", "HELP"),
+                parse("a", "HELP"),
+                sync(),
+                describe(b'S', "a"),
+                sync(),
+            ],
+            "1E42P05ZtTZ",
+        ),
+        (
+            vec![parse("", ""), bind("", ""), execute("", 0), sync()],
+            "12IZ",
+        ),
+        (
+            vec![
+                parse("", "SET application_name = 'x'"),
+                describe(b'S', ""),
+                bind("", ""),
+                execute("", 0),
+                sync(),
+            ],
+            "1tn2CZ",
+        ),
+        // A portal ends with its transaction, which ends at Sync.
+        (
+            vec![
+                parse("", "SHOW LAG"),
+                bind("p", ""),
+                sync(),
+                execute("p", 0),
+                sync(),
+            ],
+            "12ZE34000Z",
+        ),
+        (vec![bind("", "missing"), sync()], "E26000Z"),
+        (vec![message(b'C', b"Snothing\0"), sync()], "3Z"),
+        // What is malformed inside of a message is an error, a message that is none ends it.
+        (vec![message(b'B', b"x"), sync()], "E08P01Z"),
+        (
+            vec![message(b'P', b"a\0SHOW LAG\0\0\x09"), sync()],
+            "E08P01Z",
+        ),
+        (
+            vec![message(b'F', &[0; 10]), query("SHOW VERSION")],
+            "E0A000ZTDCZ",
+        ),
+        (
+            vec![
+                message(b'd', b"data"),
+                message(b'c', b""),
+                query("SHOW VERSION"),
+            ],
+            "TDCZ",
+        ),
+        (
+            vec![message(b'Q', b"SHOW LAG"), query("SHOW VERSION")],
+            "E08P01",
+        ),
+        (
+            vec![message(b'Q', b"\xff\xfe\0"), query("SHOW VERSION")],
+            "E22021ZTDCZ",
+        ),
+        (vec![b"Q\0\x20\0\0".to_vec(), vec![b' '; 4096]], "E08P01"),
+        (vec![b"Q\xff\xff\xff\xff".to_vec()], "E08P01"),
+        (vec![message(b'p', b"again\0")], "E08P01"),
+        (vec![b"GET / HTTP/1.1\r\n\r\n".to_vec()], "E08P01"),
+    ];
+    for (index, (messages, wanted)) in table.iter().enumerate() {
+        assert_eq!(answered(&cluster, messages).await, *wanted, "case {index}");
+    }
+    let names = (0..150).map(|n| parse(&format!("s{n}"), "HELP"));
+    let told = answered(&cluster, &names.chain([sync()]).collect::<Vec<_>>()).await;
+    assert_eq!(told, format!("{}E53000Z", "1".repeat(100)));
+
+    let mut random = fastrand::Rng::with_seed(1711);
+    for _ in 0..60 {
+        let tags = b"QPBDECSHXFdcfp";
+        let messages: Vec<Vec<u8>> = (0..random.usize(1..6))
+            .map(|_| {
+                let body: Vec<u8> = (0..random.usize(..40)).map(|_| random.u8(..)).collect();
+                message(tags[random.usize(..tags.len())], &body)
+            })
+            .collect();
+        answered(&cluster, &messages).await;
+    }
+    assert_eq!(
+        cluster.daemon.status().await.expect("a status")["panics"],
+        0
+    );
+    assert_eq!(
+        client::value(&console(&cluster, "ops").await, "SHOW STATE").await,
+        "active"
+    );
+}
