@@ -168,7 +168,10 @@ impl Pools {
     pub(crate) fn get(&self, key: Key, credentials: &Credentials) -> Arc<Pool> {
         let mut pools = lock(&self.pools);
         if let Some(pool) = pools.get(&key) {
-            *lock(&pool.credentials) = credentials.clone();
+            // Who came in by trust or with a certificate brings nothing that opens a server.
+            if *credentials != Credentials::None {
+                *lock(&pool.credentials) = credentials.clone();
+            }
             return Arc::clone(pool);
         }
         let pool = Arc::new(Pool {

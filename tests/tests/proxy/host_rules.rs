@@ -104,3 +104,30 @@ async fn rules_of_a_file_are_read_again_on_sighup_and_a_bad_file_changes_nothing
         "still in"
     );
 }
+
+/// Clients that are alike share servers, whatever their rules: one that proved nothing takes nothing from the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_by_trust_does_not_spoil_what_others_have_proved() {
+    let rules = "[auth]\nhba = [\"local app app trust\", \"host app app samehost scram-sha-256\"]";
+    let cluster = Cluster::of(&[15])
+        .proxy("pool_mode = \"transaction\"\npool_size = 3")
+        .sections(rules)
+        .start()
+        .await;
+    let proved = cluster.proxy().await;
+    client::execute(&proved, "BEGIN; SELECT 1").await;
+    let mut by_socket = tokio_postgres::Config::new();
+    by_socket
+        .host_path(cluster.dir())
+        .port(cluster.proxy_port)
+        .user(APP)
+        .dbname(DATABASE);
+    let trusted = client::connect_with(&by_socket).await.expect("trust");
+    assert_eq!(client::value(&trusted, "SELECT current_user").await, APP);
+    // The servers that are still to come are opened with what was proved.
+    client::execute(&trusted, "BEGIN; SELECT 1").await;
+    let other = cluster.proxy().await;
+    client::execute(&other, "BEGIN; SELECT 1").await;
+    client::execute(&trusted, "COMMIT").await;
+    client::execute(&proved, "COMMIT").await;
+}
