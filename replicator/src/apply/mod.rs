@@ -2,6 +2,7 @@
 //! node to itself only learns what its own clients deleted.
 
 mod batch;
+mod copy;
 mod counter;
 mod decided;
 mod fast;
@@ -170,7 +171,6 @@ pub(crate) async fn run(
         carried,
         context,
         link,
-        cursor: Cursor::new(context.place.target, said, !context.is_own()),
         session,
         unproved,
         noted: Instant::now(),
@@ -180,7 +180,9 @@ pub(crate) async fn run(
         unmerged: false,
         settled: None,
     };
-    let ended = worker.run().await;
+    let ended = worker
+        .run(Cursor::new(context.place.target, said, !context.is_own()))
+        .await;
     if !matches!(ended, Err(ApplyError::Connection(_))) {
         // Every reply was read: nothing is under way any more.
         worker.carried.gate = None;
@@ -203,7 +205,6 @@ impl LinkContext {
 struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
-    cursor: Cursor,
     session: Session,
     carried: &'a mut Carried,
     /// Where the origin is; what it takes to prove is that the transaction there was committed, and did not merely move it.
@@ -221,19 +222,28 @@ struct Worker<'a> {
 }
 
 impl<'a> Worker<'a> {
-    async fn run(&mut self) -> Result<(), ApplyError> {
+    async fn run(&mut self, mut cursor: Cursor) -> Result<(), ApplyError> {
         if self.unproved.is_none() {
             self.note().await?;
         }
         self.link.set_state(LinkState::Streaming);
+        let context = self.context;
+        let journal = &context.journal;
         let mut backlog = false;
+        // What was read while that before it was applied.
+        let mut ahead = None;
         loop {
-            let journal = &self.context.journal;
+            let (most, bytes) = context.read_limits(backlog);
             let applied = self.link.applied();
-            let (most, bytes) = self.context.read_limits(backlog);
+            let reading = async {
+                match ahead.take() {
+                    Some(run) => Ok(run),
+                    None => journal.read(&mut cursor, applied, most, bytes).await,
+                }
+            };
             let run = tokio::select! {
-                run = journal.read(&mut self.cursor, applied, most, bytes) => run?,
-                () = Self::retry_due(self.context, self.retried) => {
+                run = reading => run?,
+                () = Self::retry_due(context, self.retried) => {
                     self.retry_quarantined().await?;
                     continue;
                 }
@@ -242,7 +252,16 @@ impl<'a> Worker<'a> {
                 Run::UpTo(lsn) => self.link.advance(lsn),
                 Run::Entries(entries) => {
                     backlog = entries.len() >= BATCH_TRANSACTIONS;
-                    self.entries(&entries).await?;
+                    let (most, bytes) = context.read_limits(backlog);
+                    let last = entries.last().map_or(applied, |entry| entry.end_lsn());
+                    if backlog {
+                        let reading = journal.read_ready(&mut cursor, last, most, bytes);
+                        let (applied, read) = tokio::join!(self.entries(&entries), reading);
+                        applied?;
+                        ahead = read?;
+                    } else {
+                        self.entries(&entries).await?;
+                    }
                 }
                 Run::Hole(hole) => {
                     let [of, target] = self.context.names.clone();
@@ -380,7 +399,7 @@ impl<'a> Worker<'a> {
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
             self.carried.current = None;
-            let merged = Box::pin(self.apply_run(rest)).await?;
+            let merged = Box::pin(self.apply_runs(rest)).await?;
             if merged > 0 {
                 rest = rest.get(merged..).unwrap_or_default();
                 continue;

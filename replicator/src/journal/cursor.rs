@@ -89,6 +89,26 @@ impl Journal {
             let written = self.written.notified();
             tokio::pin!(written);
             written.as_mut().enable();
+            let run = self.read_ready(cursor, known, entries_max, bytes_max);
+            if let Some(run) = run.await? {
+                return Ok(run);
+            }
+            written.await;
+        }
+    }
+
+    /// The same, but does not wait where there is nothing yet.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub(crate) async fn read_ready(
+        self: &Arc<Self>,
+        cursor: &mut Cursor,
+        known: Lsn,
+        entries_max: usize,
+        bytes_max: usize,
+    ) -> Result<Option<Run>, JournalError> {
+        loop {
             // Taken in a statement of its own: the lock must not live on over an await.
             let step = self.lock().step(cursor, known, entries_max, bytes_max);
             match step {
@@ -97,7 +117,7 @@ impl Journal {
                     if let Run::Entries(entries) = &run {
                         cursor.position = entries.last().map(|entry| entry.end_lsn());
                     }
-                    return Ok(run);
+                    return Ok(Some(run));
                 }
                 Step::Files(position, segment) => {
                     let reading = Reading {
@@ -107,10 +127,10 @@ impl Journal {
                     };
                     let entries = self.read_files(cursor, segment, reading).await?;
                     if !entries.is_empty() {
-                        return Ok(Run::Entries(entries));
+                        return Ok(Some(Run::Entries(entries)));
                     }
                 }
-                Step::Wait => written.await,
+                Step::Wait => return Ok(None),
             }
         }
     }
