@@ -67,7 +67,7 @@ impl Copying {
 }
 
 impl Session {
-    /// Begins a COPY into a table that [takes one](TargetTable::copies).
+    /// Begins a COPY into a table that [takes one](TargetTable::takes_copy).
     ///
     /// # Errors
     /// When the target's table does not have the columns.
@@ -209,9 +209,6 @@ mod tests {
             Value::Text(b"\\."),
         ];
         put_row(&mut out, &values).expect("fits");
-        assert_eq!(
-            &out[..],
-            b"plain\t\\N\t\t\\\\N\ta\\tb\\nc\\rd\\\\\t\\\\.\n"
-        );
+        assert_eq!(&out[..], b"plain\t\\N\t\t\\\\N\ta\\tb\\nc\\rd\\\\\t\\\\.\n");
     }
 }

@@ -159,18 +159,21 @@ impl Session {
         };
         let (relation, operation) = (&first.relation, first.operation);
         let table = self.table(relation)?;
-        if !table.takes_many() || relation.columns.is_empty() {
+        if relation.columns.is_empty() {
             return Ok(0);
         }
-        let row = Row::read(first)?;
         let many = changes.get(..copy::ROWS_MIN).unwrap_or_default();
         if operation == Operation::Insert
-            && table.copies()
+            && table.takes_copy
             && !many.is_empty()
             && many.iter().all(|change| is_alike(first, change))
         {
             return self.add_copied(batch, changes, &table);
         }
+        if !table.takes_many() {
+            return Ok(0);
+        }
+        let row = Row::read(first)?;
         let key = StatementKey {
             relation: relation.id,
             kind: Kind::Folded(operation),

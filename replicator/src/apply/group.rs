@@ -358,7 +358,7 @@ impl Session {
             let Some(first) = rows.first() else { continue };
             if outcome == Outcome::Insert
                 && rows.len() >= copy::ROWS_MIN
-                && table.copies()
+                && table.takes_copy
                 && key.unchanged.is_empty()
             {
                 let mut copying = self.begin_copy(batch, relation, table)?;

@@ -56,11 +56,6 @@ impl TargetTable {
         self.columns.values().all(|column| column.reads_text)
     }
 
-    /// Whether many new rows of it go in by COPY.
-    pub(super) fn copies(&self) -> bool {
-        self.takes_copy && self.takes_many()
-    }
-
     /// Whether rows of different keys may collide.
     pub(super) fn collides(&self) -> bool {
         !self.uniques.constraints.is_empty() && !self.key.is_empty()

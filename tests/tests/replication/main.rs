@@ -6,6 +6,7 @@ mod causality;
 mod changes;
 mod clocks;
 mod conflicts;
+mod copying;
 mod counters;
 mod deletes;
 mod faults;
