@@ -474,7 +474,7 @@ impl<'a> Worker<'a> {
             if wait > CLOCK_WAIT_SHOWN {
                 waited |= self.link.set_state(LinkState::WaitingForClock);
             }
-            tokio::time::sleep(wait).await;
+            clock::Hold::of(wait).wait().await;
         }
         if waited {
             self.link.set_state(LinkState::Streaming);

@@ -1,7 +1,6 @@
 //! Reads one node's slot into its journal, and confirms to the slot what may be forgotten.
 
 mod pace;
-mod thread;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -14,8 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use pace::Pace;
-pub(crate) use thread::on_own_thread;
+use pace::{Ended, Found, Pace};
 
 use crate::carry::{self, Bounds, Carrier, Carry};
 use crate::control::{Control, ControlError};
@@ -93,7 +91,7 @@ pub(crate) struct Capture {
 
 impl Capture {
     /// Streams until something ends it; it can be run again at once. Says when the stream has `begun`. Pauses the thread
-    /// while it is behind, so it wants [one of its own](on_own_thread).
+    /// while it is behind, so it wants [one of its own](crate::thread::on_own_thread).
     ///
     /// # Errors
     /// Whatever ended it.
@@ -207,9 +205,13 @@ impl Capture {
                     {
                         burst.take(&mut assembler, message)?;
                     }
+                    let found = Found {
+                        bytes: burst.bytes,
+                        ended: burst.ended(assembler.is_between_transactions()),
+                    };
                     lock(&self.course).take(&burst.entries);
                     self.journal.append(writer, burst.entries, burst.tail).await?;
-                    if let Some(nap) = pace.read(Instant::now(), burst.bytes) {
+                    if let Some(nap) = pace.read(Instant::now(), found) {
                         // The thread, not the task: nobody polls the socket meanwhile.
                         std::thread::sleep(nap);
                     }
@@ -239,6 +241,18 @@ struct Burst {
 }
 
 impl Burst {
+    /// `between`: nothing of a further transaction was read.
+    fn ended(&self, between: bool) -> Ended {
+        let received = |entry: &Entry| matches!(entry, Entry::Cause { .. });
+        if !self.entries.iter().all(received) {
+            Ended::Written
+        } else if between && !self.entries.is_empty() {
+            Ended::Received
+        } else {
+            Ended::Unknown
+        }
+    }
+
     fn take(
         &mut self,
         assembler: &mut Assembler,

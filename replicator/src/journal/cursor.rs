@@ -86,7 +86,11 @@ impl Journal {
         bytes_max: usize,
     ) -> Result<Run, JournalError> {
         loop {
-            let written = self.written.notified();
+            let written = if cursor.exact {
+                self.written.notified()
+            } else {
+                self.written_own.notified()
+            };
             tokio::pin!(written);
             written.as_mut().enable();
             let run = self.read_ready(cursor, known, entries_max, bytes_max);

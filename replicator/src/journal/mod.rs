@@ -100,6 +100,8 @@ pub(crate) struct Journal {
     inner: Mutex<Inner>,
     store: Arc<tokio::sync::Mutex<Option<Store>>>,
     written: Notify,
+    /// The same for the node's own link.
+    written_own: Notify,
     room: Notify,
     /// How many want the bound of the memory ignored.
     lifted: AtomicUsize,
@@ -159,6 +161,7 @@ impl Journal {
             }),
             store: Arc::default(),
             written: Notify::new(),
+            written_own: Notify::new(),
             room: Notify::new(),
             lifted: AtomicUsize::new(0),
         }
@@ -248,7 +251,7 @@ impl Journal {
             inner.synced = known.confirmed;
             inner.take_over(&store);
             drop(inner);
-            journal.written.notify_waiters();
+            journal.wake_readers();
             let opened = journal.opened(&store, server);
             *slot = Some(store);
             opened
@@ -313,8 +316,14 @@ impl Journal {
         let written = inner.written;
         inner.window.shrink(WINDOW_BYTES, written);
         drop(inner);
-        self.written.notify_waiters();
+        self.wake_readers();
         Ok(())
+    }
+
+    /// The node's own link comes last: what it learns is seldom waited for, what the others bring is.
+    fn wake_readers(&self) {
+        self.written.notify_waiters();
+        self.written_own.notify_waiters();
     }
 
     /// Drops what every target has durably, and from memory what those that keep up have. While entries go through

@@ -357,6 +357,27 @@ async fn a_part_of_a_transaction_wakes_nobody() {
 }
 
 #[tokio::test]
+async fn a_target_is_woken_before_the_nodes_own_link() {
+    let bench = Bench::new(1 << 30).await;
+    let (sender, mut woken) = tokio::sync::mpsc::unbounded_channel();
+    // The own link waits first.
+    for exact in [false, true] {
+        let (journal, sender) = (Arc::clone(&bench.journal), sender.clone());
+        tokio::spawn(async move {
+            let mut cursor = Cursor::new(2, Lsn(100), exact);
+            let read = journal.read(&mut cursor, Lsn(100), 10, 1 << 20).await;
+            sender.send(read.map(|_| exact))
+        });
+    }
+    tokio::task::yield_now().await;
+    bench.append([110]).await;
+    for exact in [true, false] {
+        let next = woken.recv().await.expect("it is woken").expect("it reads");
+        assert_eq!(next, exact);
+    }
+}
+
+#[tokio::test]
 async fn what_an_older_reader_of_the_stream_brings_is_refused() {
     let mut bench = Bench::new(1 << 30).await;
     bench.append([110]).await;
