@@ -13,7 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-use pace::{Ended, Found, Pace};
+use pace::Pace;
 
 use crate::carry::{self, Bounds, Carrier, Carry};
 use crate::control::{Control, ControlError};
@@ -205,13 +205,9 @@ impl Capture {
                     {
                         burst.take(&mut assembler, message)?;
                     }
-                    let found = Found {
-                        bytes: burst.bytes,
-                        ended: burst.ended(assembler.is_between_transactions()),
-                    };
                     lock(&self.course).take(&burst.entries);
                     self.journal.append(writer, burst.entries, burst.tail).await?;
-                    if let Some(nap) = pace.read(Instant::now(), found) {
+                    if let Some(nap) = pace.read(Instant::now(), burst.bytes) {
                         // The thread, not the task: nobody polls the socket meanwhile.
                         std::thread::sleep(nap);
                     }
@@ -241,18 +237,6 @@ struct Burst {
 }
 
 impl Burst {
-    /// `between`: nothing of a further transaction was read.
-    fn ended(&self, between: bool) -> Ended {
-        let received = |entry: &Entry| matches!(entry, Entry::Cause { .. });
-        if !self.entries.iter().all(received) {
-            Ended::Written
-        } else if between && !self.entries.is_empty() {
-            Ended::Received
-        } else {
-            Ended::Unknown
-        }
-    }
-
     fn take(
         &mut self,
         assembler: &mut Assembler,

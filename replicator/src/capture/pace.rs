@@ -3,9 +3,7 @@
 //! A walsender makes one `send()` per change (`WalSndWriteData` in src/backend/replication/walsender.c). A reader that waits
 //! for each of them is woken by each, and the wake-ups cost the *sender* more than the decoding; one that leaves the bytes
 //! in the socket's buffer for a moment is sent them several times as fast. A reader that has caught up must not wait at
-//! all: what it waits is lag. But nobody waits for what Tandem itself applied to a node. It becomes visible to the stream in
-//! lumps, with each flush of the node, and a reader that is woken for each transaction of them takes the processor away
-//! from those that are being applied.
+//! all: what it waits is lag.
 
 use std::time::{Duration, Instant};
 
@@ -20,42 +18,12 @@ const NAP_MIN: Duration = Duration::from_millis(1);
 /// The longest pause. A sender does not fill the socket's buffer in it
 /// ([`read_in_bulk`](tandem_wire::Connection::read_in_bulk)).
 const NAP_MAX: Duration = Duration::from_millis(4);
-/// A node whose clients have written nothing for so long is taken for one that only receives. What its next client writes may
-/// then be read [`NAP_MIN`] late.
-const QUIET: Duration = Duration::from_millis(100);
 /// A pause in which less than this came in for each millisecond was not worth it: the reader has caught up.
 const BYTES_PER_MS: usize = 4 << 10;
 
-/// What a read has found.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Found {
-    /// Bytes of the stream.
-    pub bytes: usize,
-    /// The transactions that ended in it.
-    pub ended: Ended,
-}
-
-/// Whose transactions ended in a read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// Nobody's, or the next has begun and may be anybody's.
-    Unknown,
-    /// Only those that Tandem itself has applied there; no other has begun.
-    Received,
-    /// Of others too, for which a target waits.
-    Written,
-}
-
 /// The decision; does no waiting itself.
 #[derive(Debug)]
-pub(super) struct Pace {
-    mode: Mode,
-    /// When the last transaction was read that targets wait for.
-    written: Instant,
-}
-
-#[derive(Debug)]
-enum Mode {
+pub(super) enum Pace {
     /// Reads at once whatever comes.
     Eager {
         /// When the slot began.
@@ -69,34 +37,20 @@ enum Mode {
     Patient { nap: Duration },
 }
 
-impl Mode {
-    fn eager(now: Instant) -> Self {
+impl Pace {
+    /// For a stream that is opened now.
+    pub(super) fn new(now: Instant) -> Self {
         Self::Eager {
             since: now,
             reads: 0,
             bytes: 0,
         }
     }
-}
 
-impl Pace {
-    /// For a stream that is opened now.
-    pub(super) fn new(now: Instant) -> Self {
-        Self {
-            mode: Mode::eager(now),
-            written: now,
-        }
-    }
-
-    /// Takes in what a read has found; answers how long to stay away from the socket before the next.
-    pub(super) fn read(&mut self, now: Instant, found: Found) -> Option<Duration> {
-        if found.ended == Ended::Written {
-            self.written = now;
-        }
-        let quiet = now.saturating_duration_since(self.written) > QUIET;
-        let receives = quiet && found.ended == Ended::Received;
-        let nap = match &mut self.mode {
-            Mode::Eager {
+    /// Takes in that a read has found so many bytes; answers how long to stay away from the socket before the next.
+    pub(super) fn read(&mut self, now: Instant, found: usize) -> Option<Duration> {
+        let nap = match self {
+            Self::Eager {
                 since,
                 reads,
                 bytes,
@@ -105,17 +59,17 @@ impl Pace {
                     (*since, *reads, *bytes) = (now, 0, 0);
                 }
                 *reads += 1;
-                *bytes += found.bytes;
-                (receives || *reads >= READS_MAX || *bytes >= BYTES_MAX).then_some(NAP_MIN)
+                *bytes += found;
+                (*reads >= READS_MAX || *bytes >= BYTES_MAX).then_some(NAP_MIN)
             }
-            Mode::Patient { nap } => {
+            Self::Patient { nap } => {
                 let worth = BYTES_PER_MS * usize::try_from(nap.as_millis()).unwrap_or(1);
-                (found.bytes >= worth).then(|| (*nap * 2).min(NAP_MAX))
+                (found >= worth).then(|| (*nap * 2).min(NAP_MAX))
             }
         };
-        self.mode = match nap {
-            Some(nap) => Mode::Patient { nap },
-            None if matches!(self.mode, Mode::Patient { .. }) => Mode::eager(now),
+        *self = match nap {
+            Some(nap) => Self::Patient { nap },
+            None if matches!(self, Self::Patient { .. }) => Self::new(now),
             None => return None,
         };
         nap
@@ -128,20 +82,6 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    fn written(bytes: usize) -> Found {
-        Found {
-            bytes,
-            ended: Ended::Written,
-        }
-    }
-
-    fn received(bytes: usize) -> Found {
-        Found {
-            bytes,
-            ended: Ended::Received,
-        }
-    }
-
     /// Reads `count` times, `every` so often, and finds `bytes` each time; answers the pauses.
     fn naps(
         pace: &mut Pace,
@@ -150,7 +90,7 @@ mod tests {
         every: Duration,
         bytes: usize,
     ) -> Vec<u128> {
-        let read = |number| pace.read(from + every * number, written(bytes));
+        let read = |number| pace.read(from + every * number, bytes);
         let naps = (1..=count).filter_map(read);
         naps.map(|nap| nap.as_millis()).collect()
     }
@@ -172,51 +112,18 @@ mod tests {
         assert_eq!(eager, [1]);
         assert_eq!(naps(&mut pace, now, 4, MS, 400_000), [2, 4, 4, 4]);
         // The end of it.
-        assert_eq!(pace.read(now, written(1000)), None);
-        assert_eq!(pace.read(now, written(1000)), None);
+        assert_eq!(pace.read(now, 1000), None);
+        assert_eq!(pace.read(now, 1000), None);
         // Large pieces are a backlog at once.
-        assert_eq!(pace.read(now, written(100_000)), Some(NAP_MIN));
+        assert_eq!(pace.read(now, 100_000), Some(NAP_MIN));
     }
 
     #[test]
     fn a_pause_that_brought_little_is_the_last() {
         let now = Instant::now();
         let mut pace = Pace::new(now);
-        assert_eq!(pace.read(now, written(BYTES_MAX)), Some(NAP_MIN));
-        assert_eq!(pace.read(now, written(BYTES_PER_MS - 1)), None);
-        assert!(matches!(pace.mode, Mode::Eager { reads: 0, .. }));
-    }
-
-    #[test]
-    fn nobody_hurries_for_what_a_node_only_receives() {
-        let now = Instant::now();
-        let mut pace = Pace::new(now);
-        assert_eq!(pace.read(now + QUIET, received(200)), None);
-        assert_eq!(pace.read(now + QUIET + MS, received(200)), Some(NAP_MIN));
-        // The rest of what a flush has brought.
-        assert_eq!(pace.read(now + QUIET + 2 * MS, received(3000)), None);
-        // A part of a transaction may be anybody's.
-        let part = Found {
-            bytes: 20,
-            ended: Ended::Unknown,
-        };
-        assert_eq!(pace.read(now + QUIET + 3 * MS, part), None);
-        assert_eq!(
-            pace.read(now + QUIET + 4 * MS, received(200)),
-            Some(NAP_MIN)
-        );
-    }
-
-    #[test]
-    fn a_node_with_clients_of_its_own_is_read_at_once() {
-        let start = Instant::now();
-        let mut pace = Pace::new(start);
-        for ms in (0..5000).step_by(10) {
-            let now = start + ms * MS;
-            assert_eq!(pace.read(now, received(200)), None, "{ms}");
-            if ms % 100 == 0 {
-                assert_eq!(pace.read(now, written(20)), None, "{ms}");
-            }
-        }
+        assert_eq!(pace.read(now, BYTES_MAX), Some(NAP_MIN));
+        assert_eq!(pace.read(now, BYTES_PER_MS - 1), None);
+        assert!(matches!(pace, Pace::Eager { reads: 0, .. }));
     }
 }
