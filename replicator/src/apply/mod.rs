@@ -15,6 +15,7 @@ mod multiset;
 mod net;
 mod own;
 mod params;
+mod parts;
 mod quarantine;
 mod row;
 mod session;
@@ -35,6 +36,7 @@ use tokio::sync::RwLock;
 
 use gate::Gate;
 use group::{Grouping, Settled};
+use parts::Way;
 use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity, is_poison};
@@ -51,7 +53,7 @@ use crate::quarantine::{Held, Quarantine};
 use crate::resolve::Contests;
 use crate::runs::Runs;
 use crate::setup::OriginProgress;
-use crate::transaction::{Entry, Transaction};
+use crate::transaction::{Entry, Position, Transaction};
 use crate::version::{PgTimestamp, Version, pg_now};
 use crate::vitals::Vitals;
 use crate::watermark;
@@ -179,6 +181,7 @@ pub(crate) async fn run(
         penalty: 0,
         unmerged: false,
         settled: None,
+        way: None,
     };
     let ended = worker.run().await;
     if !matches!(ended, Err(ApplyError::Connection(_))) {
@@ -218,6 +221,8 @@ struct Worker<'a> {
     unmerged: bool,
     /// What is known of the target's own transactions, for runs.
     settled: Option<Settled>,
+    /// How the transaction in parts whose commit begins there has to be applied.
+    way: Option<(Lsn, Way)>,
 }
 
 impl<'a> Worker<'a> {
@@ -243,7 +248,12 @@ impl<'a> Worker<'a> {
                 Run::Entries(entries) => {
                     backlog = entries.len() >= BATCH_TRANSACTIONS;
                     self.entries(&entries).await?;
+                    if let Some(Entry::Part { part, .. }) = entries.last().map(Arc::as_ref) {
+                        self.apply_parts(part).await?;
+                    }
                 }
+                // It stands before the transaction again.
+                Run::Broken => {}
                 Run::Hole(hole) => {
                     let [of, target] = self.context.names.clone();
                     let origin = OriginName {
@@ -268,7 +278,7 @@ impl<'a> Worker<'a> {
     async fn entries(&mut self, entries: &[Arc<Entry>]) -> Result<(), ApplyError> {
         let mut batch: Vec<&Transaction> = Vec::new();
         for entry in entries {
-            self.pass_said(entry.end_lsn());
+            self.pass_said(entry.position());
             match entry.as_ref() {
                 Entry::Transaction(transaction) => {
                     if !self.is_applied(transaction).await? {
@@ -291,12 +301,14 @@ impl<'a> Worker<'a> {
                         self.link.set_state(LinkState::Streaming);
                     }
                 }
-                Entry::Empty { .. } => {}
+                // The last one, if at all: it is begun when all before it is done.
+                Entry::Part { .. } | Entry::Empty { .. } => {}
+                Entry::End(_) => return Err(ApplyError::Unexpected("an end without its parts")),
             }
         }
         self.apply(&batch).await?;
         if let Some(last) = entries.last() {
-            self.move_to(last.end_lsn());
+            self.move_to(last.position().lsn);
         }
         if self.context.version >= 160_000
             && self.unproved.is_none()
@@ -329,8 +341,8 @@ impl<'a> Worker<'a> {
 
     /// The stream goes on behind the transaction that was to be proved without having shown it: then the slot was
     /// confirmed past it, which happens only to what is surely applied. Others may be waiting to hear of that.
-    fn pass_said(&mut self, lsn: Lsn) {
-        if let Some(said) = self.unproved.take_if(|said| lsn > *said) {
+    fn pass_said(&mut self, position: Position) {
+        if let Some(said) = self.unproved.take_if(|said| position > (*said).into()) {
             self.link.advance(said);
         }
     }
