@@ -35,6 +35,7 @@ pub(super) enum Way {
 }
 
 /// How that went.
+#[derive(Debug)]
 enum Attempt {
     Applied,
     /// Nothing is done: it has to be this way.
@@ -77,6 +78,8 @@ impl Worker<'_> {
             Way::InParts { alone } if !asked => self.apply_in_parts(first, alone).await?,
             Way::InParts { .. } | Way::Whole => self.apply_whole(first).await?,
         };
+        let place = &self.context.place;
+        tracing::debug!(source = place.source, target = place.target, %commit, ?way, ?attempt, "a transaction in parts");
         match attempt {
             Attempt::Applied => self.way = None,
             Attempt::Instead(way) => {

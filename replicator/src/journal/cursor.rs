@@ -20,7 +20,7 @@ pub(crate) struct Cursor {
     /// Whether each transaction moves that. A node that reads its own stream remembers only what it learnt.
     exact: bool,
     position: Option<Position>,
-    /// Where it last stood outside of a transaction that comes in parts.
+    /// Where it stood before the transaction in parts in which it stands, or of which it has just read the end.
     outside: Option<Lsn>,
     /// Of the transaction whose commit begins here it wants nothing before its end is there.
     patient: Option<Lsn>,
@@ -41,7 +41,7 @@ impl Cursor {
         }
     }
 
-    /// Goes back to where the transaction begins in which it stands.
+    /// Goes back to where the transaction in parts begins in which it stands, or of which it has just read the end.
     pub(crate) fn rewind(&mut self) {
         self.position = self.outside.map(Position::from);
         self.disk = None;
@@ -62,9 +62,14 @@ impl Cursor {
     }
 
     fn move_to(&mut self, position: Position, entries: &[Arc<Entry>]) {
-        let positions = entries.iter().map(|entry| entry.position());
-        let mut outside = positions.chain([position]).filter(|at| !at.is_inside());
-        self.outside = outside.next_back().map_or(self.outside, |at| Some(at.lsn));
+        let outside = |at: &Position| !at.is_inside();
+        let before = self.position.filter(outside);
+        let whole = entries.iter().filter(|entry| !entry.is_of_parts());
+        let passed = whole.map(|entry| entry.position()).next_back();
+        // Not yet the end of a transaction in parts: who has just read that may want the whole again.
+        let nothing = Some(position).filter(|at| entries.is_empty() && outside(at));
+        let last = nothing.or(passed).or(before);
+        self.outside = last.map_or(self.outside, |at| Some(at.lsn));
         self.position = Some(position);
     }
 }

@@ -14,6 +14,7 @@ mod group;
 mod histories;
 mod identity;
 mod journal;
+mod large;
 mod multisets;
 mod operator;
 mod pgbench;
