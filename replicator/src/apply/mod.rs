@@ -16,6 +16,7 @@ mod multiset;
 mod net;
 mod own;
 mod params;
+mod parts;
 mod quarantine;
 mod row;
 mod session;
@@ -36,6 +37,7 @@ use tokio::sync::RwLock;
 
 use gate::Gate;
 use group::{Grouping, Settled};
+use parts::Way;
 use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity, is_poison};
@@ -52,7 +54,7 @@ use crate::quarantine::{Held, Quarantine};
 use crate::resolve::Contests;
 use crate::runs::Runs;
 use crate::setup::OriginProgress;
-use crate::transaction::{Entry, Transaction};
+use crate::transaction::{Entry, Position, Transaction};
 use crate::version::{PgTimestamp, Version, pg_now};
 use crate::vitals::Vitals;
 use crate::watermark;
@@ -179,6 +181,7 @@ pub(crate) async fn run(
         penalty: 0,
         unmerged: false,
         settled: None,
+        way: None,
     };
     let ended = worker
         .run(Cursor::new(context.place.target, said, !context.is_own()))
@@ -219,6 +222,8 @@ struct Worker<'a> {
     unmerged: bool,
     /// What is known of the target's own transactions, for runs.
     settled: Option<Settled>,
+    /// How the transaction in parts whose commit begins there has to be applied.
+    way: Option<(Lsn, Way)>,
 }
 
 impl<'a> Worker<'a> {
@@ -253,8 +258,11 @@ impl<'a> Worker<'a> {
                 Run::Entries(entries) => {
                     backlog = entries.len() >= BATCH_TRANSACTIONS;
                     let (most, bytes) = context.read_limits(backlog);
-                    let last = entries.last().map_or(applied, |entry| entry.end_lsn());
-                    if backlog {
+                    let last = entries.last().map_or(applied, |entry| entry.position().lsn);
+                    if let Some(Entry::Part { part, .. }) = entries.last().map(Arc::as_ref) {
+                        self.entries(&entries).await?;
+                        self.apply_parts(&mut cursor, part).await?;
+                    } else if backlog {
                         let reading = journal.read_ready(&mut cursor, last, most, bytes);
                         let (applied, read) = tokio::join!(self.entries(&entries), reading);
                         applied?;
@@ -263,6 +271,8 @@ impl<'a> Worker<'a> {
                         self.entries(&entries).await?;
                     }
                 }
+                // It stands before the transaction again.
+                Run::Broken => {}
                 Run::Hole(hole) => {
                     let [of, target] = self.context.names.clone();
                     let origin = OriginName {
@@ -287,7 +297,7 @@ impl<'a> Worker<'a> {
     async fn entries(&mut self, entries: &[Arc<Entry>]) -> Result<(), ApplyError> {
         let mut batch: Vec<&Transaction> = Vec::new();
         for entry in entries {
-            self.pass_said(entry.end_lsn());
+            self.pass_said(entry.position());
             match entry.as_ref() {
                 Entry::Transaction(transaction) => {
                     if !self.is_applied(transaction).await? {
@@ -310,12 +320,14 @@ impl<'a> Worker<'a> {
                         self.link.set_state(LinkState::Streaming);
                     }
                 }
-                Entry::Empty { .. } => {}
+                // The last one, if at all: it is begun when all before it is done.
+                Entry::Part { .. } | Entry::Empty { .. } => {}
+                Entry::End(_) => return Err(ApplyError::Unexpected("an end without its parts")),
             }
         }
         self.apply(&batch).await?;
         if let Some(last) = entries.last() {
-            self.move_to(last.end_lsn());
+            self.move_to(last.position().lsn);
         }
         if self.context.version >= 160_000
             && self.unproved.is_none()
@@ -348,8 +360,8 @@ impl<'a> Worker<'a> {
 
     /// The stream goes on behind the transaction that was to be proved without having shown it: then the slot was
     /// confirmed past it, which happens only to what is surely applied. Others may be waiting to hear of that.
-    fn pass_said(&mut self, lsn: Lsn) {
-        if let Some(said) = self.unproved.take_if(|said| lsn > *said) {
+    fn pass_said(&mut self, position: Position) {
+        if let Some(said) = self.unproved.take_if(|said| position > (*said).into()) {
             self.link.advance(said);
         }
     }

@@ -186,6 +186,7 @@ impl Capture {
         mut stream: ReplicationStream,
         confirmations: watch::Receiver<Lsn>,
     ) -> Result<(), CaptureError> {
+        let _streaming = self.journal.streaming(writer);
         let interner = Arc::clone(&self.interner);
         let mut assembler = Assembler::new(self.node, self.tables.clone(), interner);
         let mut ticks = tokio::time::interval(carry::INTERVAL);

@@ -15,6 +15,7 @@ mod group;
 mod histories;
 mod identity;
 mod journal;
+mod large;
 mod multisets;
 mod operator;
 mod pgbench;
