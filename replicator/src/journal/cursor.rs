@@ -263,15 +263,17 @@ impl Inner {
         if cursor.is_inside() {
             return Step::Wait;
         }
-        if self.tail > known {
-            return Step::Give(Run::UpTo(self.tail));
+        // What is withheld is not passed over.
+        let tail = self.tail.min(withheld.unwrap_or(self.tail));
+        if tail > known {
+            return Step::Give(Run::UpTo(tail));
         }
         Step::Wait
     }
 
     /// Where the commit of the transaction begins of which a reader gets nothing, because its end has not come.
     fn withheld(&self, cursor: &Cursor) -> Option<Lsn> {
-        self.open.filter(|&open| {
+        self.open().filter(|&open| {
             // Through memory alone its end may have to wait for room, and a target would have to wait for it in the middle.
             self.interrupted || self.problem.is_some() || cursor.patient == Some(open)
         })

@@ -83,9 +83,7 @@ struct Inner {
     written: Position,
     /// The same without the parts of a transaction whose end is not there.
     complete: Lsn,
-    /// Where the commit of the transaction begins that came last, if its end did not come yet.
-    open: Option<Lsn>,
-    /// The stream has ended in the middle of it.
+    /// The stream has ended in the middle of the transaction that is [open](Self::open).
     interrupted: bool,
     /// The end of what is safe on disk.
     synced: Lsn,
@@ -162,7 +160,6 @@ impl Journal {
                 origin: Lsn(0),
                 written: Position::default(),
                 complete: Lsn(0),
-                open: None,
                 interrupted: false,
                 synced: Lsn(0),
                 window: Window::default(),
@@ -254,7 +251,7 @@ impl Journal {
             }
             let mut inner = journal.lock();
             inner.window = Window::beginning_at(store.end, store.last_transaction);
-            (inner.open, inner.interrupted) = (None, false);
+            inner.interrupted = false;
             inner.created = known.created;
             inner.confirmed = known.confirmed;
             inner.origin = store.identity.origin;
@@ -331,9 +328,7 @@ impl Journal {
         };
         inner.take_over(store);
         for entry in entries {
-            let position = entry.position();
-            inner.open = Some(position.lsn).filter(|_| position.is_inside());
-            inner.tail = inner.tail.max(position.lsn);
+            inner.tail = inner.tail.max(entry.position().lsn);
             inner.window.push(entry);
         }
         inner.tail = inner.tail.max(tail);
@@ -524,8 +519,15 @@ impl Inner {
     fn cut(&mut self, store: &mut Store) {
         store.cut();
         self.window.cut(store.end);
-        (self.open, self.interrupted) = (None, false);
+        self.interrupted = false;
         self.take_over(store);
+    }
+
+    /// Where the commit of the newest transaction begins, if its end did not come yet. What memory has whole is not open
+    /// although the stream brings it for the files once more.
+    fn open(&self) -> Option<Lsn> {
+        let end = self.window.end();
+        end.is_inside().then_some(end.lsn)
     }
 
     /// Takes over what the files hold now.
@@ -567,7 +569,7 @@ pub(crate) struct Streaming<'a> {
 impl Drop for Streaming<'_> {
     fn drop(&mut self) {
         let mut inner = self.journal.lock();
-        if inner.writer == self.writer && inner.open.is_some() {
+        if inner.writer == self.writer && inner.open().is_some() {
             inner.interrupted = true;
             drop(inner);
             self.journal.wake_readers();

@@ -182,6 +182,27 @@ async fn through_memory_only_a_transaction_is_shown_when_it_is_whole_and_a_large
     assert!(!bench.journal.is_full());
 }
 
+#[tokio::test]
+async fn what_memory_has_whole_is_not_passed_over_while_the_stream_brings_it_once_more() {
+    let mut bench = Bench::new(1 << 30).await;
+    let full = |bench: &Bench| bench.journal.lock().problem = Some("no space".to_owned());
+    full(&bench);
+    let (mut inside, mut before) = (cursor(0), cursor(0));
+    let entries = vec![part(120, 1), part(120, 2), end_of(120), part(130, 1)];
+    bench.append_entries(entries).await.expect("open");
+    assert_eq!(read(&bench, &mut inside).await, [(119, 1)]);
+    assert_eq!(bench.open(100, &[]).await.end, Lsn(100));
+    full(&bench);
+    bench
+        .append_entries(vec![part(120, 1)])
+        .await
+        .expect("open");
+    for at in [(119, 2), (120, 0)] {
+        assert_eq!(read(&bench, &mut inside).await, [at]);
+    }
+    assert_eq!(read(&bench, &mut before).await, [(119, 1)]);
+}
+
 /// A reader that keeps of a transaction in parts only what came whole.
 struct Reader {
     cursor: Cursor,
