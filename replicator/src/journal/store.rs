@@ -306,8 +306,10 @@ impl Store {
             return Ok(());
         }
         let more = self.bytes() + self.current.staged();
-        // One transaction of any size has to find its way through, and what was begun comes to its end.
-        if more > self.bytes_max && !self.is_empty() && !self.is_open() {
+        // One transaction of any size has to find its way through: a target that waits for it may be what others wait for.
+        // And what was begun comes to its end.
+        let refused = !self.has_room() && !self.is_empty() && !self.is_open();
+        if more > self.bytes_max && refused {
             self.current.discard();
             return Err(StoreError::Full(self.bytes_max));
         }

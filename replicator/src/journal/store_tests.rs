@@ -424,11 +424,16 @@ fn one_transaction_of_any_size_finds_its_way() {
     let path = dir.path().join("node-1");
     let (mut store, _) =
         Store::open(&path, &source(), known(None, 100), 1000, &interner).expect("a store");
-    let (large, small) = (
+    let (first, large, small) = (
+        transaction(&interner, 105, 9),
         transaction(&interner, 110, 9000),
         transaction(&interner, 120, 9),
     );
-    store.append(std::iter::once(&large)).expect("it is empty");
+    store.append(std::iter::once(&first)).expect("it is empty");
+    // Who waits for it may be what those wait for who hold the first one back.
+    store
+        .append(std::iter::once(&large))
+        .expect("more than half of the room is free");
     let refused = store.append(std::iter::once(&small));
     assert!(
         matches!(refused, Err(StoreError::Full(1000))),
