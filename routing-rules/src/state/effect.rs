@@ -17,6 +17,8 @@ pub struct Effects {
     pub releases: Pins,
     /// It may do more than is said here.
     pub doubt: Option<Doubt>,
+    /// Where the names of the functions stand that gave [`Doubt::Function`], each with its schema if that is said.
+    pub unknown_functions: Vec<Range<usize>>,
     /// Calls with parameters, see [`Effects::bind`].
     pub(super) unbound: Vec<ConfigCall>,
 }

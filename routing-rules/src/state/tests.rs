@@ -524,3 +524,11 @@ fn parameters_of_set_config_are_bound() {
     let certain = of("SELECT set_config('a.b', 'x', false)");
     assert_eq!(certain.clone().bind(|_| None), certain);
 }
+
+#[test]
+fn the_functions_that_are_not_known_are_named() {
+    let statement = "SELECT lower(a), app . f(1), \"G\"(pg_catalog.upper('x')) FROM t";
+    let functions = of(statement).unknown_functions.into_iter();
+    let names: Vec<&str> = functions.map(|range| &statement[range]).collect();
+    assert_eq!(names, ["app . f", "\"G\""]);
+}

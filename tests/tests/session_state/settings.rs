@@ -44,7 +44,7 @@ const VALUES: [(&str, &[&str]); 13] = [
 ];
 
 /// What is neither a value of [`VALUES`] nor one of [`TRANSACTIONS`].
-const OTHERS: [&str; 31] = [
+const OTHERS: [&str; 42] = [
     "RESET ALL",
     "DISCARD ALL",
     "DISCARD PLANS",
@@ -72,6 +72,17 @@ const OTHERS: [&str; 31] = [
     "SET LOCAL SESSION AUTHORIZATION state_a",
     "SET SESSION AUTHORIZATION DEFAULT",
     "RESET SESSION AUTHORIZATION",
+    "SET SESSION SESSION AUTHORIZATION DEFAULT",
+    "SET LOCAL SESSION AUTHORIZATION DEFAULT",
+    "SET SESSION ROLE state_b",
+    "SET LOCAL SCHEMA 'x y'",
+    "SET TIME ZONE INTERVAL(0) '3:30'",
+    "SET LOCAL TIME ZONE -7.5",
+    "SET U&\"tandem_test!002ec\" UESCAPE '!' = 0x1f",
+    "SET tandem_test.a = +1_0",
+    "SET tandem_test.a = -99999999999",
+    "SET /* ; */ \"Work_Mem\" -- ;\n = 2048",
+    "SELECT set_config('role', 'state_a', true), set_config('Tandem_Test.A', NULL, false)",
     "SELECT 1",
     "SELECT 1/0",
     "SET TRANSACTION READ WRITE",
@@ -263,6 +274,7 @@ fn expected(value: &Value, default: &str) -> String {
 fn canonical(name: &str, value: String) -> String {
     match (name, value.as_str()) {
         ("work_mem", "4096") => "4MB".to_owned(),
+        ("work_mem", "2048") => "2MB".to_owned(),
         ("log_min_duration_statement", "10000") => "10s".to_owned(),
         _ => value,
     }
