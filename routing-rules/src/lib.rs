@@ -1,4 +1,5 @@
-//! The routing rules: the rules file, placement of keys on nodes, and the decision where a session goes.
+//! The routing rules: the rules file, placement of keys on nodes, and the decision where a session goes; SQL's tokens
+//! ([`lex`]), and what a statement does to its session ([`state`]).
 //!
 //! Pure: no I/O, no async, no clock. What the cluster looks like comes in as a value.
 //!
@@ -20,12 +21,14 @@
 mod decide;
 pub mod document;
 pub mod expression;
+pub mod lex;
 mod model;
 mod nearest;
 mod parse;
 pub mod pattern;
 mod placement;
 mod rendezvous;
+pub mod state;
 
 pub use decide::{
     ClusterView, Decision, NoHealthyNode, NodeView, PassedOver, Reason, SessionFacts,

@@ -1,0 +1,187 @@
+//! Owns what to send to a server connection so that it has the settings that a session wants.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Value,
+    settings::{Identity, ROLE, SESSION_AUTHORIZATION, Settings, is_list_of_names},
+};
+
+/// The statements that give `server`, a connection on which no transaction is open, what is committed in `wanted`. Sent
+/// as one string they are one transaction.
+///
+/// Each setting is set by whom the session itself was when it set it, since that role may be the only one that is
+/// allowed to; the session authorization and the role come last. What neither a session nor its login set is reset on the
+/// server: it is left to the server's configuration.
+///
+/// A role that the session took while SET LOCAL SESSION AUTHORIZATION made it somebody else for a transaction can be one
+/// that its own authorization is not allowed to take: then the server refuses the SET ROLE.
+///
+/// RESET gives on a server what *its* login had. So after a RESET of the session's there can be a difference between
+/// the two even if both were applied.
+///
+/// ```
+/// use tandem_routing_rules::state::{Settings, Status, difference, effects};
+///
+/// let (server, mut wanted) = (Settings::default(), Settings::default());
+/// wanted.apply(&effects(b"SET work_mem = '64MB'", true));
+/// wanted.ready(Status::Idle)?;
+/// assert_eq!(difference(&server, &wanted), [b"SET \"work_mem\" TO '64MB'".to_vec()]);
+/// # Ok::<(), tandem_routing_rules::state::Disagreement>(())
+/// ```
+#[must_use]
+pub fn difference(server: &Settings, wanted: &Settings) -> Vec<Vec<u8>> {
+    let mut changes = changes(server, wanted);
+    let (from, to) = (committed_identity(server), committed_identity(wanted));
+    if changes.is_empty() && from == to {
+        return Vec::new();
+    }
+    let mut statements = Vec::new();
+    let mut current = from;
+    loop {
+        let (now, later): (Vec<_>, Vec<_>) = changes
+            .into_iter()
+            .partition(|(identity, _)| *identity == current);
+        statements.extend(now.into_iter().map(|(_, statement)| statement));
+        changes = later;
+        // The wanted one last.
+        let next = changes.iter().map(|(identity, _)| identity);
+        let next = next
+            .clone()
+            .find(|&identity| *identity != to)
+            .unwrap_or(&to)
+            .clone();
+        if next == current {
+            return statements;
+        }
+        become_identity(&mut current, next, &mut statements);
+    }
+}
+
+/// What to set and to reset, each with who may do it.
+fn changes(server: &Settings, wanted: &Settings) -> Vec<(Identity, Vec<u8>)> {
+    let keys = [server.layer().keys(), wanted.layer().keys()];
+    let names: BTreeSet<&Vec<u8>> = keys
+        .into_iter()
+        .flatten()
+        .chain(wanted.startup().keys())
+        .collect();
+    let names = names
+        .into_iter()
+        .filter(|name| *name != ROLE && *name != SESSION_AUTHORIZATION);
+    // Values are in the session's encoding.
+    let (encoding, others): (Vec<_>, Vec<_>) = names.partition(|name| *name == b"client_encoding");
+    let names = encoding.into_iter().chain(others);
+    names
+        .filter_map(|name| {
+            let value = wanted.committed(name);
+            if value == server.committed(name) {
+                return None;
+            }
+            let on_server = server.layer().get(name);
+            let at_login = server.startup().get(name).map(|startup| &startup.value);
+            let is_reset = *value == Value::Default || at_login == Some(value);
+            match on_server {
+                Some(setting) if is_reset => {
+                    let reset = [b"RESET ", quoted_name(name).as_slice()].concat();
+                    Some((setting.by.clone(), reset))
+                }
+                None if is_reset => None,
+                _ => {
+                    let by = wanted.layer().get(name).map(|setting| setting.by.clone());
+                    Some((by.unwrap_or_default(), set(name, value)))
+                }
+            }
+        })
+        .collect()
+}
+
+fn committed_identity(settings: &Settings) -> Identity {
+    let value = |name: &[u8]| {
+        let setting = settings.layer().get(name);
+        setting
+            .map(|setting| setting.value.clone())
+            .unwrap_or_default()
+    };
+    Identity {
+        authorization: value(SESSION_AUTHORIZATION),
+        role: value(ROLE),
+    }
+}
+
+/// From one identity to another: a new session authorization takes the role away.
+fn become_identity(current: &mut Identity, next: Identity, statements: &mut Vec<Vec<u8>>) {
+    if current.authorization != next.authorization {
+        let (name, role) = match &next.authorization {
+            Value::Text(name) => (literal(name), Value::Text(b"none".to_vec())),
+            _ => (b"DEFAULT".to_vec(), Value::Default),
+        };
+        statements.push([b"SET SESSION AUTHORIZATION ", name.as_slice()].concat());
+        current.role = role;
+    }
+    if current.role != next.role {
+        statements.push(match &next.role {
+            Value::Text(name) => [b"SET ROLE ", literal(name).as_slice()].concat(),
+            _ => b"RESET ROLE".to_vec(),
+        });
+    }
+    *current = next;
+}
+
+fn set(name: &[u8], value: &Value) -> Vec<u8> {
+    let value = match value {
+        // SET would quote it.
+        Value::Text(text) if is_list_of_names(name) => {
+            return [
+                b"SELECT pg_catalog.set_config(",
+                literal(name).as_slice(),
+                b", ",
+                literal(text).as_slice(),
+                b", false)",
+            ]
+            .concat();
+        }
+        Value::Text(text) => literal(text),
+        Value::List(names) => {
+            let names: Vec<Vec<u8>> = names.iter().map(|name| literal(name)).collect();
+            names.join(&b", "[..])
+        }
+        Value::Default => b"DEFAULT".to_vec(),
+    };
+    [
+        b"SET ",
+        quoted_name(name).as_slice(),
+        b" TO ",
+        value.as_slice(),
+    ]
+    .concat()
+}
+
+/// A name whose parts are quoted.
+fn quoted_name(name: &[u8]) -> Vec<u8> {
+    let parts = name.split(|&byte| byte == b'.');
+    let parts: Vec<Vec<u8>> = parts.map(|part| quoted(part, b"\"")).collect();
+    parts.join(&b"."[..])
+}
+
+/// A string literal that means the same whatever `standard_conforming_strings` is.
+fn literal(text: &[u8]) -> Vec<u8> {
+    if !text.contains(&b'\\') {
+        return quoted(text, b"'");
+    }
+    let mut escaped = Vec::with_capacity(text.len() + 2);
+    for &byte in text {
+        escaped.push(byte);
+        if byte == b'\\' {
+            escaped.push(byte);
+        }
+    }
+    [b"E", quoted(&escaped, b"'").as_slice()].concat()
+}
+
+fn quoted(text: &[u8], quote: &[u8; 1]) -> Vec<u8> {
+    let pieces: Vec<&[u8]> = text.split(|byte| byte == &quote[0]).collect();
+    let doubled = [quote[0], quote[0]];
+    let content = pieces.join(&doubled[..]);
+    [&quote[..], content.as_slice(), &quote[..]].concat()
+}
