@@ -199,7 +199,8 @@ impl Carrier {
             }
             self.confirm(tail).await?;
             self.journal.set_carried(carried, *self.confirmed.borrow());
-            let (all, keeping_up) = (self.carry.all_have(tail), self.carry.keeping_up_have(tail));
+            let all = self.carry.all_have(tail);
+            let keeping_up = self.carry.keeping_up_have(tail).min(self.own_has(tail));
             match self.journal.trim(all, keeping_up, due).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
@@ -210,6 +211,14 @@ impl Carrier {
                 floor = self.journal.floor();
             }
         }
+    }
+
+    /// What the node has learnt of itself. It stays in memory for it even if the node is carried: every other link into the
+    /// node may be waiting for it to learn what they meet.
+    fn own_has(&self, tail: Lsn) -> Lsn {
+        let mut links = self.links.of_source(self.source);
+        let own = links.find(|link| link.target == self.source);
+        own.map_or(tail, |own| own.durable())
     }
 
     async fn look(&mut self, now: Instant) {

@@ -31,6 +31,7 @@ mod setup;
 mod shadow;
 mod status;
 mod tables;
+mod thread;
 mod transaction;
 mod verify;
 mod version;

@@ -68,12 +68,15 @@ struct Mark {
 #[derive(Debug, Default)]
 pub(crate) struct Course {
     marks: VecDeque<Mark>,
+    /// What came of a transaction whose end did not come yet.
+    open: Totals,
     clock: StreamClock,
 }
 
 impl Course {
     /// The stream is read from here on. What lies before is unknown, unless it was read already.
     pub(crate) fn begin(&mut self, lsn: Lsn) {
+        self.open = Totals::default();
         if self.marks.is_empty() {
             self.marks.push_back(Mark {
                 lsn,
@@ -88,21 +91,33 @@ impl Course {
         let Some(last) = self.marks.back().copied() else {
             return;
         };
-        let transactions = entries.iter().filter_map(|entry| match entry {
-            Entry::Transaction(transaction) => Some(transaction),
-            Entry::Cause { .. } | Entry::Empty { .. } => None,
-        });
         let mut mark = Mark {
             first: PgTimestamp::MAX,
             ..last
         };
-        for transaction in transactions.filter(|transaction| transaction.end_lsn > last.lsn) {
-            mark.lsn = transaction.end_lsn;
-            mark.first = mark.first.min(transaction.timestamp);
-            self.clock.take(transaction.timestamp, transaction.xid);
-            mark.total.transactions += 1;
-            mark.total.rows += transaction.changes.len() as u64;
-            mark.total.bytes += transaction.size as u64;
+        for entry in entries {
+            let (Entry::Transaction(transaction)
+            | Entry::Part {
+                part: transaction, ..
+            }
+            | Entry::End(transaction)) = entry
+            else {
+                continue;
+            };
+            self.open.rows += transaction.changes.len() as u64;
+            self.open.bytes += transaction.size as u64;
+            if !entry.ends_transaction() {
+                continue;
+            }
+            let whole = std::mem::take(&mut self.open);
+            if transaction.end_lsn > last.lsn {
+                mark.lsn = transaction.end_lsn;
+                mark.first = mark.first.min(transaction.timestamp);
+                self.clock.take(transaction.timestamp, transaction.xid);
+                mark.total.transactions += 1;
+                mark.total.rows += whole.rows;
+                mark.total.bytes += whole.bytes;
+            }
         }
         if mark.lsn > last.lsn {
             self.marks.push_back(mark);

@@ -1,5 +1,6 @@
 //! One node: taken, kept, and worked on by its capture, the links into it, and the flush that makes them durable.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
 use crate::apply::{self, ApplyError, Carried, LinkContext, Place, Severity};
-use crate::capture::{Capture, CaptureError, on_own_thread};
+use crate::capture::{Capture, CaptureError};
 use crate::carry::Bounds;
 use crate::control::{Control, ControlError};
 use crate::journal::Journal;
@@ -21,6 +22,7 @@ use crate::runs::Runs;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
 use crate::shadow::Shadows;
 use crate::tables::Tables;
+use crate::thread::on_own_thread;
 use crate::vitals::{self, Vitals};
 use crate::{Config, Node, counters, identity};
 
@@ -221,6 +223,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         index,
         Arc::clone(&control),
     ));
+    let mut links = JoinSet::new();
     let members = shared.config.nodes.len();
     // The link of a node to itself learns its own deletes; alone there is nobody to delete anything for.
     for source in (0..members).filter(|_| members > 1) {
@@ -286,7 +289,8 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             unproved: None,
         };
         let progress = facts.progress.get(&source_id).copied().unwrap_or(none);
-        tasks.spawn(keep_link(context, progress));
+        let name = format!("apply-{}-{}", of.name, node.name);
+        links.spawn(on_own_thread(name, keep_link(context, progress)));
     }
     tasks.spawn(resolve::keep(Arc::clone(shared), index));
     tasks.spawn(keep_tables(
@@ -303,6 +307,10 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         ended = capture => Err(ended.map_or_else(SetupError::Capture, |()| {
             SetupError::Unexpected("end of the reader of the node's stream")
         })),
+        Some(ended) = links.join_next() => {
+            let ended = ended.map_err(io::Error::other).flatten();
+            Err(ended.map_or_else(SetupError::Link, |()| SetupError::Unexpected("end of a link")))
+        }
     }
 }
 
@@ -428,9 +436,14 @@ async fn keep_link(context: LinkContext, progress: OriginProgress) {
     }
 }
 
+/// Flushes up to where each origin's last transaction ends.
+const FLUSH: &str = "SELECT pg_replication_origin_progress(roname, true) FROM pg_replication_origin \
+     WHERE roname LIKE 'tandem\\_%'";
+
 /// Makes what was applied durable: the appliers commit asynchronously, and a slot may be confirmed only to what a
 /// crash of the target cannot take back. Ends when the control connection does.
 async fn flush(shared: &Arc<Shared>, index: usize, control: &Control) -> Result<(), SetupError> {
+    let flushing = control.prepare(FLUSH).await?;
     let mut ticks = tokio::time::interval(FLUSH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut idle_ticks = 0;
@@ -452,13 +465,7 @@ async fn flush(shared: &Arc<Shared>, index: usize, control: &Control) -> Result<
             }
             continue;
         }
-        control
-            .query(
-                "SELECT pg_replication_origin_progress(roname, true) FROM pg_replication_origin \
-                 WHERE roname LIKE 'tandem\\_%'",
-                &[],
-            )
-            .await?;
+        control.ask(&flushing, &[]).await?;
         for (link, applied) in applied {
             link.set_durable(applied);
         }
@@ -466,8 +473,8 @@ async fn flush(shared: &Arc<Shared>, index: usize, control: &Control) -> Result<
 }
 
 fn closed() -> SetupError {
-    let lost = std::io::Error::new(
-        std::io::ErrorKind::ConnectionAborted,
+    let lost = io::Error::new(
+        io::ErrorKind::ConnectionAborted,
         "the control connection was lost",
     );
     SetupError::Control(ControlError::Lost(lost))

@@ -47,6 +47,9 @@ pub(crate) enum SetupError {
     /// The reader of its stream cannot be started, or broke down.
     #[error("the reader of the node's stream ended: {0}")]
     Capture(std::io::Error),
+    /// A link into it cannot be started, or broke down.
+    #[error("a link into the node ended: {0}")]
+    Link(std::io::Error),
     /// A row that a catalog query must return is missing.
     #[error("unexpected answer from the catalog: {0}")]
     Unexpected(&'static str),

@@ -28,7 +28,7 @@ pub(crate) enum Operation {
 }
 
 /// One change of one table.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Change {
     /// The table.
     pub relation: Arc<Relation>,
@@ -54,6 +54,10 @@ impl Change {
     }
 }
 
+/// A transaction with more bytes of changes comes in parts of so many; the last one may be shorter. It depends on nothing
+/// else where one ends, so that a stream which is read again has the same parts.
+pub(crate) const PART_BYTES: usize = 4 << 20;
+
 /// A transaction that was first committed on the node whose stream this is.
 #[derive(Debug)]
 pub(crate) struct Transaction {
@@ -69,11 +73,43 @@ pub(crate) struct Transaction {
     pub size: usize,
 }
 
+/// A place in a source's stream; they order as the stream goes. A transaction's end is behind the parts that it came in,
+/// they are behind the beginning of its commit, and that is not before any other transaction's end that came earlier.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    /// In the source's WAL: where an entry ends, or for a part where its transaction's commit begins.
+    pub lsn: Lsn,
+    /// The part's number in its transaction, from 1; 0: not inside of a transaction.
+    pub part: u32,
+}
+
+impl Position {
+    /// Whether a part of a transaction stands before it, and the transaction's end behind it.
+    pub(crate) fn is_inside(self) -> bool {
+        self.part > 0
+    }
+}
+
+impl From<Lsn> for Position {
+    fn from(lsn: Lsn) -> Self {
+        Self { lsn, part: 0 }
+    }
+}
+
 /// What a stream consists of, in commit order.
 #[derive(Debug)]
 pub(crate) enum Entry {
     /// A transaction to deliver.
     Transaction(Transaction),
+    /// The next part of a transaction that is larger than [`PART_BYTES`]. It is known to be committed.
+    Part {
+        /// Its number in the transaction, from 1.
+        number: u32,
+        /// Its changes. The transaction's end is not known yet: `end_lsn` is where its commit begins.
+        part: Transaction,
+    },
+    /// The end of such a transaction, with the changes that are not in its parts.
+    End(Transaction),
     /// At this position the source had applied another node's transaction: whatever follows in the stream may have
     /// seen it, so a target applies what follows only when it has that transaction too (causal delivery).
     Cause {
@@ -92,18 +128,33 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
-    /// Its end in the source's WAL.
-    pub(crate) fn end_lsn(&self) -> Lsn {
+    /// Where the stream stands behind it.
+    pub(crate) fn position(&self) -> Position {
         match self {
-            Self::Transaction(transaction) => transaction.end_lsn,
-            Self::Cause { end_lsn, .. } | Self::Empty { end_lsn } => *end_lsn,
+            Self::Transaction(transaction) | Self::End(transaction) => transaction.end_lsn.into(),
+            Self::Part { number, part } => Position {
+                lsn: part.end_lsn,
+                part: *number,
+            },
+            Self::Cause { end_lsn, .. } | Self::Empty { end_lsn } => (*end_lsn).into(),
         }
+    }
+
+    /// Whether a transaction ends with it that targets remember.
+    pub(crate) fn ends_transaction(&self) -> bool {
+        matches!(self, Self::Transaction(_) | Self::End(_))
+    }
+
+    /// Whether it belongs to a transaction that comes in parts.
+    pub(crate) fn is_of_parts(&self) -> bool {
+        matches!(self, Self::Part { .. } | Self::End(_))
     }
 
     /// Bytes it holds in memory, roughly.
     pub(crate) fn size(&self) -> usize {
         match self {
-            Self::Transaction(transaction) => transaction.size,
+            Self::Transaction(transaction) | Self::End(transaction) => transaction.size,
+            Self::Part { part, .. } => part.size,
             Self::Cause { .. } | Self::Empty { .. } => size_of::<Self>(),
         }
     }
@@ -131,16 +182,59 @@ pub(crate) enum AssembleError {
     UnknownRelation(u32),
 }
 
+/// A transaction of the source's own whose end has not come yet.
+struct Open {
+    xid: u32,
+    /// Where its commit begins.
+    commit_lsn: Lsn,
+    timestamp: PgTimestamp,
+    /// How many parts were handed out.
+    parts: u32,
+    changes: Vec<Change>,
+    size: usize,
+    has_message: bool,
+}
+
+impl Open {
+    /// What came since the last part, if it is enough for one.
+    fn part(&mut self) -> Option<Entry> {
+        if self.size < PART_BYTES {
+            return None;
+        }
+        self.parts += 1;
+        Some(Entry::Part {
+            number: self.parts,
+            part: self.take(self.commit_lsn),
+        })
+    }
+
+    fn end(mut self, end_lsn: Lsn) -> Entry {
+        let rest = self.take(end_lsn);
+        if self.parts > 0 {
+            Entry::End(rest)
+        } else if rest.changes.is_empty() && !self.has_message {
+            Entry::Empty { end_lsn }
+        } else {
+            Entry::Transaction(rest)
+        }
+    }
+
+    fn take(&mut self, end_lsn: Lsn) -> Transaction {
+        Transaction {
+            end_lsn,
+            timestamp: self.timestamp,
+            xid: Some(self.xid),
+            changes: std::mem::take(&mut self.changes),
+            size: std::mem::take(&mut self.size),
+        }
+    }
+}
+
 /// Where the stream stands.
 enum State {
     Between,
     /// Inside a transaction of the source's own.
-    Local {
-        xid: u32,
-        changes: Vec<Change>,
-        size: usize,
-        has_message: bool,
-    },
+    Local(Open),
     /// Inside a transaction that Tandem itself applied; its changes come from their own source.
     Replicated {
         node: u16,
@@ -167,7 +261,8 @@ impl Kept {
     }
 }
 
-/// The state machine: [`handle`](Self::handle) takes one message and gives an entry at each commit.
+/// The state machine: [`handle`](Self::handle) takes one message and gives an entry at each commit, and before that where a
+/// part is full.
 pub(crate) struct Assembler {
     node: u16,
     filter: TableFilter,
@@ -203,22 +298,31 @@ impl Assembler {
     pub(crate) fn handle(&mut self, bytes: &[u8]) -> Result<Option<Entry>, AssembleError> {
         let message = decode(bytes)?;
         match message {
-            Message::Begin { xid, .. } => {
+            Message::Begin {
+                final_lsn,
+                timestamp,
+                xid,
+            } => {
                 let State::Between = self.state else {
                     return Err(AssembleError::OutOfPlace {
                         message: "BEGIN",
                         place: "inside a transaction",
                     });
                 };
-                self.state = State::Local {
+                self.state = State::Local(Open {
                     xid,
+                    commit_lsn: final_lsn,
+                    timestamp,
+                    parts: 0,
                     changes: Vec::new(),
                     size: 0,
                     has_message: false,
-                };
+                });
             }
             Message::Commit {
-                end_lsn, timestamp, ..
+                commit_lsn,
+                end_lsn,
+                timestamp,
             } => {
                 return Ok(Some(
                     match std::mem::replace(&mut self.state, State::Between) {
@@ -233,27 +337,22 @@ impl Assembler {
                             Entry::Empty { end_lsn }
                         }
                         State::Replicated { node, lsn } => Entry::Cause { node, lsn, end_lsn },
-                        State::Local {
-                            changes,
-                            has_message: false,
-                            ..
-                        } if changes.is_empty() => Entry::Empty { end_lsn },
-                        State::Local {
-                            xid, changes, size, ..
-                        } => Entry::Transaction(Transaction {
-                            end_lsn,
-                            timestamp,
-                            xid: Some(xid),
-                            changes,
-                            size,
-                        }),
+                        // The parts were handed out under what BEGIN said.
+                        State::Local(open)
+                            if (open.commit_lsn, open.timestamp) != (commit_lsn, timestamp) =>
+                        {
+                            return Err(AssembleError::OutOfPlace {
+                                message: "COMMIT",
+                                place: "of another transaction than its BEGIN",
+                            });
+                        }
+                        State::Local(open) => open.end(end_lsn),
                     },
                 ));
             }
             Message::Origin { lsn, name } => {
                 // A name that is not ours is a user's own subscription: its writes are this node's as far as we go.
-                if let (State::Local { .. }, Some(origin)) = (&self.state, OriginName::parse(name))
-                {
+                if let (State::Local(_), Some(origin)) = (&self.state, OriginName::parse(name)) {
                     self.state = State::Replicated {
                         node: origin.node,
                         lsn,
@@ -267,21 +366,21 @@ impl Assembler {
                     .insert(view.oid, replicated.then_some(relation));
             }
             Message::Insert { relation, .. } => {
-                self.change(&[relation], Operation::Insert, bytes)?
+                return self.change(&[relation], Operation::Insert, bytes);
             }
             Message::Update { relation, .. } => {
-                self.change(&[relation], Operation::Update, bytes)?
+                return self.change(&[relation], Operation::Update, bytes);
             }
             Message::Delete { relation, .. } => {
-                self.change(&[relation], Operation::Delete, bytes)?
+                return self.change(&[relation], Operation::Delete, bytes);
             }
             Message::Truncate { relations, .. } => {
-                self.change(&relations, Operation::Truncate, bytes)?
+                return self.change(&relations, Operation::Truncate, bytes);
             }
             Message::Logical { transactional, .. } => {
                 // A watermark: it has to move the targets' progress although it writes no row.
-                if let (true, State::Local { has_message, .. }) = (transactional, &mut self.state) {
-                    *has_message = true;
+                if let (true, State::Local(open)) = (transactional, &mut self.state) {
+                    open.has_message = true;
                 }
             }
             // Values travel as text, so that a type's name is not needed.
@@ -304,14 +403,14 @@ impl Assembler {
         oids: &[u32],
         operation: Operation,
         message: &[u8],
-    ) -> Result<(), AssembleError> {
+    ) -> Result<Option<Entry>, AssembleError> {
         match &mut self.state {
             State::Between => Err(AssembleError::OutOfPlace {
                 message: "a change",
                 place: "outside a transaction",
             }),
-            State::Replicated { .. } => Ok(()),
-            State::Local { changes, size, .. } => {
+            State::Replicated { .. } => Ok(None),
+            State::Local(open) => {
                 let mut kept = None;
                 for oid in oids {
                     let relation = self
@@ -324,11 +423,11 @@ impl Assembler {
                             operation,
                             message: kept.get_or_insert_with(|| self.kept.copy(message)).clone(),
                         };
-                        *size += change.size();
-                        changes.push(change);
+                        open.size += change.size();
+                        open.changes.push(change);
                     }
                 }
-                Ok(())
+                Ok(open.part())
             }
         }
     }

@@ -1,14 +1,20 @@
 use super::*;
 
+/// Where all commits here begin, and when they are.
+const COMMIT: u64 = 80;
+const COMMITTED: i64 = 7;
+
 fn begin() -> Bytes {
     let mut bytes = vec![b'B'];
-    bytes.extend([0; 20]);
+    bytes.extend(COMMIT.to_be_bytes());
+    bytes.extend(COMMITTED.to_be_bytes());
+    bytes.extend(5u32.to_be_bytes());
     bytes.into()
 }
 
 fn commit(end: u64, timestamp: i64) -> Bytes {
     let mut bytes = vec![b'C', 0];
-    bytes.extend(0u64.to_be_bytes());
+    bytes.extend(COMMIT.to_be_bytes());
     bytes.extend(end.to_be_bytes());
     bytes.extend(timestamp.to_be_bytes());
     bytes.into()
@@ -62,6 +68,89 @@ fn a_commit_gives_the_transaction_with_its_changes() {
     assert_eq!((transaction.end_lsn, transaction.timestamp), (Lsn(90), 7));
     assert_eq!(transaction.changes.len(), 2);
     assert_eq!(transaction.changes[0].relation.name, "t");
+}
+
+/// An INSERT of one value of so many bytes.
+fn large_insert(oid: u32, length: usize) -> Bytes {
+    let mut bytes = vec![b'I'];
+    bytes.extend(oid.to_be_bytes());
+    bytes.extend(b"N\0\x01t");
+    bytes.extend(u32::try_from(length).expect("small").to_be_bytes());
+    bytes.extend(vec![b'x'; length]);
+    bytes.into()
+}
+
+#[test]
+fn a_large_transaction_comes_in_parts_before_its_end() {
+    let mut messages = vec![begin(), relation(1, "public", "t")];
+    messages.extend((0..25).map(|_| large_insert(1, PART_BYTES / 10)));
+    let before_the_end = run(&messages);
+    assert_eq!(before_the_end.len(), 2, "not before the COMMIT");
+    messages.push(commit(90, COMMITTED));
+    let entries = run(&messages);
+    let [
+        Entry::Part {
+            number: 1,
+            part: one,
+        },
+        Entry::Part {
+            number: 2,
+            part: two,
+        },
+        Entry::End(rest),
+    ] = entries.as_slice()
+    else {
+        panic!("{entries:?}")
+    };
+    for part in [one, two] {
+        assert_eq!((part.end_lsn, part.timestamp), (Lsn(COMMIT), COMMITTED));
+        assert_eq!((part.xid, part.changes.len()), (Some(5), 10));
+        assert_eq!(
+            part.size,
+            part.changes.iter().map(Change::size).sum::<usize>()
+        );
+    }
+    assert_eq!((rest.end_lsn, rest.timestamp), (Lsn(90), COMMITTED));
+    assert_eq!(rest.changes.len(), 5);
+    let positions: Vec<_> = entries.iter().map(Entry::position).collect();
+    assert!(positions.is_sorted() && positions[0] > Lsn(COMMIT).into());
+}
+
+#[test]
+fn a_large_transaction_that_ends_with_a_part_still_has_an_end() {
+    let entries = run(&[
+        begin(),
+        relation(1, "public", "t"),
+        large_insert(1, PART_BYTES),
+        commit(90, COMMITTED),
+    ]);
+    let [Entry::Part { number: 1, .. }, Entry::End(rest)] = entries.as_slice() else {
+        panic!("{entries:?}")
+    };
+    assert!(rest.changes.is_empty());
+}
+
+#[test]
+fn a_large_transaction_we_applied_ourselves_has_no_parts() {
+    let entries = run(&[
+        begin(),
+        origin("tandem_3_0", 55),
+        relation(1, "public", "t"),
+        large_insert(1, 2 * PART_BYTES),
+        commit(90, COMMITTED),
+    ]);
+    assert!(
+        matches!(entries.as_slice(), [Entry::Cause { .. }]),
+        "{entries:?}"
+    );
+}
+
+#[test]
+fn a_commit_of_another_transaction_than_was_begun_is_an_error() {
+    let mut assembler = Assembler::new(1, TableFilter::default(), Arc::default());
+    assembler.handle(&begin()).expect("begin");
+    let other = assembler.handle(&commit(90, COMMITTED + 1));
+    assert!(matches!(other, Err(AssembleError::OutOfPlace { .. })));
 }
 
 #[test]

@@ -44,6 +44,7 @@ pub struct ClusterBuilder {
     scale: Option<u32>,
     schema: String,
     proxy: String,
+    probe_interval: String,
     sections: String,
     replication: String,
     start_daemon: bool,
@@ -116,6 +117,13 @@ impl ClusterBuilder {
     #[must_use]
     pub fn proxy(mut self, lines: &str) -> Self {
         let _ = writeln!(self.proxy, "{lines}");
+        self
+    }
+
+    /// How often the proxy probes each node. Tests do not wait long for it; a probe costs the node a new session.
+    #[must_use]
+    pub fn probe_interval(mut self, interval: &str) -> Self {
+        interval.clone_into(&mut self.probe_interval);
         self
     }
 
@@ -221,7 +229,7 @@ impl ClusterBuilder {
     ) -> String {
         let mut text = format!(
             "cluster = \"test\"\n\n[proxy]\nlisten = [\"127.0.0.1:{proxy}\", \"unix:{dir}:{proxy}\"]\n{mode}\
-             rules = \"rules.toml\"\nprobe_interval = \"100ms\"\n{lines}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\n\
+             rules = \"rules.toml\"\nprobe_interval = \"{probe}\"\n{lines}\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\n\
              [replication]\ndatabase = \"{DATABASE}\"\n{replication}\n{sections}\n",
             dir = scratch.path().display(),
             mode = if self.proxy.contains("pool_mode") {
@@ -229,6 +237,7 @@ impl ClusterBuilder {
             } else {
                 "pool_mode = \"session\"\n"
             },
+            probe = self.probe_interval,
             lines = self.proxy,
             replication = self.replication,
             sections = self
@@ -268,6 +277,7 @@ impl Cluster {
             scale: None,
             schema: String::new(),
             proxy: String::new(),
+            probe_interval: "100ms".to_owned(),
             sections: String::new(),
             replication: String::new(),
             start_daemon: true,

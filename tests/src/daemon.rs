@@ -175,6 +175,20 @@ impl Daemon {
         self.child.as_ref().map(Child::id)
     }
 
+    /// The most memory that it ever had, in bytes.
+    ///
+    /// # Panics
+    /// It does not run, or the system does not tell.
+    #[must_use]
+    pub fn peak_memory(&self) -> u64 {
+        let pid = self.pid().expect("the daemon runs");
+        let status =
+            fs::read_to_string(format!("/proc/{pid}/status")).expect("it tells its status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+        1024 * kilobytes.unwrap_or(u64::MAX / 1024)
+    }
+
     /// Waits until it has ended by itself or by a signal.
     ///
     /// # Panics

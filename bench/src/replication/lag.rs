@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use tandem_tests::Node;
-use tokio_postgres::Client;
+use tokio::runtime::Builder;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio_postgres::{Client, Error};
 
 /// Transactions a second.
 pub const RATE: u32 = 500;
@@ -31,35 +33,14 @@ pub struct Lag {
 ///
 /// # Panics
 /// The target does not get the rows.
-pub async fn measure(
-    source: &Node,
-    target: &Node,
-    seconds: u32,
-) -> Result<Lag, tokio_postgres::Error> {
+pub async fn measure(source: &Node, target: &Node, seconds: u32) -> Result<Lag, Error> {
     let count = RATE * seconds;
-    let (writing, polling) = (source.connect().await, target.connect().await);
-    let first = highest(&writing, &writing.prepare(HIGHEST).await?).await? + 1;
-    let writer = tokio::spawn(write(writing, first, count));
-
-    let last = first + i64::from(count);
-    let statement = polling.prepare(HIGHEST).await?;
-    let mut visible = Vec::with_capacity(count as usize);
-    let deadline = Instant::now() + Duration::from_secs(seconds.into()) + LIMIT;
-    let mut next = first;
-    while next < last {
-        let now_visible = highest(&polling, &statement).await?;
-        let now = Instant::now();
-        assert!(
-            now < deadline,
-            "row {next} is not visible on {}",
-            target.name
-        );
-        while next <= now_visible {
-            visible.push(now);
-            next += 1;
-        }
-    }
-    let committed = writer.await.expect("not cancelled")?;
+    let client = source.connect().await;
+    let first = highest(&client, &client.prepare(HIGHEST).await?).await? + 1;
+    let polling = alone(poll(target.clone(), first, count));
+    let writing = alone(write(source.clone(), first, count));
+    let committed = writing.await.expect("not cancelled")?;
+    let visible = polling.await.expect("not cancelled")?;
     let took = committed
         .last()
         .zip(committed.first())
@@ -83,19 +64,46 @@ pub async fn measure(
 
 const HIGHEST: &str = "SELECT coalesce(max(id), 0) FROM lag";
 
-async fn highest(
-    client: &Client,
-    statement: &tokio_postgres::Statement,
-) -> Result<i64, tokio_postgres::Error> {
+async fn highest(client: &Client, statement: &tokio_postgres::Statement) -> Result<i64, Error> {
     client.query_one(statement, &[]).await?.try_get(0)
 }
 
+/// On one thread with its connection: handed from thread to thread, each question would take several times as long, and take the
+/// processors away from what is measured.
+fn alone<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    spawn_blocking(move || {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(work)
+    })
+}
+
+/// Answers when each row was visible first.
+async fn poll(target: Node, first: i64, count: u32) -> Result<Vec<Instant>, Error> {
+    let client = target.connect().await;
+    let statement = client.prepare(HIGHEST).await?;
+    let last = first + i64::from(count);
+    let mut visible = Vec::with_capacity(count as usize);
+    let deadline = Instant::now() + Duration::from_secs((count / RATE).into()) + LIMIT;
+    let mut next = first;
+    while next < last {
+        let now_visible = highest(&client, &statement).await?;
+        let now = Instant::now();
+        assert!(
+            now < deadline,
+            "row {next} is not visible on {}",
+            target.name
+        );
+        while next <= now_visible {
+            visible.push(now);
+            next += 1;
+        }
+    }
+    Ok(visible)
+}
+
 /// Answers when each commit was acknowledged.
-async fn write(
-    client: Client,
-    first: i64,
-    count: u32,
-) -> Result<Vec<Instant>, tokio_postgres::Error> {
+async fn write(source: Node, first: i64, count: u32) -> Result<Vec<Instant>, Error> {
+    let client = source.connect().await;
     let insert = client.prepare("INSERT INTO lag VALUES ($1, 'x')").await?;
     let mut committed = Vec::with_capacity(count as usize);
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / RATE);

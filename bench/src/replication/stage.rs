@@ -15,6 +15,8 @@ use crate::{cpu_time, cpu_time_with_children, peak_memory};
 
 /// PostgreSQL's major version.
 const MAJOR: u32 = 15;
+/// How often Tandem's proxy opens a session on each node to see whether it is well: the default, not the tests' tenth of it.
+const PROBE_INTERVAL: &str = "1s";
 /// How long a drain may take.
 const DRAIN_LIMIT: Duration = Duration::from_secs(300);
 /// The slot that is only read.
@@ -70,6 +72,7 @@ impl Stage {
             .durable()
             .pgbench(PGBENCH_SCALE)
             .schema(SCHEMA)
+            .probe_interval(PROBE_INTERVAL)
             .replication(&format!("exclude = [\"pglogical.*\"]{group_apply}"))
             .without_daemon();
         for (name, value) in &settings {

@@ -99,6 +99,20 @@ impl Batch {
         Ok(())
     }
 
+    /// Adds a COPY FROM STDIN by a named statement, and all of its rows.
+    ///
+    /// The server reads them when it comes to that; where it does not, because of an error, it passes over them
+    /// (PostgreSQL's documentation, "COPY Operations").
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub(super) fn copy(&mut self, out: &mut BytesMut, name: &str, rows: &[u8]) -> io::Result<()> {
+        self.execute(out, name, &[], Step::Work)?;
+        frontend::copy_data(out, rows)?;
+        frontend::copy_done(out);
+        Ok(())
+    }
+
     /// Finds a statement that the session has, or adds its preparation.
     ///
     /// # Errors
@@ -233,8 +247,9 @@ impl Sent {
                     }
                     return Ok(outcome);
                 }
-                // ParseComplete, BindComplete, NoData, ParameterStatus, NoticeResponse, EmptyQueryResponse.
-                b'1' | b'2' | b'n' | b'S' | b'N' | b'I' | b'T' | b't' => {}
+                // ParseComplete, BindComplete, NoData, ParameterStatus, NoticeResponse, EmptyQueryResponse, CopyInResponse
+                // to a COPY whose rows were sent with it.
+                b'1' | b'2' | b'n' | b'S' | b'N' | b'I' | b'T' | b't' | b'G' => {}
                 tag => {
                     return Err(ConnectionError::Protocol(format!(
                         "unexpected message {:?}",

@@ -279,7 +279,9 @@ impl Session {
             return Ok(true);
         }
         let table = self.table(&change.relation)?;
-        self.place.fetch(change, &table, row, version).await
+        self.place
+            .fetch(&self.writer, change, &table, row, version)
+            .await
     }
 
     fn add(

@@ -115,9 +115,21 @@ impl Session {
         transaction: &Transaction,
         merging: bool,
     ) -> Result<(), ApplyError> {
+        batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
+        let deferrable = self.add_changes(batch, transaction, merging).await?;
+        self.finish(batch, transaction, deferrable)?;
+        Ok(())
+    }
+
+    /// Adds the changes of a transaction, or of a part of one. Answers whether a table of them has deferrable constraints.
+    pub(super) async fn add_changes(
+        &mut self,
+        batch: &mut Batch,
+        transaction: &Transaction,
+        merging: bool,
+    ) -> Result<bool, ApplyError> {
         self.load_tables(transaction).await?;
         let mut deferrable = false;
-        batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
         let (mut changes, timestamp) = (transaction.changes.as_slice(), transaction.timestamp);
         while let Some(first) = changes.first() {
             deferrable |= self.table(&first.relation)?.deferrable;
@@ -131,8 +143,7 @@ impl Session {
             }
             changes = changes.get(taken..).unwrap_or_default();
         }
-        self.finish(batch, transaction, deferrable)?;
-        Ok(())
+        Ok(deferrable)
     }
 
     fn add_guarded(

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 
 use super::batch::{Batch, Step};
+use super::copy;
 use super::params::{Rows, Source};
 use super::row::{Row, Value};
 use super::session::{ApplyError, Session};
-use super::sql::{Kind, StatementKey, key_places};
+use super::sql::{Kind, StatementKey, TargetTable, key_places};
 use crate::transaction::{Change, Operation};
 use crate::version::PgTimestamp;
 
@@ -158,7 +159,18 @@ impl Session {
         };
         let (relation, operation) = (&first.relation, first.operation);
         let table = self.table(relation)?;
-        if !table.takes_many() || relation.columns.is_empty() {
+        if relation.columns.is_empty() {
+            return Ok(0);
+        }
+        let many = changes.get(..copy::ROWS_MIN).unwrap_or_default();
+        if operation == Operation::Insert
+            && table.takes_copy
+            && !many.is_empty()
+            && many.iter().all(|change| is_alike(first, change))
+        {
+            return self.add_copied(batch, changes, &table);
+        }
+        if !table.takes_many() {
             return Ok(0);
         }
         let row = Row::read(first)?;
@@ -203,6 +215,31 @@ impl Session {
         let taken = filling.rows;
         let values = filling.values();
         batch.execute(self.connection.out(), &prepared.name, &values, Step::Work)?;
+        Ok(taken)
+    }
+}
+
+impl Session {
+    /// Adds the first of some changes, which are INSERTs, as one COPY; answers how many.
+    fn add_copied(
+        &mut self,
+        batch: &mut Batch,
+        changes: &[Change],
+        table: &TargetTable,
+    ) -> Result<usize, ApplyError> {
+        let Some(first) = changes.first() else {
+            return Ok(0);
+        };
+        let mut copying = self.begin_copy(batch, &first.relation, table)?;
+        let mut taken = 0;
+        for change in changes {
+            if !is_alike(first, change) || copying.is_full() {
+                break;
+            }
+            copying.push(&change.relation, &Row::read(change)?)?;
+            taken += 1;
+        }
+        copying.finish(batch, self.connection.out())?;
         Ok(taken)
     }
 }

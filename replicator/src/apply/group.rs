@@ -10,7 +10,8 @@ use std::time::Instant;
 
 use tandem_wire::lsn::Lsn;
 
-use super::batch::{Batch, Step};
+use super::batch::{Batch, Failure, Sent, Step};
+use super::copy;
 use super::fold::Filling;
 use super::gate::Gate;
 use super::net::{Outcome, TableNet, bring_together};
@@ -25,13 +26,26 @@ use crate::runs::Versions;
 use crate::transaction::{Operation, Transaction};
 use crate::version::{PgTimestamp, Version, microseconds_sql};
 
-/// Transactions of one run at most, and what is read of a journal at once while there is a backlog.
-pub(super) const RUN_TRANSACTIONS: usize = 32_000;
+/// Transactions of one run at most.
+const RUN_TRANSACTIONS: usize = 8_000;
+/// What is read of a journal at once while there is a backlog.
+const READ_TRANSACTIONS: usize = 4 * RUN_TRANSACTIONS;
 /// The same in bytes of changes.
-pub(super) const RUN_BYTES: usize = 16 << 20;
+const READ_BYTES: usize = 16 << 20;
 /// So many transactions behind a run are looked at for one that is older: commits that overlap stand in the WAL in another
 /// order than that of their timestamps.
 const OVERLAP: usize = 64;
+
+/// A run that is put together.
+struct Encoded {
+    /// Of so many transactions.
+    count: usize,
+    stamp: Version,
+    end_lsn: Lsn,
+    /// When the last of them was committed.
+    last: PgTimestamp,
+    versions: Versions,
+}
 
 /// How runs went.
 #[derive(Debug)]
@@ -94,8 +108,8 @@ fn stretch(timestamps: &[PgTimestamp], horizon: PgTimestamp, limit: usize) -> us
 }
 
 impl Worker<'_> {
-    /// Applies the first of some transactions as one run; answers how many. None, where they are to be applied one by one.
-    pub(super) async fn apply_run(
+    /// Applies the first of some transactions in runs; answers how many. None, where they are to be applied one by one.
+    pub(super) async fn apply_runs(
         &mut self,
         transactions: &[&Transaction],
     ) -> Result<usize, ApplyError> {
@@ -104,12 +118,10 @@ impl Worker<'_> {
             return Ok(0);
         };
         let enough = transactions.len() >= least && self.careful == 0;
-        let grouping = &self.carried.grouping;
         if !enough
-            || grouping.one_by_one > 0
+            || self.carried.grouping.one_by_one > 0
             || self.carried.poison.is_some()
             || !context.quarantine.is_empty()
-            || !context.runs.has_room()
         {
             return Ok(0);
         }
@@ -118,57 +130,125 @@ impl Worker<'_> {
             return Ok(0);
         };
         let timestamps: Vec<_> = transactions.iter().map(|t| t.timestamp).collect();
-        let mut count = stretch(&timestamps, horizon, self.carried.grouping.limit);
+        self.carried.gate = Some(Gate::pass(&context.gate, true).await);
+        let mut done = 0;
+        let mut sent = 0;
+        let mut under_way: Option<(Sent, Encoded)> = None;
+        loop {
+            // Put together while the server works on the one before.
+            let rest = transactions.get(sent..).unwrap_or_default();
+            let count = stretch(
+                timestamps.get(sent..).unwrap_or_default(),
+                horizon,
+                self.carried.grouping.limit,
+            );
+            let encoded = self.encode_run(rest, count, least, sent == done);
+            if let Some((replies, run)) = under_way.take() {
+                let count = run.count;
+                if let Some(failure) = self.finish_run(replies, run).await? {
+                    // Before anything else is sent.
+                    if let Ok(Some((batch, _))) = encoded {
+                        batch.discard(self.session.connection.out(), &mut self.session.statements);
+                    }
+                    tracing::debug!(error = %failure.error, "a run failed; its transactions are applied one by one");
+                    self.session.roll_back(&failure).await?;
+                    self.carried.grouping.failed(count, least);
+                    break;
+                }
+                done += count;
+            }
+            let Some((batch, run)) = encoded? else { break };
+            sent += run.count;
+            // Should it cost the session, they are applied one by one then.
+            self.carried.grouping.one_by_one = run.count;
+            under_way = Some((batch.send(&mut self.session.connection).await, run));
+        }
+        self.carried.gate = None;
+        Ok(done)
+    }
+    /// Puts the first `count` of some transactions together as one run, or fewer; nothing, where they would be fewer than
+    /// `least` or a run cannot be. `first`: nothing stands before them that the next attempt would be without.
+    fn encode_run(
+        &mut self,
+        transactions: &[&Transaction],
+        mut count: usize,
+        least: usize,
+        first: bool,
+    ) -> Result<Option<(Batch, Encoded)>, ApplyError> {
+        let mut one_by_one = |count| {
+            if first {
+                self.carried.grouping.one_by_one = count;
+            }
+        };
+        if !self.context.runs.has_room() {
+            one_by_one(transactions.len());
+            return Ok(None);
+        }
         let session = &self.session;
-        let tables = loop {
+        let (run, tables) = loop {
             let (run, _) = transactions.split_at(count);
             if run.len() < least {
-                self.carried.grouping.one_by_one = run.len() + 1;
-                return Ok(0);
+                one_by_one(run.len() + 1);
+                return Ok(None);
             }
             match bring_together(run, |relation| session.table(relation)) {
-                Ok(Ok(tables)) => break tables,
+                Ok(Ok(tables)) => break (run, tables),
                 Ok(Err(fewer)) => count = fewer,
                 // Whoever applies it alone says what is wrong.
                 Err(_) => {
-                    self.carried.grouping.one_by_one = transactions.len();
-                    return Ok(0);
+                    one_by_one(transactions.len());
+                    return Ok(None);
                 }
             }
         };
-        let (run, _) = transactions.split_at(count);
         let newest = run.iter().map(|transaction| transaction.timestamp).max();
         let (Some(last), Some(timestamp)) = (run.last(), newest) else {
-            return Ok(0);
+            return Ok(None);
         };
-        self.carried.gate = Some(Gate::pass(&context.gate, true).await);
-        if run.iter().any(|t| self.session.may_meet_shadows(t)) {
-            self.carried.gate = None;
-            self.carried.grouping.one_by_one = run.len();
-            return Ok(0);
+        if run.iter().any(|t| session.may_meet_shadows(t)) {
+            one_by_one(run.len());
+            return Ok(None);
         }
         let stamp = Version {
             timestamp,
-            node: context.place.source,
+            node: self.context.place.source,
         };
-        // Should it cost the session, they are applied one by one then.
-        self.carried.grouping.one_by_one = run.len();
-        let applied = self.session.apply_run(&tables, stamp, last.end_lsn).await?;
-        let Some((id, versions)) = applied else {
-            self.carried.gate = None;
-            self.carried.grouping.failed(run.len(), least);
-            return Ok(0);
+        let (batch, versions) = self.session.encode_run(&tables, stamp, last.end_lsn)?;
+        let encoded = Encoded {
+            count: run.len(),
+            stamp,
+            end_lsn: last.end_lsn,
+            last: last.timestamp,
+            versions,
         };
+        Ok(Some((batch, encoded)))
+    }
+
+    /// Reads the replies to a run; answers what is to be rolled back.
+    async fn finish_run(
+        &mut self,
+        sent: Sent,
+        run: Encoded,
+    ) -> Result<Option<Failure>, ApplyError> {
+        let session = &mut self.session;
+        let outcome = sent
+            .replies(&mut session.connection, &mut session.statements)
+            .await?;
+        if outcome.failure.is_some() {
+            return Ok(outcome.failure);
+        }
+        let id = outcome.rows.first().and_then(Option::as_ref);
+        let id = id.and_then(|row| super::slow::number(row, 0));
+        let id = id.ok_or(ApplyError::Unexpected("tandem.run"))?;
         // Before anybody else passes the gate.
-        context.runs.add(id, stamp, versions);
-        self.carried.gate = None;
+        self.context.runs.add(id, run.stamp, run.versions);
         self.carried.grouping.succeeded();
-        self.link.count(run.len() as u64, last.timestamp);
+        self.link.count(run.count as u64, run.last);
         // The run has noted the progress.
         self.carried.unnoted.clear();
         self.noted = Instant::now();
-        self.link.advance(last.end_lsn);
-        Ok(run.len())
+        self.link.advance(run.end_lsn);
+        Ok(None)
     }
 
     /// Makes sure that everything older than the answer that the target's own clients did in the tables of some
@@ -212,7 +292,7 @@ impl LinkContext {
     /// What is read of the journal at once: transactions and bytes.
     pub(super) fn read_limits(&self, backlog: bool) -> (usize, usize) {
         if backlog && self.group_from.is_some() {
-            (RUN_TRANSACTIONS, RUN_BYTES)
+            (READ_TRANSACTIONS, READ_BYTES)
         } else {
             (super::BATCH_TRANSACTIONS, super::BATCH_BYTES)
         }
@@ -228,14 +308,13 @@ impl Session {
         Ok(row.try_get(0).map_err(ControlError::from)?)
     }
 
-    /// Applies a run that ends at `end_lsn`; answers its number and its rows' true versions, or nothing where one of its
-    /// changes needs a closer look: then nothing of it is done.
-    async fn apply_run(
+    /// Puts a run together that ends at `end_lsn`; answers its rows' true versions too.
+    fn encode_run(
         &mut self,
         tables: &[TableNet<'_>],
         stamp: Version,
         end_lsn: Lsn,
-    ) -> Result<Option<(i64, Versions)>, ApplyError> {
+    ) -> Result<(Batch, Versions), ApplyError> {
         let mut batch = Batch::default();
         batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
         let mut versions = Versions::default();
@@ -260,16 +339,7 @@ impl Session {
         batch.execute(out, "progress", &progress, Step::Work)?;
         let deferrable = tables.iter().any(|table| table.table.deferrable);
         self.finish_at(&mut batch, end_lsn, stamp.timestamp, deferrable)?;
-        let outcome = self.run(batch).await?;
-        if let Some(failure) = &outcome.failure {
-            tracing::debug!(error = %failure.error, "a run failed; its transactions are applied one by one");
-            self.roll_back(failure).await?;
-            return Ok(None);
-        }
-        let id = outcome.rows.first().and_then(Option::as_ref);
-        let id = id.and_then(|row| super::slow::number(row, 0));
-        let id = id.ok_or(ApplyError::Unexpected("tandem.run"))?;
-        Ok(Some((id, versions)))
+        Ok((batch, versions))
     }
 
     fn add_table(&mut self, batch: &mut Batch, net: &TableNet<'_>) -> Result<(), ApplyError> {
@@ -286,6 +356,22 @@ impl Session {
                 unchanged,
             };
             let Some(first) = rows.first() else { continue };
+            if outcome == Outcome::Insert
+                && rows.len() >= copy::ROWS_MIN
+                && table.takes_copy
+                && key.unchanged.is_empty()
+            {
+                let mut copying = self.begin_copy(batch, relation, table)?;
+                for net in &rows {
+                    if copying.is_full() {
+                        copying.finish(batch, self.connection.out())?;
+                        copying = self.begin_copy(batch, relation, table)?;
+                    }
+                    copying.push(relation, &net.row)?;
+                }
+                copying.finish(batch, self.connection.out())?;
+                continue;
+            }
             let writer = &self.writer;
             let prepared =
                 batch.prepare(self.connection.out(), &mut self.statements, &key, || {

@@ -2,6 +2,7 @@
 //! node to itself only learns what its own clients deleted.
 
 mod batch;
+mod copy;
 mod counter;
 mod decided;
 mod fast;
@@ -15,6 +16,7 @@ mod multiset;
 mod net;
 mod own;
 mod params;
+mod parts;
 mod quarantine;
 mod row;
 mod session;
@@ -35,6 +37,7 @@ use tokio::sync::RwLock;
 
 use gate::Gate;
 use group::{Grouping, Settled};
+use parts::Way;
 use quarantine::Refusal;
 use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity, is_poison};
@@ -51,7 +54,7 @@ use crate::quarantine::{Held, Quarantine};
 use crate::resolve::Contests;
 use crate::runs::Runs;
 use crate::setup::OriginProgress;
-use crate::transaction::{Entry, Transaction};
+use crate::transaction::{Entry, Position, Transaction};
 use crate::version::{PgTimestamp, Version, pg_now};
 use crate::vitals::Vitals;
 use crate::watermark;
@@ -170,7 +173,6 @@ pub(crate) async fn run(
         carried,
         context,
         link,
-        cursor: Cursor::new(context.place.target, said, !context.is_own()),
         session,
         unproved,
         noted: Instant::now(),
@@ -179,8 +181,11 @@ pub(crate) async fn run(
         penalty: 0,
         unmerged: false,
         settled: None,
+        way: None,
     };
-    let ended = worker.run().await;
+    let ended = worker
+        .run(Cursor::new(context.place.target, said, !context.is_own()))
+        .await;
     if !matches!(ended, Err(ApplyError::Connection(_))) {
         // Every reply was read: nothing is under way any more.
         worker.carried.gate = None;
@@ -203,7 +208,6 @@ impl LinkContext {
 struct Worker<'a> {
     context: &'a LinkContext,
     link: &'a Link,
-    cursor: Cursor,
     session: Session,
     carried: &'a mut Carried,
     /// Where the origin is; what it takes to prove is that the transaction there was committed, and did not merely move it.
@@ -218,22 +222,33 @@ struct Worker<'a> {
     unmerged: bool,
     /// What is known of the target's own transactions, for runs.
     settled: Option<Settled>,
+    /// How the transaction in parts whose commit begins there has to be applied.
+    way: Option<(Lsn, Way)>,
 }
 
 impl<'a> Worker<'a> {
-    async fn run(&mut self) -> Result<(), ApplyError> {
+    async fn run(&mut self, mut cursor: Cursor) -> Result<(), ApplyError> {
         if self.unproved.is_none() {
             self.note().await?;
         }
         self.link.set_state(LinkState::Streaming);
+        let context = self.context;
+        let journal = &context.journal;
         let mut backlog = false;
+        // What was read while that before it was applied.
+        let mut ahead = None;
         loop {
-            let journal = &self.context.journal;
+            let (most, bytes) = context.read_limits(backlog);
             let applied = self.link.applied();
-            let (most, bytes) = self.context.read_limits(backlog);
+            let reading = async {
+                match ahead.take() {
+                    Some(run) => Ok(run),
+                    None => journal.read(&mut cursor, applied, most, bytes).await,
+                }
+            };
             let run = tokio::select! {
-                run = journal.read(&mut self.cursor, applied, most, bytes) => run?,
-                () = Self::retry_due(self.context, self.retried) => {
+                run = reading => run?,
+                () = Self::retry_due(context, self.retried) => {
                     self.retry_quarantined().await?;
                     continue;
                 }
@@ -242,8 +257,22 @@ impl<'a> Worker<'a> {
                 Run::UpTo(lsn) => self.link.advance(lsn),
                 Run::Entries(entries) => {
                     backlog = entries.len() >= BATCH_TRANSACTIONS;
-                    self.entries(&entries).await?;
+                    let (most, bytes) = context.read_limits(backlog);
+                    let last = entries.last().map_or(applied, |entry| entry.position().lsn);
+                    if let Some(Entry::Part { part, .. }) = entries.last().map(Arc::as_ref) {
+                        self.entries(&entries).await?;
+                        self.apply_parts(&mut cursor, part).await?;
+                    } else if backlog {
+                        let reading = journal.read_ready(&mut cursor, last, most, bytes);
+                        let (applied, read) = tokio::join!(self.entries(&entries), reading);
+                        applied?;
+                        ahead = read?;
+                    } else {
+                        self.entries(&entries).await?;
+                    }
                 }
+                // It stands before the transaction again.
+                Run::Broken => {}
                 Run::Hole(hole) => {
                     let [of, target] = self.context.names.clone();
                     let origin = OriginName {
@@ -268,7 +297,7 @@ impl<'a> Worker<'a> {
     async fn entries(&mut self, entries: &[Arc<Entry>]) -> Result<(), ApplyError> {
         let mut batch: Vec<&Transaction> = Vec::new();
         for entry in entries {
-            self.pass_said(entry.end_lsn());
+            self.pass_said(entry.position());
             match entry.as_ref() {
                 Entry::Transaction(transaction) => {
                     if !self.is_applied(transaction).await? {
@@ -291,12 +320,14 @@ impl<'a> Worker<'a> {
                         self.link.set_state(LinkState::Streaming);
                     }
                 }
-                Entry::Empty { .. } => {}
+                // The last one, if at all: it is begun when all before it is done.
+                Entry::Part { .. } | Entry::Empty { .. } => {}
+                Entry::End(_) => return Err(ApplyError::Unexpected("an end without its parts")),
             }
         }
         self.apply(&batch).await?;
         if let Some(last) = entries.last() {
-            self.move_to(last.end_lsn());
+            self.move_to(last.position().lsn);
         }
         if self.context.version >= 160_000
             && self.unproved.is_none()
@@ -329,8 +360,8 @@ impl<'a> Worker<'a> {
 
     /// The stream goes on behind the transaction that was to be proved without having shown it: then the slot was
     /// confirmed past it, which happens only to what is surely applied. Others may be waiting to hear of that.
-    fn pass_said(&mut self, lsn: Lsn) {
-        if let Some(said) = self.unproved.take_if(|said| lsn > *said) {
+    fn pass_said(&mut self, position: Position) {
+        if let Some(said) = self.unproved.take_if(|said| position > (*said).into()) {
             self.link.advance(said);
         }
     }
@@ -380,7 +411,7 @@ impl<'a> Worker<'a> {
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
             self.carried.current = None;
-            let merged = Box::pin(self.apply_run(rest)).await?;
+            let merged = Box::pin(self.apply_runs(rest)).await?;
             if merged > 0 {
                 rest = rest.get(merged..).unwrap_or_default();
                 continue;
@@ -455,7 +486,7 @@ impl<'a> Worker<'a> {
             if wait > CLOCK_WAIT_SHOWN {
                 waited |= self.link.set_state(LinkState::WaitingForClock);
             }
-            tokio::time::sleep(wait).await;
+            clock::Hold::of(wait).wait().await;
         }
         if waited {
             self.link.set_state(LinkState::Streaming);

@@ -25,11 +25,10 @@ impl Worker<'_> {
         for &transaction in transactions {
             let traits = self.session.traits(transaction, true).await?;
             layered |= traits.layered;
-            let arrives = traits.inserts_counted || (traits.counts && traits.moves_key);
-            if arrives || traits.shadowed {
+            if traits.arrives() || traits.shadowed {
                 self.session.wait_visible(transaction).await?;
             }
-            if traits.buries() || traits.inserts_counted {
+            if traits.tells() {
                 telling.push(transaction);
             }
             if traits.shadowed {
@@ -44,12 +43,37 @@ impl Worker<'_> {
             self.carried.gate = None;
         }
         if !telling.is_empty() {
-            self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
-            self.session.learn(&telling).await?;
-            self.carried.gate = None;
-            if layered {
-                self.context.contests.raise();
-            }
+            self.remember(&telling, layered).await?;
+        }
+        Ok(())
+    }
+
+    /// The same for a part of a transaction; deletes are remembered one by one, and may be learnt twice. `false`: it has to be
+    /// the whole transaction.
+    pub(super) async fn learn_part(&mut self, part: &Transaction) -> Result<bool, ApplyError> {
+        let traits = self.session.traits(part, true).await?;
+        if traits.shadowed {
+            return Ok(false);
+        }
+        if traits.arrives() {
+            self.session.wait_visible(part).await?;
+        }
+        if traits.tells() {
+            self.remember(&[part], traits.layered).await?;
+        }
+        Ok(true)
+    }
+
+    async fn remember(
+        &mut self,
+        telling: &[&Transaction],
+        layered: bool,
+    ) -> Result<(), ApplyError> {
+        self.carried.gate = Some(Gate::pass(&self.context.gate, true).await);
+        self.session.learn(telling).await?;
+        self.carried.gate = None;
+        if layered {
+            self.context.contests.raise();
         }
         Ok(())
     }

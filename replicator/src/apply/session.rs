@@ -13,6 +13,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
+use super::copy::LEAVES_OUT;
 use super::params::TargetColumn;
 use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
 use super::sql::{ShapeError, TargetTable, Writer, quote};
@@ -567,8 +568,10 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
                  {WRITABLE_NAMES}, {WRITABLE_OIDS}, {WRITABLE_TYPES}, {WRITABLE_READ}, \
                  EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS}, \
                  ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> ''), \
-                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{TRUNCATE_TRIGGER}'), {KEY_IS_PLAIN} \
-                 FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')"
+                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{TRUNCATE_TRIGGER}'), {KEY_IS_PLAIN}, \
+                 c.relkind = 'r' AND NOT {} \
+                 FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
+                LEAVES_OUT.replace("{}", "c.oid")
             ),
             &[&name],
         )
@@ -601,5 +604,6 @@ async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTabl
         generated: row.try_get(8).map_err(ControlError::from)?,
         deferrable: row.try_get(5).map_err(ControlError::from)?,
         truncates_by_row: row.try_get(9).map_err(ControlError::from)?,
+        takes_copy: row.try_get(11).map_err(ControlError::from)?,
     })
 }

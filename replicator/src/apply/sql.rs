@@ -41,6 +41,8 @@ pub(super) struct TargetTable {
     pub deferrable: bool,
     /// Whether a TRUNCATE of it deletes its rows one by one first.
     pub truncates_by_row: bool,
+    /// Whether it takes all rows of a COPY as they are: it has no partitions and no trigger that leaves rows out.
+    pub takes_copy: bool,
 }
 
 impl TargetTable {
@@ -408,7 +410,7 @@ pub(super) fn key_param(
 }
 
 /// A key as Tandem's own tables have it, from SQL expressions of its values.
-fn key_array(values: &[String]) -> String {
+pub(super) fn key_array(values: &[String]) -> String {
     format!("jsonb_build_array({})", values.join(", "))
 }
 
@@ -431,7 +433,7 @@ pub(super) fn key_condition(
     Ok(condition)
 }
 
-fn missing_column(relation: &Relation, column: &str) -> ShapeError {
+pub(super) fn missing_column(relation: &Relation, column: &str) -> ShapeError {
     ShapeError::MissingColumn {
         table: format!("{}.{}", relation.schema, relation.name),
         column: column.to_owned(),
@@ -472,6 +474,10 @@ pub(super) enum Kind {
     Replace,
     /// Remembers a delete.
     Bury,
+    /// New rows by COPY.
+    Copy,
+    /// What is checked before.
+    CopyGuard,
     /// Of runs: remembers deletes of many rows that came and went.
     BuryUnseen,
     /// Notes that the row lacks what an update left out.
@@ -535,6 +541,7 @@ mod tests {
                 .collect(),
             deferrable: false,
             truncates_by_row: false,
+            takes_copy: true,
         }
     }
 

@@ -59,6 +59,16 @@ impl Traits {
         self.deletes || self.truncates || self.moves_key
     }
 
+    /// Whether its own node has to learn something from it.
+    pub(super) fn tells(self) -> bool {
+        self.buries() || self.inserts_counted
+    }
+
+    /// Whether that is about rows that came with it.
+    pub(super) fn arrives(self) -> bool {
+        self.inserts_counted || (self.counts && self.moves_key)
+    }
+
     /// Whether it cannot take the fast path.
     pub(super) fn needs_locks(self) -> bool {
         self.truncates || self.moves_key || self.shadowed || self.multiset

@@ -1,7 +1,6 @@
 //! Reads one node's slot into its journal, and confirms to the slot what may be forgotten.
 
 mod pace;
-mod thread;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -15,7 +14,6 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use pace::Pace;
-pub(crate) use thread::on_own_thread;
 
 use crate::carry::{self, Bounds, Carrier, Carry};
 use crate::control::{Control, ControlError};
@@ -93,7 +91,7 @@ pub(crate) struct Capture {
 
 impl Capture {
     /// Streams until something ends it; it can be run again at once. Says when the stream has `begun`. Pauses the thread
-    /// while it is behind, so it wants [one of its own](on_own_thread).
+    /// while it is behind, so it wants [one of its own](crate::thread::on_own_thread).
     ///
     /// # Errors
     /// Whatever ended it.
@@ -188,6 +186,7 @@ impl Capture {
         mut stream: ReplicationStream,
         confirmations: watch::Receiver<Lsn>,
     ) -> Result<(), CaptureError> {
+        let _streaming = self.journal.streaming(writer);
         let interner = Arc::clone(&self.interner);
         let mut assembler = Assembler::new(self.node, self.tables.clone(), interner);
         let mut ticks = tokio::time::interval(carry::INTERVAL);

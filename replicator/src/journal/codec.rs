@@ -21,7 +21,8 @@
 //! |---|---|
 //! | `R` | a shape; the first of the segment has the number 0, the next 1, and so on |
 //! | `T` | 8 end, 8 timestamp, 4 number of changes, changes as above, by the numbers of the segment's shapes before it |
-//! | `M` | changes of the next `T` that stand before its own: 8 position that is before that one's end and not before the end of anything before it, 4 number of changes, changes as in `T` |
+//! | `M` | the next part of a large transaction: 8 position at which its commit begins, 4 number of the part, from 1, 8 timestamp, 4 number of changes, changes as in `T` |
+//! | `E` | the end of the transaction whose parts stand before it, and the changes that are not in them: as `T` |
 //! | `C` | a cause: 8 end, 2 node that first committed it, 8 its position in that node's WAL |
 //! | `P` | 8: the source has written nothing else up to this position |
 
@@ -35,7 +36,7 @@ use thiserror::Error;
 
 use crate::pgoutput::{DecodeError, Message, decode};
 use crate::relation::{Interner, Relation};
-use crate::transaction::{Change, Entry, Operation, Transaction};
+use crate::transaction::{Change, Entry, Operation, Position, Transaction};
 
 /// Version of the form that stands for itself.
 const VERSION: u8 = 1;
@@ -136,21 +137,16 @@ pub(crate) fn decode_transaction(
 pub(super) enum Record {
     /// The segment's next shape.
     Shape(Arc<Relation>),
-    /// Changes of the transaction that comes next, from its beginning or behind those that came so before, and their size in
-    /// memory.
-    Piece(Vec<Change>, usize),
-    /// A transaction or a cause. Of the transaction what was not in pieces before.
+    /// An entry.
     Entry(Entry),
     /// The source has written nothing else up to here.
     Position(Lsn),
-    /// A piece of such an entry.
-    SkippedPiece,
-    /// An entry that ends where the reader did not want to look inside.
+    /// An entry that the reader did not want to look into.
     Skipped {
-        /// Its end.
-        end_lsn: Lsn,
-        /// Whether it is a transaction, not a cause.
-        transaction: bool,
+        /// Where the stream stands behind it.
+        position: Position,
+        /// Whether it [ends a transaction](Entry::ends_transaction).
+        ends_transaction: bool,
     },
 }
 
@@ -166,37 +162,31 @@ pub(super) fn put_position(lsn: Lsn, out: &mut Vec<u8>) {
     out.put_u64(lsn.0);
 }
 
-/// Appends the record of a piece of a transaction that ends behind `before`.
-///
-/// # Errors
-/// As [`encode_transaction`].
-pub(super) fn put_piece(
-    changes: &[Change],
-    before: Lsn,
-    out: &mut Vec<u8>,
-    number: impl Fn(&Relation) -> Option<u32>,
-) -> Result<(), CodecError> {
-    out.put_u8(b'M');
-    out.put_u64(before.0);
-    put_changes(changes, out, number)
-}
-
-/// Appends the record of an entry, of a transaction with its changes from `first` on; `number` knows the segment's shapes. An empty transaction is a position.
+/// Appends the record of an entry; `number` knows the segment's shapes. An empty transaction is a position.
 ///
 /// # Errors
 /// As [`encode_transaction`].
 pub(super) fn put_entry(
     entry: &Entry,
-    first: usize,
     out: &mut Vec<u8>,
     number: impl Fn(&Relation) -> Option<u32>,
 ) -> Result<(), CodecError> {
     match entry {
-        Entry::Transaction(transaction) => {
-            out.put_u8(b'T');
+        Entry::Transaction(transaction) | Entry::End(transaction) => {
+            let of_parts = entry.is_of_parts();
+            out.put_u8(if of_parts { b'E' } else { b'T' });
             put_stamp(transaction, out);
-            let changes = transaction.changes.get(first..).unwrap_or_default();
-            put_changes(changes, out, number)?;
+            put_changes(&transaction.changes, out, number)?;
+        }
+        Entry::Part {
+            number: part_number,
+            part,
+        } => {
+            out.put_u8(b'M');
+            out.put_u64(part.end_lsn.0);
+            out.put_u32(*part_number);
+            out.put_i64(part.timestamp);
+            put_changes(&part.changes, out, number)?;
         }
         Entry::Cause { node, lsn, end_lsn } => {
             out.put_u8(b'C');
@@ -209,14 +199,14 @@ pub(super) fn put_entry(
     Ok(())
 }
 
-/// Reads a record; what ends at or before `after` is not looked into.
+/// Reads a record; what stands at or before `after` is not looked into.
 ///
 /// # Errors
 /// When the bytes are no record.
 pub(super) fn decode_record(
     bytes: &Bytes,
     shapes: &[Arc<Relation>],
-    after: Lsn,
+    after: Position,
     interner: &Interner,
 ) -> Result<Record, CodecError> {
     let mut reader = Reader::new(bytes);
@@ -224,40 +214,41 @@ pub(super) fn decode_record(
     if kind == b'R' {
         return Ok(Record::Shape(interner.intern(reader.rest())?));
     }
-    let end_lsn = Lsn(reader.u64()?);
-    let transaction = kind == b'T';
+    let lsn = Lsn(reader.u64()?);
+    let part = if kind == b'M' { reader.u32()? } else { 0 };
+    let position = Position { lsn, part };
     let record = match kind {
-        b'P' => Record::Position(end_lsn),
-        b'M' if end_lsn < after => {
-            reader.rest();
-            Record::SkippedPiece
-        }
-        b'M' => {
-            let (changes, size) = changes(bytes, &mut reader, shapes)?;
-            Record::Piece(changes, size)
-        }
-        b'T' | b'C' if end_lsn <= after => {
+        b'P' => Record::Position(lsn),
+        b'T' | b'E' | b'M' | b'C' if position <= after => {
             reader.rest();
             Record::Skipped {
-                end_lsn,
-                transaction,
+                position,
+                ends_transaction: matches!(kind, b'T' | b'E'),
             }
         }
-        b'T' => {
+        b'T' | b'E' | b'M' => {
             let timestamp = reader.i64()?;
             let (changes, size) = changes(bytes, &mut reader, shapes)?;
-            Record::Entry(Entry::Transaction(Transaction {
+            let transaction = Transaction {
                 xid: None,
-                end_lsn,
+                end_lsn: lsn,
                 timestamp,
                 changes,
                 size,
-            }))
+            };
+            Record::Entry(match kind {
+                b'T' => Entry::Transaction(transaction),
+                b'E' => Entry::End(transaction),
+                _ => Entry::Part {
+                    number: part,
+                    part: transaction,
+                },
+            })
         }
         b'C' => Record::Entry(Entry::Cause {
             node: reader.u16()?,
             lsn: Lsn(reader.u64()?),
-            end_lsn,
+            end_lsn: lsn,
         }),
         _ => return Err(CodecError::UnknownRecord(char::from(kind))),
     };

@@ -6,6 +6,10 @@
 //! Where the disk refuses, or the bound is reached, entries go on through memory only ([`Journal::problem`]): targets that
 //! keep up notice nothing, for the others the source's slot has to keep what they need. When there is room again the
 //! stream is read once more from the end of the files.
+//!
+//! A large transaction comes in parts, each written and shown as it comes, so nobody needs to hold the whole. The journal's
+//! bound is looked at where it begins. When its stream ends before its end has come, its parts are taken back. Through
+//! memory only it is shown when its end is there; one that is larger than the memory waits until the files take it.
 
 pub(crate) mod codec;
 mod cursor;
@@ -29,12 +33,12 @@ pub(crate) use identity::Source;
 pub(crate) use store::{Known, StoreError};
 
 use crate::relation::Interner;
-use crate::transaction::Entry;
+use crate::transaction::{Entry, Position};
 use segment::Segment;
 use store::Store;
 use window::Window;
 
-/// Bytes of changes that are held in memory besides, in all cases but that of a single larger transaction.
+/// Bytes of changes that are held in memory besides.
 const WINDOW_BYTES: usize = 64 << 20;
 
 /// Why a journal cannot be used.
@@ -75,8 +79,12 @@ struct Inner {
     created: Lsn,
     /// Where the journal began.
     origin: Lsn,
-    /// The end of what is in the files.
-    written: Lsn,
+    /// The end of what is in the files, parts included.
+    written: Position,
+    /// The same without the parts of a transaction whose end is not there.
+    complete: Lsn,
+    /// The stream has ended in the middle of the transaction that is [open](Self::open).
+    interrupted: bool,
     /// The end of what is safe on disk.
     synced: Lsn,
     window: Window,
@@ -100,6 +108,8 @@ pub(crate) struct Journal {
     inner: Mutex<Inner>,
     store: Arc<tokio::sync::Mutex<Option<Store>>>,
     written: Notify,
+    /// The same for the node's own link.
+    written_own: Notify,
     room: Notify,
     /// How many want the bound of the memory ignored.
     lifted: AtomicUsize,
@@ -148,7 +158,9 @@ impl Journal {
                 writer: 0,
                 created: Lsn(0),
                 origin: Lsn(0),
-                written: Lsn(0),
+                written: Position::default(),
+                complete: Lsn(0),
+                interrupted: false,
                 synced: Lsn(0),
                 window: Window::default(),
                 tail: Lsn(0),
@@ -159,6 +171,7 @@ impl Journal {
             }),
             store: Arc::default(),
             written: Notify::new(),
+            written_own: Notify::new(),
             room: Notify::new(),
             lifted: AtomicUsize::new(0),
         }
@@ -200,6 +213,7 @@ impl Journal {
     ) -> Result<Opened, JournalError> {
         self.on_files(move |journal, slot| {
             if let Some(store) = slot {
+                journal.lock().cut(store);
                 let gone_on = journal.lock().floor_beyond_files(known.confirmed);
                 if store.identity.source == source
                     && (store.end >= known.confirmed || gone_on.is_some())
@@ -237,6 +251,7 @@ impl Journal {
             }
             let mut inner = journal.lock();
             inner.window = Window::beginning_at(store.end, store.last_transaction);
+            inner.interrupted = false;
             inner.created = known.created;
             inner.confirmed = known.confirmed;
             inner.origin = store.identity.origin;
@@ -248,7 +263,7 @@ impl Journal {
             inner.synced = known.confirmed;
             inner.take_over(&store);
             drop(inner);
-            journal.written.notify_waiters();
+            journal.wake_readers();
             let opened = journal.opened(&store, server);
             *slot = Some(store);
             opened
@@ -303,18 +318,39 @@ impl Journal {
             store.append(entries.iter().map(Arc::as_ref))
         };
         let mut inner = self.lock();
-        inner.note_problem(written);
+        // Half of a transaction in the files and half in memory: it is read once more from its beginning.
+        let broken = match written {
+            Err(error) if store.is_open() => Err(error.into()),
+            written => {
+                inner.note_problem(written);
+                Ok(())
+            }
+        };
         inner.take_over(store);
         for entry in entries {
-            inner.tail = inner.tail.max(entry.end_lsn());
+            inner.tail = inner.tail.max(entry.position().lsn);
             inner.window.push(entry);
         }
         inner.tail = inner.tail.max(tail);
         let written = inner.written;
         inner.window.shrink(WINDOW_BYTES, written);
         drop(inner);
+        self.wake_readers();
+        broken
+    }
+
+    /// The stream that the `writer` reads ends when the answer is dropped.
+    pub(crate) fn streaming(&self, writer: u64) -> Streaming<'_> {
+        Streaming {
+            journal: self,
+            writer,
+        }
+    }
+
+    /// The node's own link comes last: what it learns is seldom waited for, what the others bring is.
+    fn wake_readers(&self) {
         self.written.notify_waiters();
-        Ok(())
+        self.written_own.notify_waiters();
     }
 
     /// Drops what every target has durably, and from memory what those that keep up have. While entries go through
@@ -370,7 +406,7 @@ impl Journal {
     /// # Errors
     /// It is not open.
     pub(crate) async fn note(self: &Arc<Self>, lsn: Lsn) -> Result<(), JournalError> {
-        if lsn <= self.lock().written {
+        if Position::from(lsn) <= self.lock().written {
             return Ok(());
         }
         self.on_files(move |journal, store| {
@@ -470,7 +506,7 @@ impl Journal {
         Figures {
             bytes: inner.segments.iter().map(|segment| segment.len()).sum(),
             memory_bytes: inner.window.bytes(),
-            range: first.map(|first| (first, inner.written)),
+            range: first.map(|first| (first, inner.complete)),
             slot_bytes: inner.tail.0.saturating_sub(inner.confirmed.0),
             carried: inner.carried.keys().copied().collect(),
             problem: inner.problem.clone(),
@@ -479,16 +515,32 @@ impl Journal {
 }
 
 impl Inner {
+    /// Takes back the parts of a transaction whose end does not come: it comes again.
+    fn cut(&mut self, store: &mut Store) {
+        store.cut();
+        self.window.cut(store.end);
+        self.interrupted = false;
+        self.take_over(store);
+    }
+
+    /// Where the commit of the newest transaction begins, if its end did not come yet. What memory has whole is not open
+    /// although the stream brings it for the files once more.
+    fn open(&self) -> Option<Lsn> {
+        let end = self.window.end();
+        end.is_inside().then_some(end.lsn)
+    }
+
     /// Takes over what the files hold now.
     fn take_over(&mut self, store: &Store) {
-        self.written = store.end;
+        self.written = store.position();
+        self.complete = store.end;
         self.segments = store.segments();
     }
 
     /// While entries went through memory only, every target may have come further than the files: the slot is then
     /// confirmed up to `confirmed`, and the files have to begin anew there, behind a transaction that ends here.
     fn floor_beyond_files(&self, confirmed: Lsn) -> Option<Lsn> {
-        let read = confirmed > self.written && confirmed <= self.tail;
+        let read = confirmed > self.complete && confirmed <= self.tail;
         read.then(|| self.window.floor_at(confirmed)).flatten()
     }
 
@@ -504,6 +556,23 @@ impl Inner {
                 "replication: the journal takes no more; targets that are behind hold back WAL on the source"
             );
             self.problem = Some(text);
+        }
+    }
+}
+
+/// See [`Journal::streaming`].
+pub(crate) struct Streaming<'a> {
+    journal: &'a Journal,
+    writer: u64,
+}
+
+impl Drop for Streaming<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.journal.lock();
+        if inner.writer == self.writer && inner.open().is_some() {
+            inner.interrupted = true;
+            drop(inner);
+            self.journal.wake_readers();
         }
     }
 }

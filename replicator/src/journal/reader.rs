@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::codec::{self, Record};
 use super::segment::{Header, RECORD_PREFIX, Segment, SegmentError, io_error};
 use crate::relation::{Interner, Relation};
-use crate::transaction::{Change, Entry};
+use crate::transaction::Position;
 
 /// How much of a file is read at once; a longer record is read whole.
 const CHUNK: u64 = 1 << 20;
@@ -22,11 +22,11 @@ const CHUNK: u64 = 1 << 20;
 pub(super) struct SegmentReader {
     /// The file.
     pub segment: Arc<Segment>,
+    /// How often something was cut off the file before this began to read it, see [`Segment::cuts`].
+    pub cuts: u64,
     file: File,
     offset: u64,
     shapes: Vec<Arc<Relation>>,
-    /// Changes of the transaction that comes next, and their size.
-    pieces: (Vec<Change>, usize),
     /// Bytes of the file from `offset` on.
     chunk: Bytes,
 }
@@ -37,27 +37,28 @@ impl SegmentReader {
     /// # Errors
     /// The file cannot be read.
     pub(super) fn open(segment: Arc<Segment>) -> Result<Self, SegmentError> {
+        let cuts = segment.cuts();
         let (_, offset) = Header::read(&segment.path)?;
         let file = File::open(&segment.path).map_err(io_error(&segment.path))?;
         Ok(Self {
             segment,
+            cuts,
             file,
             offset,
             shapes: Vec::new(),
-            pieces: (Vec::new(), 0),
             chunk: Bytes::new(),
         })
     }
 
-    /// The next record that is no shape and no piece, within the first `limit` bytes of the file. What ends at or before `after` is
-    /// not looked into.
+    /// The next record that is no shape, within the first `limit` bytes of the file. What stands at or before `after` is not
+    /// looked into.
     ///
     /// # Errors
     /// The file cannot be read or is damaged; the reader has not moved.
     pub(super) fn next(
         &mut self,
         limit: u64,
-        after: Lsn,
+        after: Position,
         interner: &Interner,
     ) -> Result<Option<Record>, SegmentError> {
         while self.offset < limit {
@@ -78,20 +79,6 @@ impl SegmentReader {
             self.offset += whole as u64;
             match record {
                 Record::Shape(shape) => self.shapes.push(shape),
-                Record::SkippedPiece => {}
-                Record::Piece(mut changes, size) => {
-                    self.pieces.0.append(&mut changes);
-                    self.pieces.1 += size;
-                }
-                Record::Entry(Entry::Transaction(mut transaction)) => {
-                    let (mut changes, size) = std::mem::take(&mut self.pieces);
-                    if !changes.is_empty() {
-                        changes.append(&mut transaction.changes);
-                        (transaction.changes, transaction.size) =
-                            (changes, transaction.size + size);
-                    }
-                    return Ok(Some(Record::Entry(Entry::Transaction(transaction))));
-                }
                 record => return Ok(Some(record)),
             }
         }
@@ -155,32 +142,37 @@ pub(super) fn scan(segment: &Arc<Segment>, interner: &Interner) -> Result<Scan, 
         torn: None,
         shapes: Vec::new(),
     };
+    let everything = Position {
+        lsn: Lsn(u64::MAX),
+        part: u32::MAX,
+    };
+    let mut last = Position::from(segment.begin);
     loop {
-        let (lsn, transaction) = match reader.next(limit, Lsn(u64::MAX), interner) {
+        let (position, ends_transaction) = match reader.next(limit, everything, interner) {
             Ok(Some(Record::Skipped {
-                end_lsn,
-                transaction,
-            })) => (end_lsn, transaction),
-            Ok(Some(Record::Position(lsn))) => (lsn, false),
-            Ok(
-                Some(
-                    Record::Entry(_) | Record::Shape(_) | Record::Piece(..) | Record::SkippedPiece,
-                )
-                | None,
-            ) => break,
+                position,
+                ends_transaction,
+            })) => (position, ends_transaction),
+            Ok(Some(Record::Position(lsn))) => (lsn.into(), false),
+            Ok(Some(Record::Entry(_) | Record::Shape(_)) | None) => break,
             Err(error @ SegmentError::Io { .. }) => return Err(error),
             Err(error) => {
                 scan.torn = Some(error);
                 break;
             }
         };
-        if lsn <= scan.end {
+        if position <= last {
             scan.torn = Some(reader.damaged("positions go back"));
             break;
         }
-        scan.end = lsn;
-        if transaction {
-            scan.last_transaction = lsn;
+        last = position;
+        // Without its end, what came of a transaction is worth nothing.
+        if position.is_inside() {
+            continue;
+        }
+        scan.end = position.lsn;
+        if ends_transaction {
+            scan.last_transaction = position.lsn;
         }
         scan.len = reader.offset;
         shapes = reader.shapes.len();

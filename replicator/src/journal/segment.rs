@@ -15,7 +15,7 @@
 //! Then come records, each 4 bytes length, 8 bytes XXH3 of the body with the record's offset in the file as seed, and
 //! the body ([`codec`](super::codec)). The positions at which they end never go back. A file needs no other file to be
 //! read: it repeats the shapes of the tables that its changes are of. A large transaction is several records, all in one
-//! file; readers see it when the last of them is written.
+//! file, which readers see as they are written. If its end never comes they are cut off again.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
@@ -35,19 +35,19 @@ use super::codec::{self, CodecError};
 use super::identity::Identity;
 use super::reader::Scan;
 use crate::relation::Relation;
-use crate::transaction::{Change, Entry};
+use crate::transaction::Entry;
 
 const MAGIC: &[u8; 8] = b"TNDMJRNL";
 /// Version of the file format.
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 /// Magic, version and length.
 const PREFIX: usize = 14;
 /// A header is shorter than this.
 const HEADER_MAX: usize = 4096;
 /// Length and checksum before each record's body.
 pub(super) const RECORD_PREFIX: usize = 12;
-/// A transaction of more bytes is written, and read, in pieces of so many.
-const PIECE_BYTES: usize = 4 << 20;
+/// So much room is kept for what is to be written; a large change does not keep its own for ever.
+const STAGED_KEPT: usize = 8 << 20;
 
 /// Why a file cannot be read or written.
 #[derive(Debug, Error)]
@@ -102,12 +102,41 @@ pub(super) struct Segment {
     pub floor: Lsn,
     /// Bytes that may be read; what is behind is being written.
     len: AtomicU64,
+    /// The same without the parts of a transaction whose end has not come yet.
+    complete: AtomicU64,
+    cuts: AtomicU64,
 }
 
 impl Segment {
     /// Bytes that may be read.
     pub(super) fn len(&self) -> u64 {
         self.len.load(Ordering::Acquire)
+    }
+
+    /// Bytes up to which all transactions have their end.
+    pub(super) fn complete(&self) -> u64 {
+        self.complete.load(Ordering::Acquire)
+    }
+
+    /// How often something was cut off that may have been read. Whoever has read beside that may have read anything.
+    pub(super) fn cuts(&self) -> u64 {
+        self.cuts.load(Ordering::Acquire)
+    }
+
+    fn new(path: PathBuf, begin: Lsn, floor: Lsn, len: u64) -> Self {
+        Self {
+            path,
+            begin,
+            floor,
+            len: AtomicU64::new(len),
+            complete: AtomicU64::new(len),
+            cuts: AtomicU64::new(0),
+        }
+    }
+
+    fn show(&self, len: u64, complete: u64) {
+        self.complete.store(complete, Ordering::Release);
+        self.len.store(len, Ordering::Release);
     }
 }
 
@@ -179,18 +208,30 @@ pub(super) fn file_name(begin: Lsn) -> String {
 
 type Shapes = HashMap<u64, (u32, Arc<Relation>)>;
 
+/// A place in a file.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    /// Bytes before it.
+    len: u64,
+    /// How many shapes stand before it. The same shape may be there more than once.
+    shapes: u32,
+}
+
 /// Writes one file.
 #[derive(Debug)]
 pub(super) struct SegmentWriter {
     /// What readers see of it.
     pub segment: Arc<Segment>,
     file: Arc<File>,
-    /// Bytes of pieces behind what readers see.
-    pieces: u64,
     /// Shapes that are in the file, or staged, and their numbers; by [`Relation::id`]. Held, so that the ids last.
     shapes: Shapes,
-    /// How many shapes are in the file, and staged. The same shape may be there more than once.
-    shapes_written: u32,
+    /// The end of what is written.
+    written: Mark,
+    /// The end of the last entry that is written and no part of a transaction.
+    complete: Mark,
+    /// The same of what is staged.
+    complete_staged: Option<Mark>,
+    /// How many shapes are written or staged.
     shapes_staged: u32,
     staged: Vec<u8>,
 }
@@ -222,21 +263,23 @@ impl SegmentWriter {
                 source,
             }
         })?;
-        let segment = Segment {
-            path,
-            begin: header.begin,
-            floor: header.floor,
-            len: AtomicU64::new(bytes.len() as u64),
-        };
-        Ok(Self {
-            segment: Arc::new(segment),
+        let len = bytes.len() as u64;
+        let segment = Segment::new(path, header.begin, header.floor, len);
+        let end = Mark { len, shapes: 0 };
+        Ok(Self::at(Arc::new(segment), file, end, HashMap::new()))
+    }
+
+    fn at(segment: Arc<Segment>, file: File, end: Mark, shapes: Shapes) -> Self {
+        Self {
+            segment,
             file: Arc::new(file),
-            pieces: 0,
-            shapes: HashMap::new(),
-            shapes_written: 0,
-            shapes_staged: 0,
+            shapes,
+            written: end,
+            complete: end,
+            complete_staged: None,
+            shapes_staged: end.shapes,
             staged: Vec::new(),
-        })
+        }
     }
 
     /// Goes on with a file that was [scanned](super::reader::scan); what lies behind its last sound record is cut off.
@@ -253,20 +296,16 @@ impl SegmentWriter {
             Ok(file)
         };
         let file = open().map_err(io_error(&segment.path))?;
-        segment.len.store(scan.len, Ordering::Release);
-        let count = u32::try_from(scan.shapes.len()).unwrap_or(u32::MAX);
-        Ok(Self {
-            segment,
-            file: Arc::new(file),
-            pieces: 0,
-            shapes: (0..)
-                .zip(&scan.shapes)
-                .map(|(number, shape)| (shape.id, (number, Arc::clone(shape))))
-                .collect(),
-            shapes_written: count,
-            shapes_staged: count,
-            staged: Vec::new(),
-        })
+        segment.show(scan.len, scan.len);
+        let end = Mark {
+            len: scan.len,
+            shapes: u32::try_from(scan.shapes.len()).unwrap_or(u32::MAX),
+        };
+        let shapes = (0..)
+            .zip(&scan.shapes)
+            .map(|(number, shape)| (shape.id, (number, Arc::clone(shape))))
+            .collect();
+        Ok(Self::at(segment, file, end, shapes))
     }
 
     /// The file, to sync it.
@@ -274,55 +313,39 @@ impl SegmentWriter {
         Arc::clone(&self.file)
     }
 
-    /// Bytes that were staged, and pieces that were written, since the last [`write`](Self::write).
+    /// Bytes that were staged since the last [`write`](Self::write).
     pub(super) fn staged(&self) -> u64 {
-        self.pieces + self.staged.len() as u64
+        self.staged.len() as u64
     }
 
-    /// Prepares an entry to be written, after the shapes of its tables that the file does not have. Of a large transaction
-    /// all but the last piece are written already.
+    /// Prepares an entry to be written, after the shapes of its tables that the file does not have.
     ///
     /// # Errors
-    /// It cannot be encoded, or the file system refuses; [`discard`](Self::discard) what is staged.
+    /// It cannot be encoded; [`discard`](Self::discard) what is staged.
     pub(super) fn stage(&mut self, entry: &Entry) -> Result<(), SegmentError> {
-        let mut first = 0;
-        if let Entry::Transaction(transaction) = entry {
-            let before = Lsn(transaction.end_lsn.0.saturating_sub(1));
-            let mut rest = transaction.changes.as_slice();
-            let mut left = transaction.size;
-            while left > PIECE_BYTES {
-                let (piece, size) = piece(rest);
-                if piece.len() == rest.len() {
-                    break;
-                }
-                self.stage_piece(piece, before)?;
-                self.write_staged()?;
-                first += piece.len();
-                left = left.saturating_sub(size);
-                rest = rest.get(piece.len()..).unwrap_or_default();
+        if let Entry::Transaction(changed)
+        | Entry::Part { part: changed, .. }
+        | Entry::End(changed) = entry
+        {
+            for change in &changed.changes {
+                self.stage_shape(&change.relation)?;
             }
-            self.stage_shapes(rest)?;
         }
-        self.record(|out, shapes| codec::put_entry(entry, first, out, numbered(shapes)))
+        self.record(|out, shapes| codec::put_entry(entry, out, numbered(shapes)))?;
+        if !entry.position().is_inside() {
+            self.complete_staged = Some(self.staged_end());
+        }
+        Ok(())
     }
 
-    fn stage_piece(&mut self, changes: &[Change], before: Lsn) -> Result<(), SegmentError> {
-        self.stage_shapes(changes)?;
-        self.record(|out, shapes| codec::put_piece(changes, before, out, numbered(shapes)))
-    }
-
-    fn stage_shapes(&mut self, changes: &[Change]) -> Result<(), SegmentError> {
-        for change in changes {
-            if let std::collections::hash_map::Entry::Vacant(vacant) =
-                self.shapes.entry(change.relation.id)
-            {
-                vacant.insert((self.shapes_staged, Arc::clone(&change.relation)));
-                self.shapes_staged += 1;
-                self.record(|out, _| {
-                    codec::put_shape(&change.relation, out);
-                    Ok(())
-                })?;
-            }
+    fn stage_shape(&mut self, shape: &Arc<Relation>) -> Result<(), SegmentError> {
+        if let std::collections::hash_map::Entry::Vacant(vacant) = self.shapes.entry(shape.id) {
+            vacant.insert((self.shapes_staged, Arc::clone(shape)));
+            self.shapes_staged += 1;
+            self.record(|out, _| {
+                codec::put_shape(shape, out);
+                Ok(())
+            })?;
         }
         Ok(())
     }
@@ -335,7 +358,9 @@ impl SegmentWriter {
         self.record(|out, _| {
             codec::put_position(lsn, out);
             Ok(())
-        })
+        })?;
+        self.complete_staged = Some(self.staged_end());
+        Ok(())
     }
 
     fn record(
@@ -345,7 +370,7 @@ impl SegmentWriter {
         let start = self.staged.len();
         self.staged.extend([0; RECORD_PREFIX]);
         put(&mut self.staged, &self.shapes)?;
-        let seed = self.at() + start as u64;
+        let seed = self.written.len + start as u64;
         let (_, record) = self.staged.split_at_mut(start);
         let (prefix, body) = record.split_at_mut(RECORD_PREFIX);
         let length = u32::try_from(body.len()).map_err(|_| CodecError::TooLong(body.len()))?;
@@ -355,9 +380,11 @@ impl SegmentWriter {
         Ok(())
     }
 
-    /// Where the next bytes go.
-    fn at(&self) -> u64 {
-        self.segment.len() + self.pieces
+    fn staged_end(&self) -> Mark {
+        Mark {
+            len: self.written.len + self.staged(),
+            shapes: self.shapes_staged,
+        }
     }
 
     /// Writes what is staged, with one write, and shows it to readers. When it fails nothing of it is in the file, nor
@@ -366,53 +393,47 @@ impl SegmentWriter {
     /// # Errors
     /// The file system refuses.
     pub(super) fn write(&mut self) -> Result<(), SegmentError> {
-        if let Err(error) = self.write_staged() {
+        let written = self.file.write_all_at(&self.staged, self.written.len);
+        if let Err(error) = written.map_err(io_error(&self.segment.path)) {
             self.discard();
             return Err(error);
         }
-        self.segment.len.store(self.at(), Ordering::Release);
-        self.pieces = 0;
-        self.shapes_written = self.shapes_staged;
-        Ok(())
-    }
-
-    fn write_staged(&mut self) -> Result<(), SegmentError> {
-        self.file
-            .write_all_at(&self.staged, self.at())
-            .map_err(io_error(&self.segment.path))?;
-        self.pieces += self.staged.len() as u64;
+        self.written = self.staged_end();
+        self.complete = self.complete_staged.take().unwrap_or(self.complete);
+        self.segment.show(self.written.len, self.complete.len);
         self.staged.clear();
-        // A large change does not keep its room for ever.
-        self.staged.shrink_to(2 * PIECE_BYTES);
+        self.staged.shrink_to(STAGED_KEPT);
         Ok(())
     }
 
-    /// Forgets what is staged, and what was written of it.
+    /// Forgets what is staged.
     pub(super) fn discard(&mut self) {
-        // It would otherwise be found after a crash: true, but twice, and pieces in front of another transaction's.
-        let _ = self.file.set_len(self.segment.len());
-        let written = self.shapes_written;
-        self.shapes.retain(|_, (number, _)| *number < written);
-        self.shapes_staged = written;
+        self.back_to(self.written);
+    }
+
+    /// Forgets what is staged, and takes back the parts of a transaction whose end does not come.
+    pub(super) fn cut(&mut self) {
+        if self.written.len > self.complete.len {
+            // Before anything else is written there: see `Segment::cuts`.
+            self.segment.cuts.fetch_add(1, Ordering::AcqRel);
+        }
+        self.back_to(self.complete);
+    }
+
+    fn back_to(&mut self, end: Mark) {
+        self.segment.show(end.len, self.complete.len);
+        // What a failed write left would otherwise be found after a crash: true, but twice.
+        let _ = self.file.set_len(end.len);
+        self.shapes.retain(|_, (number, _)| *number < end.shapes);
+        self.shapes_staged = end.shapes;
+        self.written = end;
+        self.complete_staged = None;
         self.staged.clear();
-        self.pieces = 0;
     }
 }
 
 fn numbered(shapes: &Shapes) -> impl Fn(&Relation) -> Option<u32> {
     |relation| shapes.get(&relation.id).map(|(number, _)| *number)
-}
-
-/// The first of the changes, some [`PIECE_BYTES`] of them and one at least, and their size.
-fn piece(changes: &[Change]) -> (&[Change], usize) {
-    let (mut count, mut size) = (0, 0);
-    for change in changes {
-        if size >= PIECE_BYTES {
-            break;
-        }
-        (count, size) = (count + 1, size + change.size());
-    }
-    (changes.split_at(count).0, size)
 }
 
 /// The segment that a file with this header is.
@@ -421,10 +442,10 @@ fn piece(changes: &[Change]) -> (&[Change], usize) {
 /// Its length cannot be found out.
 pub(super) fn found(path: &Path, header: &Header) -> Result<Segment, SegmentError> {
     let length = std::fs::metadata(path).map_err(io_error(path))?.len();
-    Ok(Segment {
-        path: path.to_owned(),
-        begin: header.begin,
-        floor: header.floor,
-        len: AtomicU64::new(length),
-    })
+    Ok(Segment::new(
+        path.to_owned(),
+        header.begin,
+        header.floor,
+        length,
+    ))
 }

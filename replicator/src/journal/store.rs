@@ -14,7 +14,7 @@ use super::identity::{Identity, Source};
 use super::reader::{self, Scan};
 use super::segment::{self, Header, Segment, SegmentError, SegmentWriter};
 use crate::relation::Interner;
-use crate::transaction::Entry;
+use crate::transaction::{Entry, Position};
 
 /// So much is encoded before it is written.
 const WRITE_BYTES: u64 = 4 << 20;
@@ -99,8 +99,10 @@ impl Sync {
 pub(super) struct Store {
     /// Whose entries these are.
     pub identity: Identity,
-    /// Where what is written ends: the stream goes on from here.
+    /// Where what is written and complete ends: the stream goes on from here.
     pub end: Lsn,
+    /// The last part that is written of a transaction whose end is not.
+    part: Option<Position>,
     /// Where the last transaction ends that is written, or was before the journal began.
     pub last_transaction: Lsn,
     /// Closed files, oldest first.
@@ -141,6 +143,7 @@ impl Store {
             let store = Self {
                 identity: found.identity,
                 end: found.scan.end,
+                part: None,
                 last_transaction: found.scan.last_transaction,
                 closed: found.closed,
                 unsynced: found.unsynced,
@@ -161,6 +164,7 @@ impl Store {
         let store = Self {
             identity,
             end: known.confirmed,
+            part: None,
             last_transaction: known.floor,
             closed: VecDeque::new(),
             unsynced: Vec::new(),
@@ -176,6 +180,23 @@ impl Store {
     pub(super) fn segments(&self) -> Vec<Arc<Segment>> {
         let current = std::iter::once(&self.current.segment);
         self.closed.iter().chain(current).cloned().collect()
+    }
+
+    /// The end of what is written, parts included.
+    pub(super) fn position(&self) -> Position {
+        self.part.unwrap_or_else(|| self.end.into())
+    }
+
+    /// Whether the transaction that was last written has no end yet.
+    pub(super) fn is_open(&self) -> bool {
+        self.part.is_some()
+    }
+
+    /// Takes back the parts of a transaction whose end does not come.
+    pub(super) fn cut(&mut self) {
+        if self.part.take().is_some() {
+            self.current.cut();
+        }
     }
 
     /// Bytes of all files.
@@ -234,27 +255,29 @@ impl Store {
         &mut self,
         entries: impl Iterator<Item = &'a Entry>,
     ) -> Result<(), StoreError> {
-        let (mut end, mut transaction) = (self.end, self.last_transaction);
+        let mut reached = Reached {
+            position: self.position(),
+            end: self.end,
+            transaction: self.last_transaction,
+        };
         for entry in entries {
-            if entry.end_lsn() <= end || matches!(entry, Entry::Empty { .. }) {
+            if entry.position() <= reached.position || matches!(entry, Entry::Empty { .. }) {
                 continue;
             }
-            if self.current.staged() == 0 && self.is_file_full() {
-                self.begin(end, transaction)?;
+            // What comes in parts stays in one file.
+            if self.current.staged() == 0 && self.is_file_full() && !self.is_open() {
+                self.begin(reached.end, reached.transaction)?;
             }
             if let Err(error) = self.current.stage(entry) {
                 self.current.discard();
                 return Err(error.into());
             }
-            end = entry.end_lsn();
-            if matches!(entry, Entry::Transaction(_)) {
-                transaction = end;
-            }
+            reached.pass(entry);
             if self.current.staged() >= WRITE_BYTES {
-                self.write(end, transaction)?;
+                self.write(reached)?;
             }
         }
-        self.write(end, transaction)
+        self.write(reached)
     }
 
     /// Notes that the source has written nothing else up to `lsn`.
@@ -262,28 +285,37 @@ impl Store {
     /// # Errors
     /// As [`append`](Self::append).
     pub(super) fn note(&mut self, lsn: Lsn) -> Result<(), StoreError> {
-        if lsn > self.end {
+        if Position::from(lsn) > self.position() {
+            // Nothing ends between the parts of a transaction and its end.
+            self.cut();
             if self.is_file_full() {
                 self.begin(self.end, self.last_transaction)?;
             }
             self.current.stage_position(lsn)?;
-            self.write(lsn, self.last_transaction)?;
+            self.write(Reached {
+                position: lsn.into(),
+                end: lsn,
+                transaction: self.last_transaction,
+            })?;
         }
         Ok(())
     }
 
-    fn write(&mut self, end: Lsn, transaction: Lsn) -> Result<(), StoreError> {
+    fn write(&mut self, reached: Reached) -> Result<(), StoreError> {
         if self.current.staged() == 0 {
             return Ok(());
         }
         let more = self.bytes() + self.current.staged();
-        // One transaction of any size has to find its way through.
-        if more > self.bytes_max && !self.is_empty() {
+        // One transaction of any size has to find its way through: a target that waits for it may be what others wait for.
+        // And what was begun comes to its end.
+        let refused = !self.has_room() && !self.is_empty() && !self.is_open();
+        if more > self.bytes_max && refused {
             self.current.discard();
             return Err(StoreError::Full(self.bytes_max));
         }
         self.current.write()?;
-        (self.end, self.last_transaction) = (end, transaction);
+        (self.end, self.last_transaction) = (reached.end, reached.transaction);
+        self.part = Some(reached.position).filter(|position| position.is_inside());
         Ok(())
     }
 
@@ -336,6 +368,7 @@ impl Store {
     /// # Errors
     /// The file system refuses.
     pub(super) fn restart(&mut self, begin: Lsn, floor: Lsn) -> Result<(), StoreError> {
+        self.cut();
         if !self.is_empty() || begin > self.end {
             self.begin(begin, floor)?;
             self.trim(begin)?;
@@ -350,6 +383,28 @@ impl Store {
         // It may not have been made at all.
         let _ = fs::remove_file(&path);
         written.is_ok()
+    }
+}
+
+/// How far what is staged comes.
+#[derive(Debug, Clone, Copy)]
+struct Reached {
+    position: Position,
+    /// See [`Store::end`].
+    end: Lsn,
+    /// See [`Store::last_transaction`].
+    transaction: Lsn,
+}
+
+impl Reached {
+    fn pass(&mut self, entry: &Entry) {
+        self.position = entry.position();
+        if !self.position.is_inside() {
+            self.end = self.position.lsn;
+        }
+        if entry.ends_transaction() {
+            self.transaction = self.end;
+        }
     }
 }
 

@@ -69,9 +69,12 @@ fn ends(store: &Store) -> Vec<u64> {
     for segment in store.segments() {
         let limit = segment.len();
         let mut reader = SegmentReader::open(segment).expect("a file");
-        while let Some(record) = reader.next(limit, Lsn(0), &interner).expect("sound") {
+        while let Some(record) = reader
+            .next(limit, Position::default(), &interner)
+            .expect("sound")
+        {
             if let Record::Entry(entry) = record {
-                ends.push(entry.end_lsn().0);
+                ends.push(entry.position().lsn.0);
             }
         }
     }
@@ -274,7 +277,11 @@ fn random_histories_leave_exactly_what_was_not_trimmed() {
                     match store.append(entries.iter()) {
                         Ok(()) => {}
                         Err(StoreError::Full(_)) => all.truncate(
-                            all.len() - entries.iter().filter(|e| e.end_lsn() > store.end).count(),
+                            all.len()
+                                - entries
+                                    .iter()
+                                    .filter(|e| e.position() > store.end.into())
+                                    .count(),
                         ),
                         Err(error) => panic!("{error}"),
                     }
@@ -396,7 +403,10 @@ fn shapes_that_a_file_has_twice_do_not_shift_the_numbers_of_later_ones() {
     let segment = store.segments().remove(0);
     let limit = segment.len();
     let mut reader = SegmentReader::open(segment).expect("a file");
-    while let Some(record) = reader.next(limit, Lsn(0), &interner).expect("sound") {
+    while let Some(record) = reader
+        .next(limit, Position::default(), &interner)
+        .expect("sound")
+    {
         let Record::Entry(Entry::Transaction(read)) = record else {
             panic!("{record:?}")
         };
@@ -414,11 +424,16 @@ fn one_transaction_of_any_size_finds_its_way() {
     let path = dir.path().join("node-1");
     let (mut store, _) =
         Store::open(&path, &source(), known(None, 100), 1000, &interner).expect("a store");
-    let (large, small) = (
+    let (first, large, small) = (
+        transaction(&interner, 105, 9),
         transaction(&interner, 110, 9000),
         transaction(&interner, 120, 9),
     );
-    store.append(std::iter::once(&large)).expect("it is empty");
+    store.append(std::iter::once(&first)).expect("it is empty");
+    // Who waits for it may be what those wait for who hold the first one back.
+    store
+        .append(std::iter::once(&large))
+        .expect("more than half of the room is free");
     let refused = store.append(std::iter::once(&small));
     assert!(
         matches!(refused, Err(StoreError::Full(1000))),
@@ -430,117 +445,125 @@ fn one_transaction_of_any_size_finds_its_way() {
     assert_eq!(ends(&store), [120]);
 }
 
-/// A transaction of so many changes of 100,000 bytes each.
-fn large_transaction(interner: &Interner, end: u64, changes: u64) -> Entry {
-    let changes: Vec<Change> = (0..changes)
-        .filter_map(
-            |number| match transaction(interner, end + number, 100_000) {
-                Entry::Transaction(transaction) => transaction.changes.into_iter().next(),
-                _ => None,
-            },
-        )
+/// A transaction that comes in so many parts, each of one change of `size` bytes, and its end.
+fn in_parts(interner: &Interner, end: u64, parts: u32, size: usize) -> Vec<Entry> {
+    let piece = |end_lsn: u64| match transaction(interner, end_lsn, size) {
+        Entry::Transaction(transaction) => transaction,
+        other => panic!("{other:?}"),
+    };
+    let mut entries: Vec<_> = (1..=parts)
+        .map(|number| Entry::Part {
+            number,
+            part: piece(end - 1),
+        })
         .collect();
-    Entry::Transaction(Transaction {
-        xid: None,
-        end_lsn: Lsn(end),
-        timestamp: 7,
-        size: changes.iter().map(Change::size).sum(),
-        changes,
-    })
+    entries.push(Entry::End(piece(end)));
+    entries
 }
 
 #[test]
-fn a_large_transaction_is_written_in_pieces_and_read_whole() {
+fn a_large_transaction_is_written_and_read_in_parts() {
     let interner = Interner::default();
     let dir = tempfile::tempdir().expect("a directory");
     let (mut store, _) = open(&dir, known(None, 100));
-    let entries = [
-        transaction(&interner, 110, 3),
-        large_transaction(&interner, 120, 150),
-        cause(125),
-        transaction(&interner, 130, 3),
-        large_transaction(&interner, 140, 90),
-    ];
-    store.append(entries.iter()).expect("room");
+    let mut entries = vec![transaction(&interner, 110, 3)];
+    entries.extend(in_parts(&interner, 120, 3, 5_000_000));
+    entries.extend([cause(125), transaction(&interner, 130, 3)]);
+    entries.extend(in_parts(&interner, 140, 2, 10));
+    for entry in &entries {
+        store.append(std::iter::once(entry)).expect("room");
+        assert_eq!(store.position(), entry.position());
+        assert_eq!(store.is_open(), entry.position().is_inside());
+        let segment = &store.current.segment;
+        assert_eq!(segment.len() == segment.complete(), !store.is_open());
+    }
+    assert_eq!((store.end, store.last_transaction), (Lsn(140), Lsn(140)));
     let segment = store.segments().remove(0);
     let limit = segment.len();
-    let read = |after| {
+    for after in entries.iter().map(Entry::position) {
         let mut reader = SegmentReader::open(Arc::clone(&segment)).expect("a file");
-        let mut read = Vec::new();
-        while let Some(record) = reader.next(limit, Lsn(after), &interner).expect("sound") {
+        let mut behind = entries.iter().filter(|entry| entry.position() > after);
+        while let Some(record) = reader.next(limit, after, &interner).expect("sound") {
             if let Record::Entry(entry) = record {
-                read.push(entry);
+                let written = behind.next().expect("no more than was written");
+                assert_eq!(format!("{entry:?}"), format!("{written:?}"));
             }
         }
-        read
-    };
-    for after in [100, 110, 119, 120, 125, 130, 140] {
-        let behind = entries.iter().filter(|entry| entry.end_lsn() > Lsn(after));
-        let read = read(after);
-        assert_eq!(read.len(), behind.clone().count(), "after {after}");
-        for (read, written) in read.iter().zip(behind) {
-            assert_eq!(format!("{read:?}"), format!("{written:?}"));
-        }
+        assert!(behind.next().is_none(), "after {after:?}");
     }
 }
 
 #[test]
-fn a_crash_in_the_middle_of_a_large_transaction_leaves_nothing_of_it() {
+fn a_crash_at_any_byte_of_a_large_transaction_leaves_nothing_of_it() {
     let interner = Interner::default();
     let dir = tempfile::tempdir().expect("a directory");
     let (mut store, _) = open(&dir, known(None, 100));
     store
         .append([transaction(&interner, 110, 3)].iter())
         .expect("room");
-    let before = store.bytes();
-    let large = [large_transaction(&interner, 120, 150)];
+    let before = usize::try_from(store.bytes()).expect("small");
+    let large = in_parts(&interner, 120, 3, 40);
     store.append(large.iter()).expect("room");
-    let (whole, id) = (store.bytes(), store.identity.id);
+    let id = store.identity.id;
     let path = store.current.segment.path.clone();
     drop(store);
     let bytes = fs::read(&path).expect("a file");
-    for part in 0..=7 {
-        let length = before + (whole - before) * part / 8;
-        fs::write(&path, &bytes[..usize::try_from(length).expect("small")]).expect("written");
+    for length in before..bytes.len() {
+        fs::write(&path, &bytes[..length]).expect("written");
         let (mut store, problem) = open(&dir, known(Some(id), 110));
-        assert_eq!((problem, store.end), (None, Lsn(110)), "{part} of 8");
-        store
-            .append([transaction(&interner, 115, 3)].iter())
-            .expect("room");
-        assert_eq!(ends(&store), [110, 115]);
-        let interner = Interner::default();
-        let segment = store.segments().remove(0);
-        let mut reader = SegmentReader::open(Arc::clone(&segment)).expect("a file");
-        let mut last = None;
-        while let Some(Record::Entry(entry)) = reader
-            .next(segment.len(), Lsn(0), &interner)
-            .expect("sound")
-        {
-            last = Some(entry.size());
-        }
-        assert_eq!(last, Some(transaction(&interner, 115, 3).size()));
+        assert_eq!((problem, store.end), (None, Lsn(110)), "at {length}");
+        assert_eq!((store.is_open(), store.bytes()), (false, before as u64));
+        // It comes again, with the table of another shape that was cut off.
+        store.append(large.iter()).expect("room");
+        assert_eq!(ends(&store), [110, 119, 119, 119, 120], "at {length}");
+        drop(store);
+        let (store, problem) = open(&dir, known(Some(id), 110));
+        assert_eq!((problem, store.end), (None, Lsn(120)), "at {length}");
     }
 }
 
 #[test]
-fn a_large_transaction_that_does_not_fit_leaves_nothing_behind() {
+fn parts_whose_end_does_not_come_are_cut_off_and_may_come_again() {
+    let interner = Interner::default();
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut store, _) = open(&dir, known(None, 100));
+    store
+        .append([transaction(&interner, 111, 3)].iter())
+        .expect("room");
+    let before = store.bytes();
+    let large = in_parts(&interner, 121, 3, 10);
+    store.append(large[..2].iter()).expect("room");
+    let segment = Arc::clone(&store.current.segment);
+    let cuts = segment.cuts();
+    store.cut();
+    assert_eq!((store.end, store.bytes()), (Lsn(111), before));
+    assert!(segment.cuts() > cuts, "readers of it have to know");
+    let file = fs::metadata(&segment.path).expect("there");
+    assert_eq!(file.len(), before);
+    store.append(large.iter()).expect("room");
+    assert_eq!(ends(&store), [111, 120, 120, 120, 121]);
+    store.cut();
+    assert_eq!(store.end, Lsn(121), "what has its end stays");
+}
+
+#[test]
+fn what_was_begun_below_the_bound_comes_to_its_end_in_one_file() {
     let interner = Interner::default();
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("node-1");
-    let bound = 10 << 20;
+    // Segments of the smallest size.
+    let bound = SEGMENT_BYTES_MIN * 8;
     let (mut store, _) =
         Store::open(&path, &source(), known(None, 100), bound, &interner).expect("a store");
     store
-        .append([transaction(&interner, 110, 3)].iter())
+        .append([transaction(&interner, 110, 300_000)].iter())
         .expect("room");
-    let before = store.bytes();
-    let refused = store.append([large_transaction(&interner, 120, 150)].iter());
+    for entry in in_parts(&interner, 120, 3, 200_000) {
+        store.append(std::iter::once(&entry)).expect("it is begun");
+    }
+    assert_eq!(store.segments().len(), 2, "its own and the one before");
+    let next = in_parts(&interner, 130, 1, 10);
+    let refused = store.append(next.iter());
     assert!(matches!(refused, Err(StoreError::Full(_))), "{refused:?}");
-    assert_eq!((store.end, store.bytes()), (Lsn(110), before));
-    let file = fs::metadata(&store.current.segment.path).expect("there");
-    assert_eq!(file.len(), before);
-    store
-        .append([transaction(&interner, 120, 3), cause(130)].iter())
-        .expect("room");
-    assert_eq!(ends(&store), [110, 120, 130]);
+    assert_eq!((store.end, store.is_open()), (Lsn(120), false));
 }

@@ -1,6 +1,10 @@
 use tempfile::TempDir;
 
 use super::*;
+
+#[path = "parts_tests.rs"]
+mod parts;
+
 use crate::transaction::Transaction;
 
 fn source() -> Source {
@@ -96,13 +100,15 @@ impl Bench {
     fn empty_window(&self) {
         let mut inner = self.journal.lock();
         let written = inner.written;
-        inner.window.trim(written);
+        inner.window.shrink(0, written);
+        inner.window.trim(written.lsn);
     }
 
     async fn read(&self, cursor: &mut Cursor, known: u64) -> Vec<u64> {
         match self.run(cursor, known).await {
-            Run::Entries(entries) => entries.iter().map(|entry| entry.end_lsn().0).collect(),
+            Run::Entries(entries) => entries.iter().map(|entry| entry.position().lsn.0).collect(),
             Run::UpTo(lsn) => vec![1_000_000 + lsn.0],
+            Run::Broken => vec![0],
             Run::Hole(hole) => panic!("a hole {hole}"),
         }
     }
@@ -245,7 +251,7 @@ async fn at_the_bound_those_who_keep_up_go_on_and_the_others_get_everything_late
     assert!(problem.contains("journal_max"), "{problem}");
     assert!(bench.journal.figures().bytes <= 1000);
     let mut seen = Vec::new();
-    let end = bench.journal.lock().written.0;
+    let end = bench.journal.lock().complete.0;
     while seen.last() != Some(&end) {
         let known = seen.last().copied().unwrap_or(0);
         seen.extend(bench.read(&mut slow, known).await);
@@ -260,9 +266,9 @@ async fn at_the_bound_those_who_keep_up_go_on_and_the_others_get_everything_late
     let mut fast_seen = vec![299];
     while seen.last() != Some(&310) {
         // The stream is read again.
-        let from = bench.journal.lock().written.0 + 1;
+        let from = bench.journal.lock().complete.0 + 1;
         bench.append((from..=310).take(5)).await;
-        let written = bench.journal.lock().written.0;
+        let written = bench.journal.lock().complete.0;
         for (cursor, seen) in [(&mut slow, &mut seen), (&mut fast, &mut fast_seen)] {
             if seen.last() < Some(&written) {
                 let known = seen.last().copied().unwrap_or(0);
@@ -354,6 +360,27 @@ async fn a_part_of_a_transaction_wakes_nobody() {
     }
     bench.append([120]).await;
     woken.await;
+}
+
+#[tokio::test]
+async fn a_target_is_woken_before_the_nodes_own_link() {
+    let bench = Bench::new(1 << 30).await;
+    let (sender, mut woken) = tokio::sync::mpsc::unbounded_channel();
+    // The own link waits first.
+    for exact in [false, true] {
+        let (journal, sender) = (Arc::clone(&bench.journal), sender.clone());
+        tokio::spawn(async move {
+            let mut cursor = Cursor::new(2, Lsn(100), exact);
+            let read = journal.read(&mut cursor, Lsn(100), 10, 1 << 20).await;
+            sender.send(read.map(|_| exact))
+        });
+    }
+    tokio::task::yield_now().await;
+    bench.append([110]).await;
+    for exact in [true, false] {
+        let next = woken.recv().await.expect("it is woken").expect("it reads");
+        assert_eq!(next, exact);
+    }
 }
 
 #[tokio::test]

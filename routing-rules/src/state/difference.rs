@@ -14,6 +14,9 @@ use super::{
 /// allowed to; the session authorization and the role come last. What neither a session nor its login set is reset on the
 /// server: it is left to the server's configuration.
 ///
+/// A role that the session took while SET LOCAL SESSION AUTHORIZATION made it somebody else for a transaction can be one
+/// that its own authorization is not allowed to take: then the server refuses the SET ROLE.
+///
 /// RESET gives on a server what *its* login had. So after a RESET of the session's there can be a difference between
 /// the two even if both were applied.
 ///

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Pins, Value};
+use super::{Pins, Value, set::ConfigCall};
 
 /// What one statement does to the session if it succeeds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -17,6 +17,10 @@ pub struct Effects {
     pub releases: Pins,
     /// It may do more than is said here.
     pub doubt: Option<Doubt>,
+    /// Where the names of the functions stand that gave [`Doubt::Function`], each with its schema if that is said.
+    pub unknown_functions: Vec<Range<usize>>,
+    /// Calls with parameters, see [`Effects::bind`].
+    pub(super) unbound: Vec<ConfigCall>,
 }
 
 /// What a statement is, where that concerns the session.

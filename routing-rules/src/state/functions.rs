@@ -155,6 +155,8 @@ fn call(before: &Before<'_>, calls: Calls, effects: &mut Effects) -> bool {
             let is_harmless = is_catalog && function.is_some_and(|name| HARMLESS.contains(name));
             if !is_harmless && !before.is_no_call(length) {
                 effects.doubt(Doubt::Function);
+                let start = qualifier.map_or(name.start, |qualifier| qualifier.start);
+                effects.unknown_functions.push(start..name.end());
             }
         }
     }

@@ -6,7 +6,7 @@ use super::{
     parse::modes,
     settings::{is_list_of_names, normalized},
 };
-use crate::lex::{Kind, Token};
+use crate::lex::Kind;
 
 /// SET, from behind that word on. Nothing if it is not understood.
 pub(super) fn set(cursor: &mut Cursor<'_>, effects: &mut Effects) -> Option<()> {
@@ -271,35 +271,111 @@ fn begins_with_temporary(search_path: &Value) -> bool {
     })
 }
 
-/// A query that calls `set_config`: certain if it is `SELECT set_config(..), ..` and nothing else, with literals.
+/// A query that calls `set_config`: certain if it is `SELECT set_config(..), ..` and nothing else, with literals or
+/// parameters.
 pub(super) fn config_call(mut cursor: Cursor<'_>, effects: &mut Effects) {
     let Some(calls) = config_calls(&mut cursor) else {
         effects.doubt(Doubt::SetConfig);
         return;
     };
-    for call in calls {
-        match (call.name, call.value, call.scope) {
-            (Argument::Known(Value::Text(name)), Argument::Known(value), Some(scope)) => {
-                let name = normalized(&name);
-                changed(Change::Set { name, value, scope }, effects);
-            }
-            (_, _, Some(Scope::Local)) => effects.doubt(Doubt::LocalSetting),
-            _ => effects.doubt(Doubt::SetConfig),
+    if calls.iter().any(ConfigCall::has_parameter) {
+        effects.unbound = calls;
+        *effects = std::mem::take(effects).bind(|_| None);
+    } else {
+        calls.into_iter().for_each(|call| configured(call, effects));
+    }
+}
+
+impl Effects {
+    /// The effects where these are the values of `$1` and so on, as text or as they are sent in binary format; NULL is
+    /// `Some(None)`, and what is not known `None`. Only calls of `set_config` depend on them.
+    #[must_use]
+    pub fn bind<'v>(mut self, value_of: impl Fn(u16) -> Option<Option<&'v [u8]>>) -> Self {
+        if self.unbound.is_empty() {
+            return self;
         }
+        // A statement with such calls has no other effects.
+        let mut bound = Self::default();
+        for call in &self.unbound {
+            configured(call.bound(&value_of), &mut bound);
+        }
+        bound.unbound = std::mem::take(&mut self.unbound);
+        bound
     }
 }
 
 /// One call of `set_config`.
-struct ConfigCall {
-    name: Argument,
-    value: Argument,
-    scope: Option<Scope>,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ConfigCall {
+    name: Argument<Value>,
+    value: Argument<Value>,
+    scope: Argument<Scope>,
 }
 
 /// An argument: a literal, or a parameter.
-enum Argument {
-    Known(Value),
-    Unknown,
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Argument<T> {
+    Known(T),
+    Parameter(u16),
+}
+
+impl ConfigCall {
+    fn has_parameter(&self) -> bool {
+        let names = [&self.name, &self.value];
+        names
+            .iter()
+            .any(|argument| matches!(argument, Argument::Parameter(_)))
+            || matches!(self.scope, Argument::Parameter(_))
+    }
+
+    fn bound<'v>(&self, value_of: &impl Fn(u16) -> Option<Option<&'v [u8]>>) -> Self {
+        let text = |argument: &Argument<Value>| match argument {
+            Argument::Parameter(number) => match value_of(*number) {
+                Some(Some(text)) => Argument::Known(Value::Text(text.into())),
+                Some(None) => Argument::Known(Value::Default),
+                None => Argument::Parameter(*number),
+            },
+            Argument::Known(value) => Argument::Known(value.clone()),
+        };
+        let scope = match &self.scope {
+            Argument::Parameter(number) => match value_of(*number) {
+                // NULL is false here.
+                Some(None) => Some(Scope::Session),
+                Some(Some([0])) => Some(Scope::Session),
+                Some(Some([1])) => Some(Scope::Local),
+                Some(Some(text)) => scope_of(text),
+                None => None,
+            }
+            .map_or(Argument::Parameter(*number), Argument::Known),
+            Argument::Known(scope) => Argument::Known(*scope),
+        };
+        Self {
+            name: text(&self.name),
+            value: text(&self.value),
+            scope,
+        }
+    }
+}
+
+/// Writes down what a call does, as far as it is known.
+fn configured(call: ConfigCall, effects: &mut Effects) {
+    match (call.name, call.value, call.scope) {
+        (Argument::Known(Value::Text(name)), Argument::Known(value), Argument::Known(scope)) => {
+            let name = normalized(&name);
+            changed(Change::Set { name, value, scope }, effects);
+        }
+        (_, _, Argument::Known(Scope::Local)) => effects.doubt(Doubt::LocalSetting),
+        _ => effects.doubt(Doubt::SetConfig),
+    }
+}
+
+/// What `is_local` says; nothing if it is none of the words for true and false.
+fn scope_of(text: &[u8]) -> Option<Scope> {
+    Some(match text.trim_ascii().to_ascii_lowercase().as_slice() {
+        b"t" | b"true" | b"on" | b"y" | b"yes" | b"1" => Scope::Local,
+        b"f" | b"false" | b"off" | b"n" | b"no" | b"0" => Scope::Session,
+        _ => return None,
+    })
 }
 
 fn config_calls(cursor: &mut Cursor<'_>) -> Option<Vec<ConfigCall>> {
@@ -329,55 +405,43 @@ fn config_calls(cursor: &mut Cursor<'_>) -> Option<Vec<ConfigCall>> {
     Some(calls)
 }
 
-fn argument(cursor: &mut Cursor<'_>) -> Option<Argument> {
+fn argument(cursor: &mut Cursor<'_>) -> Option<Argument<Value>> {
     let argument = if let Some(text) = cursor.string() {
         Argument::Known(Value::Text(text))
     } else if cursor.word("null") {
         Argument::Known(Value::Default)
     } else {
-        parameter(cursor)?;
-        Argument::Unknown
+        Argument::Parameter(parameter(cursor)?)
     };
     cast(cursor, &["text", "varchar"])?;
     Some(argument)
 }
 
-/// The third argument; nothing inside if it is a parameter.
-#[expect(
-    clippy::option_option,
-    reason = "not understood, and not known, are two things"
-)]
-fn local(cursor: &mut Cursor<'_>) -> Option<Option<Scope>> {
-    let is_local = if cursor.word("true") {
-        Some(true)
+fn local(cursor: &mut Cursor<'_>) -> Option<Argument<Scope>> {
+    let argument = if cursor.word("true") {
+        Argument::Known(Scope::Local)
     } else if cursor.word("false") {
-        Some(false)
+        Argument::Known(Scope::Session)
     } else if let Some(text) = cursor.string() {
-        match text.to_ascii_lowercase().as_slice() {
-            b"t" | b"true" | b"on" | b"yes" | b"1" => Some(true),
-            b"f" | b"false" | b"off" | b"no" | b"0" => Some(false),
-            _ => return None,
-        }
+        Argument::Known(scope_of(&text)?)
     } else {
-        parameter(cursor)?;
-        None
+        Argument::Parameter(parameter(cursor)?)
     };
     cast(cursor, &["bool", "boolean"])?;
-    Some(is_local.map(|is_local| {
-        if is_local {
-            Scope::Local
-        } else {
-            Scope::Session
-        }
-    }))
+    Some(argument)
 }
 
-fn parameter(cursor: &mut Cursor<'_>) -> Option<()> {
-    let is_parameter = |token: &Token<'_>| token.kind == Kind::Parameter;
-    cursor
+/// Takes a parameter: its number.
+fn parameter(cursor: &mut Cursor<'_>) -> Option<u16> {
+    let token = cursor
         .peek()
-        .is_some_and(is_parameter)
-        .then(|| cursor.skip())
+        .filter(|token| token.kind == Kind::Parameter)?;
+    let number = std::str::from_utf8(token.text.get(1..)?)
+        .ok()?
+        .parse()
+        .ok()?;
+    cursor.skip();
+    Some(number)
 }
 
 /// `::type`, which may be left out.

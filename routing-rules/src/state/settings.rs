@@ -449,6 +449,8 @@ impl Settings {
             .chain([&self.session])
             .flat_map(|layer| layer.keys().cloned())
             .filter(|name| name != ROLE && name != SESSION_AUTHORIZATION)
+            // What SET LOCAL made the default is passed over, and comes back with the transaction's end.
+            .filter(|name| self.visible(name) != Some(&Value::Default))
             .collect();
         for name in names {
             self.set(&name, Value::Default, Scope::Session);

@@ -32,7 +32,8 @@ fn shown(settings: &Settings, name: &str) -> String {
 fn settings_follow_transactions_and_savepoints() {
     use Status::{Idle, InTransaction};
     // Each line is a query, the status after it, and what x is then.
-    let histories: [&[(&str, Status, &str)]; 12] = [
+    let histories: [&[(&str, Status, &str)]; 13] = [
+        &[("SET x = 1; SET LOCAL x TO DEFAULT; RESET ALL", Idle, "1")],
         &[
             ("SET x = 1", Idle, "1"),
             ("SET x = 2", Idle, "2"),

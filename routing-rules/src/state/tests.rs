@@ -490,3 +490,45 @@ fn the_lexical_setting_decides_what_is_seen() {
     );
     assert_eq!(effects(statement, false).pins, Pins::default());
 }
+
+#[test]
+fn parameters_of_set_config_are_bound() {
+    let statement = of("SELECT set_config('App.User', $1, $3), set_config($2, 'x', true)");
+    assert_eq!(statement.doubt, Some(Doubt::SetConfig));
+    let bind = |values: [Option<Option<&'static [u8]>>; 3]| {
+        let bound = statement
+            .clone()
+            .bind(|number| values[usize::from(number) - 1]);
+        (bound.changes, bound.doubt)
+    };
+    let user = |value, scope| set("app.user", value, scope);
+    let other = set("a.b", text("x"), Scope::Local);
+    assert_eq!(
+        bind([Some(Some(b"it's")), Some(Some(b"A.B")), Some(Some(b"f"))]),
+        (
+            vec![user(text("it's"), Scope::Session), other.clone()],
+            None
+        )
+    );
+    assert_eq!(
+        bind([Some(None), Some(Some(b"a.b")), Some(Some(&[1]))]),
+        (
+            vec![user(Value::Default, Scope::Local), other.clone()],
+            None
+        )
+    );
+    assert_eq!(
+        bind([None, Some(Some(b"a.b")), Some(Some(b"true"))]),
+        (vec![other], Some(Doubt::LocalSetting))
+    );
+    let certain = of("SELECT set_config('a.b', 'x', false)");
+    assert_eq!(certain.clone().bind(|_| None), certain);
+}
+
+#[test]
+fn the_functions_that_are_not_known_are_named() {
+    let statement = "SELECT lower(a), app . f(1), \"G\"(pg_catalog.upper('x')) FROM t";
+    let functions = of(statement).unknown_functions.into_iter();
+    let names: Vec<&str> = functions.map(|range| &statement[range]).collect();
+    assert_eq!(names, ["app . f", "\"G\""]);
+}

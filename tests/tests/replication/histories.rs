@@ -47,6 +47,9 @@ const SEAT: Table = Table {
 /// A line of each transaction that is committed.
 const DONE: &str = "CREATE TABLE done (node int, number int, PRIMARY KEY (node, number));";
 
+/// What makes some of them large.
+const BALLAST: &str = "CREATE TABLE ballast (node int, number int, line int, value text, PRIMARY KEY (node, number, line));";
+
 /// What a history is like.
 #[derive(Debug, Clone)]
 struct Kind {
@@ -68,6 +71,7 @@ impl Kind {
             plan: Plan {
                 tables: vec![ITEM],
                 coarse: false,
+                bulky: false,
             },
             replication: "",
         }
@@ -96,6 +100,7 @@ impl Kind {
             plan: Plan {
                 tables: vec![ITEM, PLAIN, SEAT],
                 coarse: true,
+                bulky: random.u32(..3) == 0,
             },
             replication: replication[random.usize(..replication.len())],
         }
@@ -110,7 +115,7 @@ impl Kind {
             )
         };
         let tables: String = self.plan.tables.iter().map(table).collect();
-        format!("{tables} {DONE}")
+        format!("{tables} {DONE} {BALLAST}")
     }
 
     fn counts(&self, table: Table) -> bool {

@@ -122,15 +122,6 @@ fn backlog_megabytes() -> u32 {
         .unwrap_or(48)
 }
 
-/// The most memory that the daemon ever had, in bytes.
-fn peak_memory(cluster: &Cluster) -> u64 {
-    let pid = cluster.daemon.pid().expect("the daemon runs");
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it tells its status");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kilobytes = peak.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
-    1024 * kilobytes.unwrap_or(u64::MAX / 1024)
-}
-
 /// Bytes of WAL files of a node once a checkpoint has removed what nobody needs.
 async fn wal_files(cluster: &Cluster, node: usize) -> u64 {
     let node = &cluster.nodes[node];
@@ -170,7 +161,7 @@ async fn a_long_absence_costs_the_others_no_wal_and_the_daemon_no_memory() {
         assert!(bytes < WAL_MAX, "{bytes} bytes of WAL");
         eprintln!("WAL of n{}: {} MB", source + 1, bytes >> 20);
     }
-    let away = peak_memory(&cluster);
+    let away = cluster.daemon.peak_memory();
     let begin = std::time::Instant::now();
     cluster.nodes[2].start_again().await;
     cluster.converge(limit * 4).await;
@@ -178,7 +169,7 @@ async fn a_long_absence_costs_the_others_no_wal_and_the_daemon_no_memory() {
     cluster.assert_equal().await;
     let count = cluster.nodes[2].value("SELECT count(*) FROM item").await;
     assert_eq!(count, (1000 * backlog_megabytes()).to_string());
-    let back = peak_memory(&cluster);
+    let back = cluster.daemon.peak_memory();
     eprintln!(
         "daemon's peak: {} MB away, {} MB caught up",
         away >> 20,

@@ -250,3 +250,38 @@ async fn a_row_whose_new_key_is_taken_by_a_newer_one_is_gone_from_its_old_key_to
     assert_rows(&cluster, MAIL, "(6,e) (9,newer)").await;
     assert_shadow(&cluster, "([5])").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_is_not_in_the_stream_is_found_where_its_source_has_shadowed_the_row() {
+    let cluster = Cluster::of(&[15, 18])
+        .relays()
+        .schema(
+            "CREATE TABLE seat (id int PRIMARY KEY, place int UNIQUE, note text); ALTER TABLE seat ALTER note SET STORAGE EXTERNAL",
+        )
+        .start()
+        .await;
+    let [one, two] = &cluster.nodes[..] else {
+        unreachable!("two nodes")
+    };
+    two.execute("INSERT INTO seat VALUES (3, 7, repeat(md5('3'), 200))")
+        .await;
+    cluster.assert_converged().await;
+    for relay in &cluster.relays {
+        relay.silence_only("apply");
+    }
+    // Its stream leaves the note out, and the row was last written by the other node.
+    one.execute("UPDATE seat SET place = 11 WHERE id = 3").await;
+    two.execute("INSERT INTO seat VALUES (11, 11, 'newer')")
+        .await;
+    cluster.relays[0].heal();
+    becomes(one, "SELECT count(*) FROM tandem.shadow", "1").await;
+    cluster.relays[1].heal();
+    cluster.assert_converged().await;
+    assert_shadow(&cluster, "([3])").await;
+    assert_rows(&cluster, "SELECT id, place FROM seat", "(11,11)").await;
+    one.execute("DELETE FROM seat WHERE id = 11").await;
+    cluster.assert_converged().await;
+    let whole = "SELECT id, place, note = repeat(md5('3'), 200) FROM seat";
+    becomes(two, "SELECT count(*) FROM seat", "1").await;
+    assert_rows(&cluster, whole, "(3,11,t)").await;
+}

@@ -50,6 +50,18 @@ pub(super) struct Plan {
     pub tables: Vec<Table>,
     /// Whether tables are truncated now and then, and some values are large.
     pub coarse: bool,
+    /// Whether some transactions are so large that they come in parts.
+    pub bulky: bool,
+}
+
+/// Writes more than comes in one piece: six megabytes that do not compress.
+async fn write_ballast(client: &Client, node: &Node, number: i32) -> Result<(), Error> {
+    let sql = format!(
+        "INSERT INTO ballast SELECT {}, {number}, g, (SELECT string_agg(md5(random()::text), '') FROM generate_series(1, 64) i) \
+         FROM generate_series(1, 3000) g",
+        node.id
+    );
+    client.batch_execute(&sql).await
 }
 
 /// The row that a statement left under a key, and what it added to the key's counter.
@@ -182,6 +194,9 @@ async fn transaction(
     let statements = random.usize(1..=4);
     client.batch_execute("BEGIN").await?;
     let mut failed = false;
+    if plan.bulky && random.u32(..100) == 0 {
+        write_ballast(client, node, number).await?;
+    }
     for statement in 0..statements {
         let value = format!("{} {number}.{statement}", node.name);
         match change(client, random, plan, &value).await {

@@ -1,7 +1,10 @@
-//! A thread and a runtime of its own for one stream.
+//! A thread and a runtime of its own for one stream, or for one link.
 //!
 //! The reader pauses while it is behind. On a shared runtime the sockets would be polled by other threads meanwhile, and
 //! the sender would pay for waking them all the same; and the work on a backlog would hold up whatever shares the thread.
+//!
+//! A link is woken for each transaction, and for each reply. On a shared runtime each of these wakes a second thread that
+//! looks for more work and finds none, before the first one has sent anything; on its own thread a wake-up is one.
 
 use std::io;
 
