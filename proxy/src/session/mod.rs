@@ -1,5 +1,6 @@
 //! Owns one client from accept to close: startup, login, choice of a node, relay, goodbye.
 
+mod checkout;
 mod end;
 mod inbound;
 mod login;
@@ -11,6 +12,7 @@ pub(crate) mod registry;
 mod report;
 mod route;
 mod splice;
+pub(crate) mod state;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -42,6 +44,8 @@ use crate::{
 use end::{Boundary, End, farewell};
 use login::Ended;
 use registry::{Registry, Stop};
+use route::param;
+use state::APPLICATION_NAME;
 use task::{Begin, Task};
 
 /// What all sessions share.
@@ -209,6 +213,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                 client: io.stream,
                 from_client: io.rx,
                 server: welcome.server,
+                profile: welcome.profile,
+                application_name: param(&startup.params, APPLICATION_NAME).map(Into::into),
                 pool: welcome.pool,
                 interner: Arc::clone(&shared.pools.statements),
                 counted: welcome.counted,
@@ -252,6 +258,10 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 
 /// Tells client, server, health and log about the end of a session.
 async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
+    let hold = task
+        .state
+        .hold()
+        .map_or_else(String::new, |hold| hold.to_string());
     let (node, cut, in_flight) = (
         task.node(),
         task.boundary() == Boundary::Cut,
@@ -263,6 +273,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
         End::NoServer(report) => report::bytes(report),
+        End::CannotSync(error) => report::bytes(&report::cannot_sync(name, error)),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             report::bytes(&report::node_violation(name))
@@ -279,7 +290,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::NoServer(_) => {
+        End::NoServer(_) | End::CannotSync(_) => {
             tracing::info!(
                 peer = about.peer,
                 user = about.user,
@@ -315,6 +326,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         node = name,
         seconds = about.since.elapsed().as_secs_f64(),
         %end,
+        hold,
         cut,
         "session ended"
     );

@@ -9,4 +9,6 @@ mod login;
 mod loss;
 mod pooling;
 mod sessions;
+mod settings;
+mod storms;
 mod tls;
