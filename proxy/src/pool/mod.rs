@@ -372,7 +372,7 @@ impl Pool {
 /// Gives a server back that a client has done with. One that is not settled is closed; one that a cancel request may
 /// still hit waits until it has.
 pub(crate) fn release(server: Box<Server>) {
-    let Some(server) = Face::hold(server) else {
+    let Some(server) = Face::wait_for_cancels(server) else {
         return;
     };
     if !server.is_reusable() {

@@ -92,7 +92,7 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
 
 impl Pool {
     /// Makes a server of a new connection. It is counted already.
-    fn seat(self: &Arc<Pool>, parts: Parts) -> Box<Server> {
+    pub(crate) fn seat(self: &Arc<Pool>, parts: Parts) -> Box<Server> {
         self.note_reported(&parts.parameters.clone().into());
         let env = &self.env;
         let id = env

@@ -15,9 +15,12 @@ use bytes::BytesMut;
 use tandem_wire::{Scanner, Secret, Sender, Stream, connection::Parts};
 use tokio::io::AsyncWrite;
 
-use super::{Key, Pool, current_worker};
+use super::{Key, Pool, current_worker, lock};
 use crate::session::{
-    outbox::Outbox, owed::Owed, prepared::ServerStatements, state::ServerSettings,
+    outbox::Outbox,
+    owed::Owed,
+    prepared::ServerStatements,
+    state::{Hold, ServerSettings},
 };
 
 /// A server connection. Whoever has it uses it alone; dropping it closes it and makes room in its pool.
@@ -83,6 +86,8 @@ pub(crate) struct Face {
     pub(crate) client: AtomicU32,
     /// Prepared statements on it.
     pub(crate) prepared: AtomicU32,
+    /// Why its client keeps it beyond its transaction.
+    hold: Mutex<Option<Hold>>,
     pool: Weak<Pool>,
     cancels: Mutex<Cancels>,
     doubtful: AtomicBool,
@@ -102,6 +107,7 @@ impl Face {
             counters: Counters::default(),
             client: AtomicU32::new(0),
             prepared: AtomicU32::new(0),
+            hold: Mutex::default(),
             pool: Weak::new(),
             cancels: Mutex::default(),
             doubtful: AtomicBool::new(false),
@@ -164,6 +170,7 @@ impl Server {
                 counters: Counters::default(),
                 client: AtomicU32::new(0),
                 prepared: AtomicU32::new(0),
+                hold: Mutex::default(),
                 pool: Weak::clone(&pool),
                 cancels: Mutex::default(),
                 doubtful: AtomicBool::new(false),
@@ -228,7 +235,7 @@ impl Face {
     }
 
     /// Keeps the server until no cancel request is on its way; gives it back at once when none is.
-    pub(super) fn hold(server: Box<Server>) -> Option<Box<Server>> {
+    pub(super) fn wait_for_cancels(server: Box<Server>) -> Option<Box<Server>> {
         let face = Arc::clone(&server.face);
         let mut cancels = face.cancels();
         if cancels.under_way == 0 {
@@ -236,6 +243,16 @@ impl Face {
         }
         cancels.held = Some(server);
         None
+    }
+
+    /// Says why its client keeps it.
+    pub(crate) fn set_hold(&self, hold: Option<Hold>) {
+        *lock(&self.hold) = hold;
+    }
+
+    /// Why its client keeps it.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        *lock(&self.hold)
     }
 
     /// Cancel requests on their way.

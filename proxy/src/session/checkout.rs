@@ -95,6 +95,8 @@ impl Task {
         let cancelled = self.registered.entry().attach(&server.face);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
+        self.shown_hold = self.state.hold();
+        server.face.set_hold(self.shown_hold);
         self.place = Place::Server(server);
         cancelled
     }
@@ -138,8 +140,15 @@ impl Task {
 
     /// Gives the server back when the client's transaction is over.
     pub(super) fn release_if_done(&mut self) {
-        if let Place::Server(server) = &self.place
-            && self.state.hold().is_none()
+        let Place::Server(server) = &self.place else {
+            return;
+        };
+        let hold = self.state.hold();
+        if hold != self.shown_hold {
+            self.shown_hold = hold;
+            server.face.set_hold(hold);
+        }
+        if hold.is_none()
             && !self.syncing
             && server.owed.is_settled()
             && self.up.at_boundary()

@@ -131,6 +131,8 @@ pub(crate) struct Task {
     pub(super) state: State,
     /// The server is being given the session's settings: nothing of the client's goes there before.
     pub(super) syncing: bool,
+    /// What others see of why it keeps its server.
+    pub(super) shown_hold: Option<Hold>,
     /// What the portals do that are bound.
     pub(super) portals: Portals,
     pub(super) application_name: Option<Box<str>>,
@@ -186,6 +188,7 @@ impl Task {
                 (begin.mode == PoolMode::Session).then_some(Hold::Mode),
             ),
             syncing: false,
+            shown_hold: None,
             portals: Portals::default(),
             application_name: begin.application_name,
             refusing: Refusing::No,
@@ -424,7 +427,9 @@ impl Task {
             self.write_server(cx, splice.bytes(buffer));
             if large {
                 own.advance(taken);
-                self.from_client = own;
+                if !own.is_empty() {
+                    self.from_client = own;
+                }
             } else {
                 keep(&mut self.from_client, input, taken);
             }
@@ -550,6 +555,14 @@ impl Task {
     /// Whether a server may still be working for this client.
     pub(super) fn in_flight(&self) -> bool {
         matches!(&self.place, Place::Server(server) if !server.owed.is_quiet())
+    }
+}
+
+#[cfg(test)]
+impl Task {
+    /// Bytes of memory that it keeps for messages.
+    pub(super) fn held_capacity(&self) -> usize {
+        self.from_client.capacity() + self.to_client.capacity()
     }
 }
 
