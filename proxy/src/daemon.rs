@@ -266,7 +266,7 @@ impl Daemon {
     }
 }
 
-fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator::Config {
+pub(crate) fn replicator_config(config: &Config, nodes: &node::Nodes) -> tandem_replicator::Config {
     let database = &config.replication.database;
     tandem_replicator::Config {
         cluster: config.cluster.clone(),

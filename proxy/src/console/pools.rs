@@ -37,6 +37,7 @@ pub(super) const SERVERS: &[&str] = &[
     "tls",
     "prepared_statements",
     "id",
+    "kept_for",
 ];
 
 /// Columns of SHOW STATS. Times are in microseconds.
@@ -101,6 +102,7 @@ pub(super) fn servers(figures: &Figures, now: SystemTime) -> Vec<Row> {
             yes_no(server.tls),
             text(&server.prepared),
             text(&server.id),
+            server.hold.clone(),
         ]
     };
     figures.servers.iter().map(row).collect()
@@ -193,6 +195,7 @@ mod tests {
             opened: SystemTime::UNIX_EPOCH + Duration::from_secs(100),
             tls: true,
             prepared: 3,
+            hold: Some("LISTEN".to_owned()),
             totals: Totals::default(),
         };
         let figures = Figures {
@@ -202,7 +205,7 @@ mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         assert_eq!(
             texts(&servers(&figures, at(160))),
-            ["S u a n1 being_canceled 60 - 42 yes 3 7"]
+            ["S u a n1 being_canceled 60 - 42 yes 3 7 LISTEN"]
         );
         assert_eq!(servers(&figures, at(0))[0][5].as_deref(), Some("0"));
         assert_eq!(servers(&figures, at(0))[0].len(), SERVERS.len());

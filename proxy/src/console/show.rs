@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    pool::Key,
     session::{Shared, route},
 };
 
@@ -331,19 +332,20 @@ fn rules(rules: &Rules, shared: &Shared) -> Vec<Row> {
 
 /// Where a session would go now. What it would run there decides nothing.
 fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
-    let params = [
-        ("application_name", &asked.application_name),
-        ("tandem.key", &asked.key),
-    ];
-    let given = params
-        .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value.clone()?)));
-    let given: Vec<_> = given.collect();
     let user = asked.user.as_deref().unwrap_or(user);
     let database = &shared.config.replication.database;
     let database = asked.database.as_deref().unwrap_or(database);
+    let key = asked.key.iter();
+    let who = Key {
+        node: 0,
+        database: database.to_owned(),
+        user: user.to_owned(),
+        params: key
+            .map(|key| ("tandem.key".to_owned(), key.clone()))
+            .collect(),
+    };
     let unusable = route::unusable(shared);
-    let row = match route::choose(shared, user, database, &given, &unusable) {
+    let row = match route::choose(shared, &who, asked.application_name.as_deref(), &unusable) {
         Some((node, why)) => {
             let node = shared.nodes.get(node);
             vec![node.map(|node| node.name().to_owned()), Some(why)]

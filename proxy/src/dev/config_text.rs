@@ -129,7 +129,7 @@ impl ConfigText {
              # passwords of the nodes follow the command line. `tandem check --config` tells what is wrong with it.\n\
              cluster = \"dev\"\n\n\
              [proxy]\nlisten = [\"127.0.0.1:{}\"]      # also \"unix:/absolute/dir\"\n\
-             pool_mode = \"session\"\nmax_client_connections = {MAX_CLIENTS}\nrules = \"rules.toml\"\n\n\
+             pool_mode = \"transaction\"  # or \"session\"\nmax_client_connections = {MAX_CLIENTS}\nrules = \"rules.toml\"\n\n\
              [admin]\nlisten = \"127.0.0.1:{}\"          # the token is in state/admin.token\n\
              users = [\"app\"]                 # may use the console: psql -p {} -U app tandem\n\n\
              [replication]\ndatabase = {}             # the database kept converged\n\
@@ -257,7 +257,7 @@ impl ConfigText {
         proxy.entry("listen").or_insert_with(|| listen(fill.port));
         proxy
             .entry("pool_mode")
-            .or_insert_with(|| Value::from("session"));
+            .or_insert_with(|| Value::from("transaction"));
         proxy
             .entry("max_client_connections")
             .or_insert_with(|| Value::from(MAX_CLIENTS));

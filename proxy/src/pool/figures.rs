@@ -90,6 +90,8 @@ pub(crate) struct ServerFigures {
     pub(crate) client: Option<u32>,
     pub(crate) opened: SystemTime,
     pub(crate) tls: bool,
+    /// Why its client keeps it beyond its transaction.
+    pub(crate) hold: Option<String>,
     /// Prepared statements on it.
     pub(crate) prepared: u32,
     pub(crate) totals: Totals,
@@ -146,6 +148,7 @@ impl Pools {
                     client: (client != 0).then_some(client),
                     opened: face.opened,
                     tls: face.tls,
+                    hold: face.hold().map(|hold| hold.to_string()),
                     prepared: face.prepared.load(Ordering::Relaxed),
                     totals: own,
                 });

@@ -29,17 +29,23 @@ use crate::{
     config::{Config, PoolConfig, PoolMode},
     health::HealthBoard,
     node::{Node, Nodes},
-    session::prepared::Interner,
+    session::{
+        prepared::Interner,
+        state::{APPLICATION_NAME, Profile},
+    },
 };
 use queue::{Asked, Job, Queue};
 use wait::Ticket;
 
 pub(crate) use open::OpenError;
-pub(crate) use server::{CancelUnderWay, Face, Server, add, note_reported};
+pub(crate) use server::{CancelUnderWay, Face, Server, add};
 pub(crate) use wait::{Wait, WaitError};
 
 /// How often the queues are looked at for what is due by time; also the resolution of their clock.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Application names whose clients share what is known of their login.
+const PROFILES_MAX: usize = 100;
 
 thread_local! {
     static WORKER: Cell<usize> = const { Cell::new(0) };
@@ -65,7 +71,7 @@ pub(crate) struct Key {
     pub(crate) node: usize,
     pub(crate) database: String,
     pub(crate) user: String,
-    /// Further startup parameters, as the client sent them.
+    /// Further startup parameters, as the client sent them, but for `application_name`.
     pub(crate) params: Params,
 }
 
@@ -111,12 +117,19 @@ pub(crate) struct Pool {
     env: Arc<Env>,
     queue: Mutex<Queue<Box<Server>, Arc<Ticket>>>,
     credentials: Mutex<Credentials>,
-    /// What the newest server reported at login.
-    greeting: Mutex<Option<Params>>,
+    /// What the newest server reported at login, and what clients begin with then, by their `application_name`.
+    profiles: Mutex<Profiles>,
     /// Everyone that exists, for figures.
     faces: Mutex<Vec<Weak<Face>>>,
     /// What went through servers that are closed, and how clients have waited.
     totals: Mutex<figures::Totals>,
+}
+
+/// What clients begin with.
+#[derive(Debug, Default)]
+struct Profiles {
+    reported: Option<Params>,
+    by_name: HashMap<String, Profile>,
 }
 
 /// A server now, or a place in the queue.
@@ -179,7 +192,7 @@ impl Pools {
             env: Arc::clone(&self.env),
             queue: Mutex::new(Queue::new(self.env.limits.clone(), self.env.workers.len())),
             credentials: Mutex::new(credentials.clone()),
-            greeting: Mutex::default(),
+            profiles: Mutex::default(),
             faces: Mutex::default(),
             totals: Mutex::default(),
         });
@@ -187,9 +200,12 @@ impl Pools {
         pool
     }
 
-    /// A number for a session.
+    /// A number for a session, from 1.
     pub(crate) fn next_session(&self) -> u32 {
-        self.sessions.fetch_add(1, Ordering::Relaxed)
+        self.sessions
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1)
+            .max(1)
     }
 
     /// Does for ever what is due by time.
@@ -228,9 +244,29 @@ impl Pool {
         &self.key
     }
 
-    /// The settings that its servers report at login, once one was opened.
-    pub(crate) fn greeting(&self) -> Option<Params> {
-        lock(&self.greeting).clone()
+    /// What a client with these startup parameters begins with, once a server was opened.
+    pub(crate) fn profile(&self, params: &[(String, String)]) -> Option<Profile> {
+        let name = params.iter().find(|(name, _)| name == APPLICATION_NAME);
+        let name = name.map_or("", |(_, name)| name.as_str());
+        let mut profiles = lock(&self.profiles);
+        if let Some(profile) = profiles.by_name.get(name) {
+            return Some(profile.clone());
+        }
+        let profile = Profile::new(params, profiles.reported.as_deref()?);
+        if profiles.by_name.len() >= PROFILES_MAX {
+            profiles.by_name.clear();
+        }
+        profiles.by_name.insert(name.to_owned(), profile.clone());
+        Some(profile)
+    }
+
+    /// A server was opened, and reports this.
+    fn note_reported(&self, reported: &Params) {
+        let mut profiles = lock(&self.profiles);
+        if profiles.reported.as_ref() != Some(reported) {
+            profiles.reported = Some(Arc::clone(reported));
+            profiles.by_name.clear();
+        }
     }
 
     /// What its servers are opened with.
@@ -339,7 +375,7 @@ impl Pool {
 /// Gives a server back that a client has done with. One that is not settled is closed; one that a cancel request may
 /// still hit waits until it has.
 pub(crate) fn release(server: Box<Server>) {
-    let Some(server) = Face::hold(server) else {
+    let Some(server) = Face::wait_for_cancels(server) else {
         return;
     };
     if !server.is_reusable() {

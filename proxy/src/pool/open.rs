@@ -92,15 +92,15 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
 
 impl Pool {
     /// Makes a server of a new connection. It is counted already.
-    fn seat(self: &Arc<Pool>, parts: Parts) -> Box<Server> {
-        *lock(&self.greeting) = Some(parts.parameters.clone().into());
+    pub(crate) fn seat(self: &Arc<Pool>, parts: Parts) -> Box<Server> {
+        self.note_reported(&parts.parameters.clone().into());
         let env = &self.env;
         let id = env
             .servers
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let server = Server::new(
             parts,
-            self.key.node,
+            &self.key,
             id,
             env.limits.prepared_max,
             env.now(),
@@ -141,7 +141,7 @@ async fn is_alive(server: &mut Server) -> io::Result<bool> {
                     (b'N', _) => {}
                     (b'S', Some(body)) => {
                         if let Ok(status) = tandem_wire::backend::ParameterStatus::parse(body) {
-                            super::note_reported(&mut server.reported, status.name, status.value);
+                            server.settings.reported(status.name, status.value);
                         }
                     }
                     _ => return Ok(false),

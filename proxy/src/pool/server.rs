@@ -15,8 +15,13 @@ use bytes::BytesMut;
 use tandem_wire::{Scanner, Secret, Sender, Stream, connection::Parts};
 use tokio::io::AsyncWrite;
 
-use super::{Pool, current_worker};
-use crate::session::{outbox::Outbox, owed::Owed, prepared::ServerStatements};
+use super::{Key, Pool, current_worker, lock};
+use crate::session::{
+    outbox::Outbox,
+    owed::Owed,
+    prepared::ServerStatements,
+    state::{Hold, ServerSettings},
+};
 
 /// A server connection. Whoever has it uses it alone; dropping it closes it and makes room in its pool.
 #[derive(Debug)]
@@ -30,8 +35,7 @@ pub(crate) struct Server {
     pub(crate) unsent: Outbox,
     pub(crate) owed: Owed,
     pub(crate) statements: ServerStatements,
-    /// The settings that it reports, as last reported.
-    pub(crate) reported: Reported,
+    pub(crate) settings: ServerSettings,
     pub(crate) face: Arc<Face>,
     /// When it was opened, from the daemon's start.
     pub(super) born: Duration,
@@ -40,21 +44,6 @@ pub(crate) struct Server {
     /// Not to be used for another client.
     pub(crate) spent: bool,
     seat: Seat,
-}
-
-/// Settings that a server reports by itself, with their values.
-pub(crate) type Reported = Vec<(Box<[u8]>, Box<[u8]>)>;
-
-/// Notes a reported value.
-pub(crate) fn note_reported(reported: &mut Reported, name: &[u8], value: &[u8]) {
-    match reported.iter_mut().find(|(known, _)| **known == *name) {
-        Some((_, known)) => {
-            if **known != *value {
-                *known = value.into();
-            }
-        }
-        None => reported.push((name.into(), value.into())),
-    }
 }
 
 /// A place in a pool, free again when dropped.
@@ -97,6 +86,8 @@ pub(crate) struct Face {
     pub(crate) client: AtomicU32,
     /// Prepared statements on it.
     pub(crate) prepared: AtomicU32,
+    /// Why its client keeps it beyond its transaction.
+    hold: Mutex<Option<Hold>>,
     pool: Weak<Pool>,
     cancels: Mutex<Cancels>,
     doubtful: AtomicBool,
@@ -116,6 +107,7 @@ impl Face {
             counters: Counters::default(),
             client: AtomicU32::new(0),
             prepared: AtomicU32::new(0),
+            hold: Mutex::default(),
             pool: Weak::new(),
             cancels: Mutex::default(),
             doubtful: AtomicBool::new(false),
@@ -155,27 +147,22 @@ impl Server {
     /// A connection that has just logged in.
     pub(super) fn new(
         parts: Parts,
-        node: usize,
+        key: &Key,
         id: u64,
         prepared_max: usize,
         born: Duration,
         pool: Weak<Pool>,
     ) -> Server {
-        let reported = parts
-            .parameters
-            .iter()
-            .map(|(name, value)| (name.as_bytes().into(), value.as_bytes().into()))
-            .collect();
         Server {
             scanner: Scanner::new(Sender::Server),
             received: parts.rx,
             unsent: Outbox::default(),
             owed: Owed::new(),
             statements: ServerStatements::new(prepared_max),
-            reported,
+            settings: ServerSettings::new(&key.params, &parts.parameters),
             face: Arc::new(Face {
                 id,
-                node,
+                node: key.node,
                 pid: parts.backend_pid,
                 secret: Secret::new(parts.cancel_secret),
                 opened: SystemTime::now(),
@@ -183,6 +170,7 @@ impl Server {
                 counters: Counters::default(),
                 client: AtomicU32::new(0),
                 prepared: AtomicU32::new(0),
+                hold: Mutex::default(),
                 pool: Weak::clone(&pool),
                 cancels: Mutex::default(),
                 doubtful: AtomicBool::new(false),
@@ -247,7 +235,7 @@ impl Face {
     }
 
     /// Keeps the server until no cancel request is on its way; gives it back at once when none is.
-    pub(super) fn hold(server: Box<Server>) -> Option<Box<Server>> {
+    pub(super) fn wait_for_cancels(server: Box<Server>) -> Option<Box<Server>> {
         let face = Arc::clone(&server.face);
         let mut cancels = face.cancels();
         if cancels.under_way == 0 {
@@ -255,6 +243,16 @@ impl Face {
         }
         cancels.held = Some(server);
         None
+    }
+
+    /// Says why its client keeps it.
+    pub(crate) fn set_hold(&self, hold: Option<Hold>) {
+        *lock(&self.hold) = hold;
+    }
+
+    /// Why its client keeps it.
+    pub(crate) fn hold(&self) -> Option<Hold> {
+        *lock(&self.hold)
     }
 
     /// Cancel requests on their way.

@@ -29,6 +29,8 @@ pub(crate) enum End {
     TooMuchPrepared,
     /// There is no server for its statement.
     NoServer(Box<ErrorReport>),
+    /// A server does not take the session's settings.
+    CannotSync(String),
     /// The server ended the session and has told the client why.
     ServerFatal,
     /// The server's connection is gone without a word.
@@ -49,6 +51,7 @@ impl fmt::Display for End {
             End::ClientViolation(error) => write!(f, "protocol violation by the client: {error}"),
             End::TooMuchPrepared => f.write_str("the client has prepared too much"),
             End::NoServer(report) => write!(f, "no server: {}", report.message),
+            End::CannotSync(error) => write!(f, "its settings cannot be set: {error}"),
             End::ServerFatal => f.write_str("the node ended it"),
             End::ServerLost(None) => f.write_str("the node closed the connection without a word"),
             End::ServerLost(Some(error)) => write!(f, "connection to the node lost: {error}"),

@@ -12,7 +12,8 @@ use super::{
     owed::{By, Sent},
     prepared::{ServerStatements, Statement},
     splice::Splice,
-    task::{Hold, Place, Refusing, StopAt, Task, whole_max},
+    state::{Hold, Program, deallocated, program},
+    task::{Place, Refusing, StopAt, Task, whole_max},
 };
 use crate::pool::{Server, add};
 
@@ -93,7 +94,7 @@ impl Task {
         }
         if matches!(header.tag, b'Q' | b'P') && matches!(self.place, Place::Server(_)) {
             // Nobody knows what the rest of it does to the session.
-            self.hold.get_or_insert(Hold::LargeStatement);
+            self.state.keep(Hold::LargeStatement);
         }
         self.up.begin_stream(header);
         self.dropping_up = matches!(step, Step::Drop);
@@ -133,7 +134,7 @@ impl Task {
         }
         if matches!(tag, b'Q' | b'F') && server.owed.is_in_implicit_batch() {
             // Nobody else shall meet what is left behind.
-            self.hold.get_or_insert(Hold::Unclear);
+            self.state.keep(Hold::Unclear);
         }
         let client = |server: &mut Server, sent| {
             server.owed.sent(sent, By::Client, 0);
@@ -141,22 +142,13 @@ impl Task {
         };
         let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
         match tag {
-            b'Q' => {
-                add(&server.face.counters.queries, 1);
-                // It ends the unnamed statement (`exec_simple_query`).
-                server.statements.unnamed = 0;
-                self.unnamed.attempt = 0;
-                self.unnamed.frame = Vec::new();
-                client(server, Sent::Query)
-            }
+            b'Q' => self.on_query(header, input, body, splice),
             b'F' => {
                 add(&server.face.counters.queries, 1);
+                self.state.touch(&mut server.settings);
                 client(server, Sent::FunctionCall)
             }
-            b'E' => {
-                add(&server.face.counters.queries, 1);
-                client(server, Sent::Execute)
-            }
+            b'E' => self.on_execute(body),
             b'S' => client(server, Sent::Sync),
             b'c' | b'f' => client(server, Sent::CopyEnd),
             b'P' => self.on_parse(header, input, at, splice),
@@ -189,6 +181,94 @@ impl Task {
         Step::Drop
     }
 
+    fn on_query(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        body: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Step {
+        let shares = self.shares();
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
+        add(&server.face.counters.queries, 1);
+        // It ends the unnamed statement (`exec_simple_query`).
+        server.statements.unnamed = 0;
+        self.unnamed.attempt = 0;
+        self.unnamed.frame = Vec::new();
+        if !shares || body.len() < header.body_len() {
+            server.owed.sent(Sent::Query, By::Client, 0);
+            return Step::Pass;
+        }
+        let program = program(body.strip_suffix(b"\0").unwrap_or(body));
+        let named = deallocated(program.as_ref()).and_then(|name| self.statements.remove(name));
+        if let Some(statement) = named {
+            return self.deallocate(&statement, input, HEADER_LEN + body.len(), splice);
+        }
+        let note = self.state.sent(program.as_ref(), &mut server.settings);
+        server.owed.sent(Sent::Query, By::Client, note);
+        Step::Pass
+    }
+
+    /// DEALLOCATE of a statement that has another name on the server; some drivers say it in SQL.
+    fn deallocate(
+        &mut self,
+        statement: &Statement,
+        input: &[u8],
+        len: usize,
+        splice: &mut Splice<'_>,
+    ) -> Step {
+        let attempt = self.next_attempt();
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
+        let out = splice.make(input);
+        if !server.statements.has(statement) {
+            prepare(server, statement, By::Proxy, attempt, out);
+        }
+        server.statements.remove(statement);
+        server.owed.sent(Sent::Query, By::Client, 0);
+        let start = out.len();
+        out.put_u8(b'Q');
+        out.put_u32(0);
+        out.put_slice(b"DEALLOCATE ");
+        statement.write_name(out);
+        patch_len(out, start, out.len() - start - 1);
+        Step::Written(len)
+    }
+
+    fn on_execute(&mut self, body: &[u8]) -> Step {
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
+        add(&server.face.counters.queries, 1);
+        let portal = Reader::new(body).cstr().unwrap_or_default();
+        let program = match portal {
+            [] => self.portals.unnamed.as_ref(),
+            name => {
+                let mut named = self.portals.named.iter();
+                let found = named.find(|(known, _)| **known == *name);
+                found.map(|(_, program)| program)
+            }
+        };
+        let note = self.state.sent(program, &mut server.settings);
+        server.owed.sent(Sent::Execute, By::Client, note);
+        Step::Pass
+    }
+
+    /// A portal is made of a statement that does this.
+    fn note_portal(&mut self, portal: &[u8], program: Option<Program>) {
+        if portal.is_empty() {
+            self.portals.unnamed = program;
+            return;
+        }
+        self.portals.named.retain(|(known, _)| **known != *portal);
+        if let Some(program) = program {
+            self.portals.named.push((portal.into(), program));
+        }
+    }
+
     fn on_parse(
         &mut self,
         header: Header,
@@ -197,7 +277,7 @@ impl Task {
         splice: &mut Splice<'_>,
     ) -> Step {
         let attempt = self.next_attempt();
-        let renames = self.renames();
+        let shares = self.shares();
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
@@ -211,12 +291,14 @@ impl Task {
                 server.statements.unnamed = attempt;
                 self.unnamed.attempt = attempt;
                 self.unnamed.frame.clear();
-                if whole {
+                self.unnamed.program = None;
+                if whole && shares {
                     self.unnamed.frame.extend_from_slice(frame);
+                    self.unnamed.program = reader.cstr().ok().and_then(program);
                 }
                 Step::Pass
             }
-            Ok(name) if !name.is_empty() && renames && whole => {
+            Ok(name) if !name.is_empty() && shares && whole => {
                 let known = self.statements.get(name).cloned();
                 let out = splice.make(input);
                 let Some(known) = known else {
@@ -258,8 +340,11 @@ impl Task {
             return self.pass_as(Sent::Bind);
         };
         let Some(statement) = self.ready_statement(name, input, splice) else {
+            let program = self.unnamed.program.clone().filter(|_| name.is_empty());
+            self.note_portal(portal, program);
             return self.pass_as(Sent::Bind);
         };
+        self.note_portal(portal, statement.program().cloned());
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };

@@ -11,7 +11,13 @@ use tandem_wire::{
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Place, Shared, registry::Registered, report, route, stopping};
+use super::{
+    Place, Shared,
+    registry::Registered,
+    report, route,
+    state::{APPLICATION_NAME, Profile},
+    stopping,
+};
 use crate::{
     auth::{Applicant, Denied},
     config::PoolMode,
@@ -40,6 +46,7 @@ pub(super) struct Welcome {
     pub(super) pool: Arc<Pool>,
     /// The one that the client keeps.
     pub(super) server: Option<Box<Server>>,
+    pub(super) profile: Profile,
     pub(super) registered: Registered,
     pub(super) counted: CountedSession,
     pub(super) place: Place,
@@ -49,8 +56,7 @@ pub(super) struct Welcome {
 struct Found {
     pool: Arc<Pool>,
     server: Option<Box<Server>>,
-    /// The settings that the client is told.
-    greeting: Params,
+    profile: Profile,
     counted: CountedSession,
 }
 
@@ -146,26 +152,35 @@ impl Login<'_> {
     async fn connect(&self, credentials: &Credentials) -> Result<Found, Ended> {
         let shared = self.shared;
         let (user, database) = (&self.startup.user, &self.startup.database);
-        let params: Params = self.startup.params.clone().into();
+        let params = &self.startup.params;
+        let mode = shared.config.proxy.pool.mode;
+        // Who shares no server need not give up its name.
+        let shared_params: Params = params
+            .iter()
+            .filter(|(name, _)| mode == PoolMode::Session || name != APPLICATION_NAME)
+            .cloned()
+            .collect();
+        let mut who = Key {
+            node: 0,
+            database: database.clone(),
+            user: user.clone(),
+            params: shared_params,
+        };
+        let name = route::param(params, APPLICATION_NAME);
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
-        while let Some((index, why)) = route::choose(shared, user, database, &params, &unusable) {
+        while let Some((index, why)) = route::choose(shared, &who, name, &unusable) {
             let Some(node) = shared.nodes.get(index) else {
                 break;
             };
             // Counted from now on, so that many who come at once do not all choose the same node.
             let counted = node.count_session();
-            let key = Key {
-                node: index,
-                database: database.clone(),
-                user: user.clone(),
-                params: Arc::clone(&params),
-            };
-            let pool = shared.pools.get(key, credentials);
+            who.node = index;
+            let pool = shared.pools.get(who.clone(), credentials);
             let another = unusable.iter().filter(|unusable| !**unusable).count() > 1;
             let outcome = self.enter(&pool, another).await;
             let error = match outcome {
-                Ok((server, greeting)) => {
+                Ok((server, profile)) => {
                     tracing::debug!(
                         peer = self.peer,
                         user,
@@ -177,7 +192,7 @@ impl Login<'_> {
                     return Ok(Found {
                         pool,
                         server,
-                        greeting,
+                        profile,
                         counted,
                     });
                 }
@@ -226,20 +241,23 @@ impl Login<'_> {
         &self,
         pool: &Arc<Pool>,
         another: bool,
-    ) -> Result<(Option<Box<Server>>, Params), Option<WaitError>> {
+    ) -> Result<(Option<Box<Server>>, Profile), Option<WaitError>> {
+        let params = &self.startup.params;
         let keeps = self.shared.config.proxy.pool.mode == PoolMode::Session;
-        if !keeps && let Some(greeting) = pool.greeting() {
-            return Ok((None, greeting));
+        if !keeps && let Some(profile) = pool.profile(params) {
+            return Ok((None, profile));
         }
         let limit = self.shared.config.proxy.server_connect_timeout;
         let limit = if another { limit.min(HOP_MAX) } else { limit };
         let server = timeout(limit, pool.server()).await.map_err(|_| None)??;
-        let greeting = pool.greeting().unwrap_or_default();
+        let profile = pool
+            .profile(params)
+            .unwrap_or_else(|| Profile::new(params, &[]));
         if keeps {
-            return Ok((Some(server), greeting));
+            return Ok((Some(server), profile));
         }
         release(server);
-        Ok((None, greeting))
+        Ok((None, profile))
     }
 
     /// Sends what a server sends after a login, with our own cancel key.
@@ -256,7 +274,7 @@ impl Login<'_> {
             .map_err(|error| Ended::silent(error.to_string()))?;
         let mut greeting = BytesMut::with_capacity(512);
         encode::backend::authentication_ok(&mut greeting);
-        for (name, value) in &*found.greeting {
+        for (name, value) in &*found.profile.greeting {
             encode::backend::parameter_status(&mut greeting, name, value)
                 .map_err(|error| Ended::silent(error.to_string()))?;
         }
@@ -269,6 +287,7 @@ impl Login<'_> {
         Ok(Welcome {
             pool: found.pool,
             server: found.server,
+            profile: found.profile,
             registered,
             counted: found.counted,
             place,

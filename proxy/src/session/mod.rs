@@ -1,5 +1,6 @@
 //! Owns one client from accept to close: startup, login, choice of a node, relay, goodbye.
 
+mod checkout;
 mod end;
 mod inbound;
 mod login;
@@ -11,6 +12,7 @@ pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
 mod splice;
+pub(crate) mod state;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -53,6 +55,8 @@ pub(crate) use end::farewell;
 use end::{Boundary, End};
 use login::Ended;
 use registry::{Registry, Stop};
+use route::param;
+use state::APPLICATION_NAME;
 use task::{Begin, Task};
 
 /// What all sessions share.
@@ -233,10 +237,10 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
     };
     match login.run(&mut io, deadline).await {
         Ok(welcome) => {
-            let mut params = startup.params.iter().rev();
-            let name = params.find(|(name, _)| name == "application_name");
+            let name = param(&startup.params, APPLICATION_NAME);
+            let application_name = name.map(str::to_owned);
             let about = Arc::new(About {
-                application_name: name.map(|(_, value)| value.clone()),
+                application_name: application_name.clone(),
                 tls: tls.is_some(),
                 peer,
                 user: startup.user,
@@ -249,6 +253,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     client: io.stream,
                     from_client: io.rx,
                     server: welcome.server,
+                    profile: welcome.profile,
+                    application_name: application_name.map(Into::into),
                     pool: welcome.pool,
                     interner: Arc::clone(&shared.pools.statements),
                     counted: welcome.counted,
@@ -289,6 +295,10 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 
 /// Tells client, server, health and log about the end of a session.
 async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
+    let hold = task
+        .state
+        .hold()
+        .map_or_else(String::new, |hold| hold.to_string());
     let (node, cut, in_flight) = (
         task.node(),
         task.boundary() == Boundary::Cut,
@@ -300,6 +310,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
         End::NoServer(report) => report::bytes(report),
+        End::CannotSync(error) => report::bytes(&report::cannot_sync(name, error)),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             report::bytes(&report::node_violation(name))
@@ -316,7 +327,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::NoServer(_) => {
+        End::NoServer(_) | End::CannotSync(_) => {
             tracing::info!(
                 peer = about.peer,
                 user = about.user,
@@ -352,6 +363,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         node = name,
         seconds = about.since.elapsed().as_secs_f64(),
         %end,
+        hold,
         cut,
         "session ended"
     );

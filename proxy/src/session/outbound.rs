@@ -11,9 +11,8 @@ use super::{
     end::End,
     owed::{By, Event, Sent},
     splice::Splice,
-    task::{Hold, Place, Task, whole_max},
+    task::{Place, Task, whole_max},
 };
-use crate::pool::note_reported;
 
 impl Task {
     /// Takes all whole messages. Answers how many bytes of `input` were taken, and whether this is the session's end.
@@ -113,18 +112,38 @@ impl Task {
             .owed
             .reply(header.tag, body)
             .map_err(End::ServerMismatch)?;
+        let (client, settings) = (reply.to == By::Client, &mut server.settings);
         match reply.event {
-            Event::None | Event::Ready => {}
+            Event::None | Event::Answered(Sent::Parse | Sent::Bind | Sent::Close, _) => {}
             Event::Parameter => {
                 if let Ok(status) = ParameterStatus::parse(body) {
-                    note_reported(&mut server.reported, status.name, status.value);
+                    if client {
+                        self.state.reported(status.name, status.value, settings);
+                    } else {
+                        settings.confirmed(status.name, status.value);
+                    }
                 }
             }
-            Event::Answered(Sent::Execute) | Event::Completed => self.on_complete(header, body),
-            Event::Answered(..) => {}
+            Event::Completed(note) | Event::Answered(Sent::Execute, note) if client => {
+                if header.tag != b'I' {
+                    self.state.succeeded(note, settings);
+                }
+                self.on_complete(header, body);
+            }
+            Event::Completed(_) | Event::Answered(..) => {}
             Event::CopyBegun => self.take_back_undone(),
-            Event::Error(sent, statement) => {
-                self.on_error(sent, statement, body);
+            Event::Ready if client => {
+                let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
+                self.state.ready(status, owes, settings);
+            }
+            Event::Ready => self.syncing = false,
+            Event::Error(Some(Sent::Query), _) if !client => {
+                let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
+                return Err(End::CannotSync(text.unwrap_or_default()));
+            }
+            Event::Error(sent, note) => {
+                self.state.failed(settings);
+                self.on_error(sent, note, body);
                 // Whoever sent the message that failed, the client's own is what comes to nothing.
                 return Ok(By::Client);
             }
@@ -164,9 +183,9 @@ impl Task {
         }
     }
 
-    /// A statement has ended: its command tag tells of some things that concern more than the client.
+    /// A statement has ended: its command tag tells whether prepared statements have gone with it.
     fn on_complete(&mut self, header: Header, body: &[u8]) {
-        if header.tag != b'C' || !matches!(body.first(), Some(b'D' | b'S' | b'R' | b'L' | b'P')) {
+        if header.tag != b'C' || body.first() != Some(&b'D') {
             return;
         }
         let Ok(command) = CommandComplete::parse(body) else {
@@ -175,15 +194,9 @@ impl Task {
         let Place::Server(server) = &mut self.place else {
             return;
         };
-        match command.tag {
-            b"DISCARD ALL" | b"DEALLOCATE ALL" => {
-                server.statements.clear();
-                self.statements.clear(server.owed.oldest_attempt());
-            }
-            b"SET" | b"RESET" | b"LISTEN" | b"LOAD" | b"PREPARE" | b"DECLARE CURSOR" => {
-                self.hold.get_or_insert(Hold::State);
-            }
-            _ => {}
+        if matches!(command.tag, b"DISCARD ALL" | b"DEALLOCATE ALL") {
+            server.statements.clear();
+            self.statements.clear(server.owed.oldest_attempt());
         }
     }
 }

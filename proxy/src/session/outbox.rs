@@ -35,6 +35,12 @@ impl Outbox {
         std::mem::take(&mut self.held)
     }
 
+    /// Bytes of memory in use.
+    #[cfg(test)]
+    pub(crate) fn capacity(&self) -> usize {
+        self.held.capacity()
+    }
+
     /// Writes what is held. Whether all is on its way.
     ///
     /// # Errors

@@ -62,7 +62,8 @@ pub(crate) enum By {
 /// Names one attempt to prepare a statement, so that it can be taken back. 0: none.
 pub(crate) type Attempt = u64;
 
-/// What goes with a message: of a Parse its [`Attempt`], of a Bind or Describe the statement's number. 0: nothing.
+/// What goes with a message: of a Parse its [`Attempt`], of a Bind or Describe the statement's number, of a
+/// Query or Execute what it does to the session. 0: nothing.
 pub(crate) type Note = u64;
 
 #[derive(Debug, Clone, Copy)]
@@ -87,9 +88,9 @@ pub(crate) enum Event {
     /// Nothing.
     None,
     /// This message is answered.
-    Answered(Sent),
+    Answered(Sent, Note),
     /// A statement of a Query has ended; more may follow.
-    Completed,
+    Completed(Note),
     /// A COPY from the client begins.
     CopyBegun,
     /// An error that answers this message, with its note (none: the session ends).
@@ -253,14 +254,14 @@ impl Owed {
             (Sent::Execute, b'I' | b's') if self.copy == CopyState::None => {}
             (Sent::Query, b'C') => {
                 self.end_copy();
-                return Some(Event::Completed);
+                return Some(Event::Completed(head.note));
             }
             (Sent::Query, b'I') if self.copy == CopyState::None => return Some(Event::None),
             (Sent::FunctionCall, b'V') => return Some(Event::None),
             _ => return None,
         }
         self.items.pop_front();
-        Some(Event::Answered(head.sent))
+        Some(Event::Answered(head.sent, head.note))
     }
 
     /// What was sent behind the message that began the COPY meets a server that reads data.

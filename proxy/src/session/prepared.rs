@@ -19,7 +19,10 @@ use std::{
 use bytes::{BufMut, BytesMut};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::owed::Attempt;
+use super::{
+    owed::Attempt,
+    state::{Program, program},
+};
 
 /// Bytes of statements that one client may have prepared.
 pub(crate) const CLIENT_BYTES_MAX: usize = 64 << 20;
@@ -32,6 +35,8 @@ pub(crate) struct Statement {
     id: u64,
     /// The body of its Parse behind the name: text, zero byte, types.
     rest: Box<[u8]>,
+    /// What it does to the session.
+    program: Option<Program>,
     /// Counts the times that servers found it to be out of date.
     generation: AtomicU32,
 }
@@ -61,6 +66,11 @@ impl Statement {
         }
         out.put_slice(digits.get(place..).unwrap_or_default());
         out.put_u8(0);
+    }
+
+    /// What it does to the session; none: nothing.
+    pub(super) fn program(&self) -> Option<&Program> {
+        self.program.as_ref()
     }
 
     /// The body of its Parse behind the name.
@@ -112,6 +122,7 @@ impl Interner {
             let statement = Arc::new(Statement {
                 id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
                 rest: rest.into(),
+                program: program(rest.split(|byte| *byte == 0).next().unwrap_or_default()),
                 generation: AtomicU32::new(0),
             });
             same.push(Arc::downgrade(&statement));
@@ -318,6 +329,7 @@ impl ServerStatements {
         Some(Statement {
             id: oldest,
             rest: Box::default(),
+            program: None,
             generation: AtomicU32::new(0),
         })
     }
@@ -328,6 +340,11 @@ impl ServerStatements {
         if self.unnamed == attempt {
             self.unnamed = 0;
         }
+    }
+
+    /// This one is being deallocated.
+    pub(crate) fn remove(&mut self, statement: &Statement) {
+        self.held.remove(&statement.id);
     }
 
     /// All named ones are gone.

@@ -192,10 +192,13 @@ impl SessionEntry {
         Seen { state, server }
     }
 
-    fn node(&self) -> Option<usize> {
+    /// Whether it has a server on this node; one that it will give back after its transaction does not count for `WhenIdle`.
+    fn is_on(&self, node: usize, stop: Stop) -> bool {
         match &*self.place() {
-            Place::Server(face) => Some(face.node),
-            Place::Idle | Place::Waiting { .. } => None,
+            Place::Server(face) => {
+                face.node == node && (stop == Stop::AtOnce || face.hold().is_some())
+            }
+            Place::Idle | Place::Waiting { .. } => false,
         }
     }
 
@@ -317,11 +320,11 @@ impl Registry {
         }
     }
 
-    /// Asks the sessions that have a server on a node to stop; answers how many there are.
+    /// Asks the sessions that have a server on a node to stop, when idle only those that keep it; answers how many there are.
     pub(crate) fn stop_node(&self, node: usize, stop: Stop) -> usize {
         let table = self.table();
         let of_node = table.by_pid.values();
-        let of_node = of_node.filter(|entry| entry.node() == Some(node));
+        let of_node = of_node.filter(|entry| entry.is_on(node, stop));
         let entries: Vec<_> = of_node.cloned().collect();
         drop(table);
         for entry in &entries {
@@ -371,6 +374,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::state::Hold;
 
     fn face(node: usize) -> Arc<Face> {
         Arc::new(Face::of(node, 42, Secret::new([7; 4])))
@@ -445,8 +449,12 @@ mod tests {
         let sessions: Vec<_> = (0..3)
             .map(|_| registry.enter(4).expect("entered"))
             .collect();
+        let here = face(2);
         sessions[0].entry().attach(&face(1));
-        sessions[1].entry().attach(&face(2));
+        sessions[1].entry().attach(&here);
+        // It gives its server back by itself.
+        assert_eq!(registry.stop_node(2, Stop::WhenIdle), 0);
+        here.set_hold(Some(Hold::Mode));
         let stops = || {
             sessions
                 .iter()

@@ -153,6 +153,16 @@ pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
     }
 }
 
+/// A server does not take the settings that the session has.
+pub(crate) fn cannot_sync(node: &str, error: &str) -> ErrorReport {
+    ErrorReport::fatal(
+        "08006",
+        format!("terminating connection: node {node} does not take the session's settings"),
+    )
+    .with_detail(error.to_owned())
+    .with_hint("Nothing of the statement has run.")
+}
+
 /// The client has prepared more than it may.
 pub(crate) fn too_much_prepared() -> ErrorReport {
     ErrorReport::fatal(

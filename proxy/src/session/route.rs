@@ -14,12 +14,11 @@ pub(crate) fn unusable(shared: &Shared) -> Vec<bool> {
         .collect()
 }
 
-/// The rules' choice among the nodes that are left, and its reason.
+/// The rules' choice among the nodes that are left, and its reason. Of `who` the node does not count.
 pub(crate) fn choose(
     shared: &Shared,
-    user: &str,
-    database: &str,
-    params: &[(String, String)],
+    who: &Key,
+    application_name: Option<&str>,
     unusable: &[bool],
 ) -> Option<(usize, String)> {
     let views: Vec<NodeView<'_>> = shared
@@ -40,24 +39,26 @@ pub(crate) fn choose(
         nodes: &views,
         zone: shared.config.proxy.zone.as_deref(),
     };
-    let param = |name: &str| {
-        params
-            .iter()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| value.as_str())
-    };
-    let key = param("tandem.key")
+    let key = param(&who.params, "tandem.key")
         .map(str::to_owned)
-        .or_else(|| param("options").and_then(|options| option_setting(options, "tandem.key")));
+        .or_else(|| {
+            param(&who.params, "options").and_then(|options| option_setting(options, "tandem.key"))
+        });
     let facts = SessionFacts {
-        user,
-        database,
-        application_name: param("application_name"),
+        user: &who.user,
+        database: &who.database,
+        application_name,
         key: key.as_deref(),
     };
     let decision = decide_session(&shared.rules, &facts, &cluster).ok()?;
     let index = views.iter().position(|view| view.id == decision.node)?;
     Some((index, decision.to_string()))
+}
+
+/// The value of a startup parameter.
+pub(super) fn param<'a>(params: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    let found = params.iter().find(|(known, _)| known == name);
+    found.map(|(_, value)| value.as_str())
 }
 
 /// The same pool on another node.

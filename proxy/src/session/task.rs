@@ -25,14 +25,14 @@ use super::{
     owed::{Attempt, Status},
     prepared::{ClientStatements, Interner},
     registry::{Activity, Registered, Stop},
-    report, route,
+    report,
     splice::Splice,
+    state::{Hold, Profile, Program, State},
 };
 use crate::{
     config::PoolMode,
-    health::Verdict,
     node::CountedSession,
-    pool::{Pool, Server, Turn, Wait, WaitError, add, note_reported, release},
+    pool::{Pool, Server, Wait, WaitError, add},
 };
 
 /// Bytes asked for in one read.
@@ -94,6 +94,13 @@ pub(super) enum Refusing {
     ToSync,
 }
 
+/// What portals do to the session, as far as they do anything.
+#[derive(Debug, Default)]
+pub(super) struct Portals {
+    pub(super) unnamed: Option<Program>,
+    pub(super) named: Vec<(Box<[u8]>, Program)>,
+}
+
 /// The unnamed statement, to be prepared again on another server.
 #[derive(Debug, Default)]
 pub(super) struct Unnamed {
@@ -101,19 +108,8 @@ pub(super) struct Unnamed {
     pub(super) attempt: Attempt,
     /// The whole Parse message; empty when it was too large to be kept.
     pub(super) frame: Vec<u8>,
-}
-
-/// Why a client keeps its server beyond its transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Hold {
-    /// `pool_mode = "session"`.
-    Mode,
-    /// A statement too large to be looked into, or to be prepared again elsewhere.
-    LargeStatement,
-    /// What it has sent may leave something behind that nobody can see.
-    Unclear,
-    /// Its session has something that cannot be carried to another server; the command that made it.
-    State,
+    /// What it does to the session.
+    pub(super) program: Option<Program>,
 }
 
 /// One client.
@@ -128,17 +124,24 @@ pub(crate) struct Task {
     pub(super) place: Place,
     pub(super) pool: Arc<Pool>,
     pub(super) interner: Arc<Interner>,
-    counted: CountedSession,
+    pub(super) counted: CountedSession,
     pub(super) registered: Registered,
     pub(super) statements: ClientStatements,
     pub(super) unnamed: Unnamed,
-    pub(super) hold: Option<Hold>,
+    pub(super) state: State,
+    /// The server is being given the session's settings: nothing of the client's goes there before.
+    pub(super) syncing: bool,
+    /// What others see of why it keeps its server.
+    pub(super) shown_hold: Option<Hold>,
+    /// What the portals do that are bound.
+    pub(super) portals: Portals,
+    pub(super) application_name: Option<Box<str>>,
     pub(super) refusing: Refusing,
     /// The message being streamed from the client goes nowhere.
     pub(super) dropping_up: bool,
     /// The message being streamed from the server goes nowhere.
     pub(super) dropping_down: bool,
-    mode: PoolMode,
+    pub(super) mode: PoolMode,
     /// `from_client` holds a whole message.
     stalled: bool,
     goodbye: Goodbye,
@@ -153,6 +156,8 @@ pub(super) struct Begin {
     pub(super) client: Stream,
     pub(super) from_client: BytesMut,
     pub(super) server: Option<Box<Server>>,
+    pub(super) profile: Profile,
+    pub(super) application_name: Option<Box<str>>,
     pub(super) pool: Arc<Pool>,
     pub(super) interner: Arc<Interner>,
     pub(super) counted: CountedSession,
@@ -177,7 +182,15 @@ impl Task {
             registered: begin.registered,
             statements: ClientStatements::default(),
             unnamed: Unnamed::default(),
-            hold: (begin.mode == PoolMode::Session).then_some(Hold::Mode),
+            state: State::new(
+                begin.profile,
+                begin.session,
+                (begin.mode == PoolMode::Session).then_some(Hold::Mode),
+            ),
+            syncing: false,
+            shown_hold: None,
+            portals: Portals::default(),
+            application_name: begin.application_name,
             refusing: Refusing::No,
             dropping_up: false,
             dropping_down: false,
@@ -307,7 +320,10 @@ impl Task {
             if let Place::Server(server) = &mut self.place {
                 keep(&mut server.received, input, taken);
             }
-            self.release_if_done();
+            // What the server was made ready for comes first.
+            if !self.stalled {
+                self.release_if_done();
+            }
             Ok(true)
         })
     }
@@ -359,6 +375,9 @@ impl Task {
             }
             Place::Server(_) | Place::Idle => {}
         }
+        if self.syncing {
+            return Ok(false);
+        }
         if self.goodbye != Goodbye::No && !self.stalled {
             return self.leave(cx);
         }
@@ -408,7 +427,9 @@ impl Task {
             self.write_server(cx, splice.bytes(buffer));
             if large {
                 own.advance(taken);
-                self.from_client = own;
+                if !own.is_empty() {
+                    self.from_client = own;
+                }
             } else {
                 keep(&mut self.from_client, input, taken);
             }
@@ -429,7 +450,7 @@ impl Task {
         })
     }
 
-    fn write_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
+    pub(super) fn write_server(&mut self, cx: &mut Context<'_>, bytes: &[u8]) {
         if let Place::Server(server) = &mut self.place
             && !bytes.is_empty()
         {
@@ -462,123 +483,8 @@ impl Task {
         }
     }
 
-    // Getting a server, and giving it back.
-
-    /// Asks for a server until there is one that works, or a place in the queue.
-    fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
-        if !shared.health.usable(self.pool.key().node) {
-            self.change_node(shared);
-        }
-        loop {
-            match self.pool.ask() {
-                Turn::Now(server) => {
-                    if self.attach(server, cx, shared) {
-                        return Ok(());
-                    }
-                }
-                Turn::Later(wait) => {
-                    self.registered.entry().wait();
-                    self.place = Place::Waiting(wait);
-                    return Ok(());
-                }
-            }
-        }
-    }
-
-    /// Takes a server, unless it has died while nobody used it.
-    fn attach(&mut self, mut server: Box<Server>, cx: &mut Context<'_>, shared: &Shared) -> bool {
-        if !is_alive(cx, &mut server) {
-            tracing::debug!(
-                backend = server.face.pid,
-                "a server connection has ended while it was idle"
-            );
-            shared.health.evidence(server.face.node);
-            return false;
-        }
-        if self.take(server) {
-            self.release_server();
-            self.refuse(&report::cancelled());
-        }
-        true
-    }
-
-    /// Has this server from now on. Whether a cancel request came while it waited for it.
-    fn take(&mut self, server: Box<Server>) -> bool {
-        let cancelled = self.registered.entry().attach(&server.face);
-        let pid = self.registered.pid().unsigned_abs();
-        server
-            .face
-            .client
-            .store(pid, std::sync::atomic::Ordering::Relaxed);
-        self.place = Place::Server(server);
-        cancelled
-    }
-
-    /// The node that was chosen does not serve: goes to another one, if there is any.
-    fn change_node(&mut self, shared: &Shared) -> bool {
-        let key = self.pool.key();
-        let (user, database, params) = (&key.user, &key.database, &key.params);
-        let unusable = route::unusable(shared);
-        match route::choose(shared, user, database, params, &unusable) {
-            Some((node, why)) if node != key.node => {
-                tracing::debug!(node, why, "a session goes to another node");
-                let elsewhere = route::elsewhere(key, node);
-                self.pool = shared.pools.get(elsewhere, &self.pool.credentials());
-                if let Some(node) = shared.nodes.get(node) {
-                    self.counted = node.count_session();
-                }
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn no_server(
-        &mut self,
-        error: &WaitError,
-        cx: &mut Context<'_>,
-        shared: &Shared,
-    ) -> Result<(), End> {
-        if let WaitError::Open(open) = error
-            && open.verdict != Verdict::Answer
-            && self.change_node(shared)
-        {
-            return self.seek(cx, shared);
-        }
-        let name = shared
-            .nodes
-            .get(self.pool.key().node)
-            .map_or("?", |node| node.name());
-        Err(End::NoServer(Box::new(report::no_server(name, error))))
-    }
-
-    /// Gives the server back when the client's transaction is over.
-    pub(super) fn release_if_done(&mut self) {
-        if let Place::Server(server) = &self.place
-            && self.hold.is_none()
-            && server.owed.is_settled()
-            && self.up.at_boundary()
-            && server.scanner.at_boundary()
-            && server.received.is_empty()
-            && server.unsent.is_empty()
-            && !(self.unnamed.attempt != 0 && self.unnamed.frame.is_empty())
-        {
-            self.release_server();
-        }
-    }
-
-    fn release_server(&mut self) {
-        if let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) {
-            self.registered.entry().detach();
-            let face = &server.face;
-            face.client.store(0, std::sync::atomic::Ordering::Relaxed);
-            add(&face.counters.transactions, 1);
-            release(server);
-        }
-    }
-
     /// Answers the message that waits for a server with an error.
-    fn refuse(&mut self, report: &ErrorReport) {
+    pub(super) fn refuse(&mut self, report: &ErrorReport) {
         encode::backend::error(self.to_client.buffer(), report);
         self.refusing = match self.from_client.first() {
             Some(b'Q' | b'F') => Refusing::One,
@@ -592,8 +498,8 @@ impl Task {
         self.attempts
     }
 
-    /// Whether statements have names of their own on servers.
-    pub(super) fn renames(&self) -> bool {
+    /// Whether it shares its servers with others: then statements have names of their own there, and texts are looked into.
+    pub(super) fn shares(&self) -> bool {
         self.mode == PoolMode::Transaction
     }
 
@@ -652,6 +558,14 @@ impl Task {
     }
 }
 
+#[cfg(test)]
+impl Task {
+    /// Bytes of memory that it keeps for messages.
+    pub(super) fn held_capacity(&self) -> usize {
+        self.from_client.capacity() + self.to_client.capacity()
+    }
+}
+
 /// What came of a read.
 enum Next {
     Blocked,
@@ -692,7 +606,7 @@ fn keep(held: &mut BytesMut, input: &[u8], taken: usize) {
 }
 
 /// Reads once, behind what is there.
-fn read_some(
+pub(super) fn read_some(
     cx: &mut Context<'_>,
     stream: &mut Stream,
     buffer: &mut BytesMut,
@@ -700,37 +614,4 @@ fn read_some(
     buffer.reserve(READ_MAX);
     let mut limited = buffer.limit(READ_MAX);
     pin!(stream.read_buf(&mut limited)).poll(cx)
-}
-
-/// Looks at what has come from a server while nobody used it: notices and new settings, or its end.
-fn is_alive(cx: &mut Context<'_>, server: &mut Server) -> bool {
-    loop {
-        match read_some(cx, &mut server.stream, &mut server.received) {
-            Poll::Pending => break,
-            Poll::Ready(Ok(0) | Err(_)) => return false,
-            Poll::Ready(Ok(_)) => {}
-        }
-    }
-    if server.received.is_empty() {
-        return true;
-    }
-    while let Ok(Some(header)) = tandem_wire::frame::peek(&server.received, Sender::Server) {
-        if server.received.len() < header.frame_len() {
-            break;
-        }
-        let frame = server.received.split_to(header.frame_len());
-        let body = frame
-            .get(tandem_wire::frame::HEADER_LEN..)
-            .unwrap_or_default();
-        match header.tag {
-            b'S' => {
-                if let Ok(status) = tandem_wire::backend::ParameterStatus::parse(body) {
-                    note_reported(&mut server.reported, status.name, status.value);
-                }
-            }
-            b'N' | b'A' => {}
-            _ => return false,
-        }
-    }
-    server.received.is_empty()
 }

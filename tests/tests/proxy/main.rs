@@ -12,4 +12,6 @@ mod loss;
 mod pooling;
 mod security;
 mod sessions;
+mod settings;
+mod storms;
 mod tls;

@@ -1,0 +1,205 @@
+//! Owns how a client comes to a server, and gives it back.
+
+use std::{
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+};
+
+use bytes::{BufMut, BytesMut};
+use tandem_wire::{
+    Sender,
+    backend::ParameterStatus,
+    frame::{self, HEADER_LEN},
+};
+
+use super::{
+    Shared,
+    end::End,
+    owed::{By, Sent},
+    report, route,
+    task::{Place, Portals, Task, read_some},
+};
+use crate::{
+    health::Verdict,
+    pool::{Server, Turn, WaitError, add, release},
+};
+
+impl Task {
+    /// Asks for a server until there is one that works, or a place in the queue.
+    pub(super) fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
+        if !shared.health.usable(self.pool.key().node) {
+            self.change_node(shared);
+        }
+        loop {
+            match self.pool.ask() {
+                Turn::Now(server) => {
+                    if self.attach(server, cx, shared) {
+                        return Ok(());
+                    }
+                }
+                Turn::Later(wait) => {
+                    self.registered.entry().wait();
+                    self.place = Place::Waiting(wait);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes a server, unless it has died while nobody used it.
+    pub(super) fn attach(
+        &mut self,
+        mut server: Box<Server>,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> bool {
+        if !is_alive(cx, &mut server) {
+            tracing::debug!(
+                backend = server.face.pid,
+                "a server connection has ended while it was idle"
+            );
+            shared.health.evidence(server.face.node);
+            return false;
+        }
+        if self.take(server) {
+            self.release_server();
+            self.refuse(&report::cancelled());
+        } else {
+            self.sync(cx);
+        }
+        true
+    }
+
+    /// Gives the server the session's settings, if it has others.
+    fn sync(&mut self, cx: &mut Context<'_>) {
+        let Place::Server(server) = &mut self.place else {
+            return;
+        };
+        let Some(statements) = self.state.sync(&mut server.settings) else {
+            return;
+        };
+        server.owed.sent(Sent::Query, By::Proxy, 0);
+        server.statements.unnamed = 0;
+        self.syncing = true;
+        let mut message = BytesMut::with_capacity(statements.len() + 6);
+        message.put_u8(b'Q');
+        // Settings are far below 2 GB.
+        message.put_u32(u32::try_from(statements.len() + 5).unwrap_or(u32::MAX));
+        message.put_slice(&statements);
+        message.put_u8(0);
+        self.write_server(cx, &message);
+    }
+
+    /// Has this server from now on. Whether a cancel request came while it waited for it.
+    pub(super) fn take(&mut self, server: Box<Server>) -> bool {
+        let cancelled = self.registered.entry().attach(&server.face);
+        let pid = self.registered.pid().unsigned_abs();
+        server.face.client.store(pid, Ordering::Relaxed);
+        self.shown_hold = self.state.hold();
+        server.face.set_hold(self.shown_hold);
+        self.place = Place::Server(server);
+        cancelled
+    }
+
+    /// The node that was chosen does not serve: goes to another one, if there is any.
+    fn change_node(&mut self, shared: &Shared) -> bool {
+        let key = self.pool.key();
+        let unusable = route::unusable(shared);
+        match route::choose(shared, key, self.application_name.as_deref(), &unusable) {
+            Some((node, why)) if node != key.node => {
+                tracing::debug!(node, why, "a session goes to another node");
+                let elsewhere = route::elsewhere(key, node);
+                self.pool = shared.pools.get(elsewhere, &self.pool.credentials());
+                if let Some(node) = shared.nodes.get(node) {
+                    self.counted = node.count_session();
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    pub(super) fn no_server(
+        &mut self,
+        error: &WaitError,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<(), End> {
+        if let WaitError::Open(open) = error
+            && open.verdict != Verdict::Answer
+            && self.change_node(shared)
+        {
+            return self.seek(cx, shared);
+        }
+        let name = shared
+            .nodes
+            .get(self.pool.key().node)
+            .map_or("?", |node| node.name());
+        Err(End::NoServer(Box::new(report::no_server(name, error))))
+    }
+
+    /// Gives the server back when the client's transaction is over.
+    pub(super) fn release_if_done(&mut self) {
+        let Place::Server(server) = &self.place else {
+            return;
+        };
+        let hold = self.state.hold();
+        if hold != self.shown_hold {
+            self.shown_hold = hold;
+            server.face.set_hold(hold);
+        }
+        if hold.is_none()
+            && !self.syncing
+            && server.owed.is_settled()
+            && self.up.at_boundary()
+            && server.scanner.at_boundary()
+            && server.received.is_empty()
+            && server.unsent.is_empty()
+            && !(self.unnamed.attempt != 0 && self.unnamed.frame.is_empty())
+        {
+            self.release_server();
+        }
+    }
+
+    fn release_server(&mut self) {
+        if let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) {
+            self.portals = Portals::default();
+            self.registered.entry().detach();
+            let face = &server.face;
+            face.client.store(0, Ordering::Relaxed);
+            add(&face.counters.transactions, 1);
+            release(server);
+        }
+    }
+}
+
+/// Looks at what has come from a server while nobody used it: notices and new settings, or its end.
+fn is_alive(cx: &mut Context<'_>, server: &mut Server) -> bool {
+    loop {
+        match read_some(cx, &mut server.stream, &mut server.received) {
+            Poll::Pending => break,
+            Poll::Ready(Ok(0) | Err(_)) => return false,
+            Poll::Ready(Ok(_)) => {}
+        }
+    }
+    if server.received.is_empty() {
+        return true;
+    }
+    while let Ok(Some(header)) = frame::peek(&server.received, Sender::Server) {
+        if server.received.len() < header.frame_len() {
+            break;
+        }
+        let frame = server.received.split_to(header.frame_len());
+        let body = frame.get(HEADER_LEN..).unwrap_or_default();
+        match header.tag {
+            b'S' => {
+                if let Ok(status) = ParameterStatus::parse(body) {
+                    server.settings.reported(status.name, status.value);
+                }
+            }
+            b'N' | b'A' => {}
+            _ => return false,
+        }
+    }
+    server.received.is_empty()
+}
