@@ -213,8 +213,8 @@ impl Carrier {
         }
     }
 
-    /// What the node has learnt of itself. It stays in memory for it even if the node is carried: every other link into the
-    /// node may be waiting for it to learn what they meet.
+    /// What the node has learnt of itself: what follows stays in memory for it even if it is carried. Every other link into
+    /// the node may be waiting for it to learn what they meet.
     fn own_has(&self, tail: Lsn) -> Lsn {
         let mut links = self.links.of_source(self.source);
         let own = links.find(|link| link.target == self.source);

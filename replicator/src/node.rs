@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tandem_wire::lsn::Lsn;
 use tokio::sync::{Mutex as AsyncMutex, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
@@ -200,12 +201,14 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
         if let Some(runs) = shared.runs.get(index) {
             runs.load(&control, source).await?;
         }
-        link.reset(
-            facts
-                .progress
-                .get(&source)
-                .map_or(tandem_wire::lsn::Lsn(0), |progress| progress.applied),
-        );
+        let progress = facts.progress.get(&source);
+        let applied = progress.map_or(Lsn(0), |progress| progress.applied);
+        // What it has learnt of itself before is there, though it need not have moved the progress.
+        link.reset(if link.source == index {
+            applied.max(link.durable())
+        } else {
+            applied
+        });
     }
     let mut tasks = JoinSet::new();
     let capture = on_own_thread(
@@ -285,7 +288,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             node_ids: Arc::clone(&shared.node_ids),
         };
         let none = OriginProgress {
-            applied: tandem_wire::lsn::Lsn(0),
+            applied: Lsn(0),
             unproved: None,
         };
         let progress = facts.progress.get(&source_id).copied().unwrap_or(none);

@@ -150,6 +150,12 @@ pub(crate) async fn run(
     context.place.end_session().await?;
     carried.gate = None;
     let (session, said) = Session::open(context.place.clone()).await?;
+    // What a node has learnt of itself moves its progress only where there was something to learn.
+    let said = if context.is_own() {
+        said.max(link.durable())
+    } else {
+        said
+    };
     // Before anybody may learn how far this link is: what it says to be applied may be in quarantine.
     let (control, source) = (&context.place.control, context.place.source);
     context.quarantine.load(control, source).await?;
