@@ -12,7 +12,7 @@ use std::{
     hash::{BuildHasherDefault, Hasher},
     sync::{
         Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -37,8 +37,9 @@ pub(crate) struct Statement {
     rest: Box<[u8]>,
     /// What it does to the session.
     program: Option<Program>,
-    /// Counts the times that servers found it to be out of date.
-    generation: AtomicU32,
+    /// Its result has another shape than when it was prepared. Whoever has it was told the old one, so it is prepared nowhere any
+    /// more; who prepares the same text now gets another statement.
+    outdated: AtomicBool,
 }
 
 impl Statement {
@@ -78,13 +79,13 @@ impl Statement {
         &self.rest
     }
 
-    /// Its result has another shape than when it was prepared: every server prepares it again before it is used.
     fn outdate(&self) {
-        self.generation.fetch_add(1, Ordering::Relaxed);
+        self.outdated.store(true, Ordering::Relaxed);
     }
 
-    fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Relaxed)
+    /// Whether its result has another shape than when it was prepared.
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.outdated.load(Ordering::Relaxed)
     }
 }
 
@@ -117,13 +118,13 @@ impl Interner {
         let found = same
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|each| *each.rest == *rest);
+            .find(|each| *each.rest == *rest && !each.is_outdated());
         found.unwrap_or_else(|| {
             let statement = Arc::new(Statement {
                 id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
                 rest: rest.into(),
                 program: program(rest.split(|byte| *byte == 0).next().unwrap_or_default()),
-                generation: AtomicU32::new(0),
+                outdated: AtomicBool::new(false),
             });
             same.push(Arc::downgrade(&statement));
             statement
@@ -222,12 +223,15 @@ impl ClientStatements {
         }
     }
 
-    /// A server has found this one to be out of date.
-    pub(crate) fn outdate(&self, id: u64) {
+    /// A server has found this one to be out of date. Answers whether that is news.
+    pub(crate) fn outdate(&self, id: u64) -> bool {
         let mut all = self.named.values();
-        if let Some(named) = all.find(|named| named.statement.id == id) {
+        let found = all.find(|named| named.statement.id == id);
+        found.is_some_and(|named| {
+            let news = !named.statement.is_outdated();
             named.statement.outdate();
-        }
+            news
+        })
     }
 
     /// A text of a server with the client's own names for its statements, where it names any.
@@ -275,7 +279,6 @@ impl ClientStatements {
 #[derive(Debug)]
 struct Held {
     attempt: Attempt,
-    generation: u32,
     used: u64,
 }
 
@@ -304,11 +307,11 @@ impl ServerStatements {
     pub(crate) fn has(&mut self, statement: &Statement) -> bool {
         self.uses += 1;
         match self.held.get_mut(&statement.id) {
-            Some(held) if held.generation == statement.generation() => {
+            Some(held) => {
                 held.used = self.uses;
                 true
             }
-            _ => false,
+            None => false,
         }
     }
 
@@ -317,7 +320,6 @@ impl ServerStatements {
         self.uses += 1;
         let held = Held {
             attempt,
-            generation: statement.generation(),
             used: self.uses,
         };
         self.held.insert(statement.id, held);
@@ -330,7 +332,7 @@ impl ServerStatements {
             id: oldest,
             rest: Box::default(),
             program: None,
-            generation: AtomicU32::new(0),
+            outdated: AtomicBool::new(false),
         })
     }
 
@@ -407,16 +409,17 @@ mod tests {
     }
 
     #[test]
-    fn an_outdated_statement_is_prepared_again_everywhere() {
+    fn who_prepares_an_outdated_text_anew_gets_another_statement() {
         let interner = Interner::default();
-        let statement = interner.intern(b"SELECT * FROM t\0\0\0");
-        let (mut one, mut other) = (ServerStatements::new(10), ServerStatements::new(10));
-        one.insert(&statement, 1);
-        other.insert(&statement, 2);
-        statement.outdate();
-        assert!(!one.has(&statement) && !other.has(&statement));
-        one.insert(&statement, 3);
-        assert!(one.has(&statement) && !other.has(&statement));
+        let text = b"SELECT * FROM t\0\0\0";
+        let old = interner.intern(text);
+        let mut client = ClientStatements::default();
+        assert!(client.insert(b"a", Arc::clone(&old), 1));
+        assert!(client.outdate(old.id()), "news");
+        assert!(!client.outdate(old.id()), "no news");
+        let new = interner.intern(text);
+        assert!(old.is_outdated() && !new.is_outdated() && old.id() != new.id());
+        assert!(Arc::ptr_eq(&new, &interner.intern(text)));
     }
 
     #[test]

@@ -216,7 +216,32 @@ async fn prepared_statements_work_on_whatever_server_comes() {
         );
         client::execute(&two, "COMMIT").await;
     }
-    // A table that is altered: whoever prepared before is told once, as by PostgreSQL; whoever prepares anew never.
+    // A column that gets another type: who was told the old one gets an error, each of them, and never its bytes.
+    let told: Vec<_> = [
+        one.prepare("SELECT id FROM thing").await,
+        two.prepare("SELECT id FROM thing").await,
+    ]
+    .into_iter()
+    .map(|statement| statement.expect("a statement"))
+    .collect();
+    for (client, statement) in [(&one, &told[0]), (&two, &told[1])] {
+        client.query(statement, &[]).await.expect("rows");
+    }
+    client::execute(&one, "ALTER TABLE thing ALTER id TYPE text").await;
+    for _ in 0..3 {
+        for (client, statement) in [(&one, &told[0]), (&two, &told[1])] {
+            let error = client
+                .query(statement, &[])
+                .await
+                .expect_err("another type");
+            let code = error.code().expect("an answer of the server").code();
+            assert!(["0A000", "26000"].contains(&code), "{error}");
+        }
+    }
+    let anew = two.prepare("SELECT id FROM thing").await.expect("anew");
+    let row = two.query(&anew, &[]).await.expect("rows");
+    assert!(row.iter().all(|row| !row.get::<_, String>(0).is_empty()));
+    // A table that is altered: whoever prepares anew is never told.
     let before = one
         .prepare("SELECT * FROM thing")
         .await
