@@ -214,7 +214,10 @@ impl Owed {
             b'Z' => self.ready(head, body).ok_or(mismatch)?,
             _ => {
                 let item = head.ok_or_else(|| mismatch.clone())?;
-                self.answer(item, tag).ok_or(mismatch)?
+                let event = self.answer(item, tag).ok_or(mismatch)?;
+                // Replies come in order: whatever those Syncs were answered with would have come before this.
+                self.doubtful_syncs = 0;
+                event
             }
         };
         // The end of a COPY is owed nothing.

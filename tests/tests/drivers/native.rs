@@ -49,7 +49,7 @@ pub(crate) async fn run(cluster: &Cluster, keys: i32) {
                 errors(&client, id).await;
                 copies(&client, id).await;
                 portals(&client, id).await;
-                abandoned_copy(client, id).await;
+                abandoned_copy(&client, id).await;
                 cancels(&other, id).await;
                 large(&other, id).await;
                 killed(other, id).await;
@@ -220,13 +220,13 @@ async fn killed(client: Client, id: i32) {
     drop(client);
 }
 
-/// A COPY that is given up. The driver sends a Sync into it, of which nobody knows whether the server took it, so the session
-/// keeps its server: it ends here.
-async fn abandoned_copy(client: Client, id: i32) {
+/// A COPY that is given up. The driver sends a Sync into it, of which nobody knows whether the server took it: the session keeps
+/// its server until the next statement tells.
+async fn abandoned_copy(client: &Client, id: i32) {
     let sink = client
         .copy_in::<_, Bytes>("COPY item FROM STDIN")
         .await
         .expect("a copy");
     drop(sink);
-    own_rows(&client, id, 20).await;
+    own_rows(client, id, 20).await;
 }

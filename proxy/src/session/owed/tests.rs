@@ -176,6 +176,12 @@ fn a_failed_copy_with_a_sync_under_way_leaves_a_doubt() {
         assert_eq!(left, Left::Settled, "{script}");
         let (left, _) = run(&format!("{script} <Z:I <Z:I"));
         assert!(matches!(left, Left::Mismatch(_)), "{script}");
+        // The next statement's own answer ends the doubt; an answer to the Sync that comes late is noticed.
+        let (left, owed) = run(&format!("{script} >Q <T <D <C <Z:I"));
+        assert_eq!(left, Left::Settled, "{script}");
+        assert!(!owed.is_doubtful(), "{script}");
+        let (left, _) = run(&format!("{script} >Q <Z:I <T"));
+        assert!(matches!(left, Left::Mismatch(_)), "{script}");
     }
 }
 
