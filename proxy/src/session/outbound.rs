@@ -162,11 +162,9 @@ impl Task {
         let fields = ErrorFields::parse(body);
         match fields.as_ref().ok().and_then(|fields| fields.code()) {
             // "cached plan must not change result type": what was prepared before the table was altered.
-            Some(b"0A000") => {
-                self.statements.outdate(statement);
-            }
+            Some(b"0A000") => self.statements.outdate(statement),
             // Somebody has deallocated it behind our back: who knows what else. Unless we did not prepare it any more.
-            Some(b"26000") if self.statements.outdate(statement) => server.spent = true,
+            Some(b"26000") => server.spent |= !self.statements.is_outdated(statement),
             _ => {}
         }
     }

@@ -223,15 +223,21 @@ impl ClientStatements {
         }
     }
 
-    /// A server has found this one to be out of date. Answers whether that is news.
-    pub(crate) fn outdate(&self, id: u64) -> bool {
-        let mut all = self.named.values();
-        let found = all.find(|named| named.statement.id == id);
-        found.is_some_and(|named| {
-            let news = !named.statement.is_outdated();
-            named.statement.outdate();
-            news
-        })
+    /// A server has found this one to be out of date.
+    pub(crate) fn outdate(&self, id: u64) {
+        if let Some(statement) = self.by_id(id) {
+            statement.outdate();
+        }
+    }
+
+    /// Whether this one is out of date.
+    pub(crate) fn is_outdated(&self, id: u64) -> bool {
+        self.by_id(id).is_some_and(Statement::is_outdated)
+    }
+
+    fn by_id(&self, id: u64) -> Option<&Statement> {
+        let mut all = self.named.values().map(|named| &*named.statement);
+        all.find(|statement| statement.id == id)
     }
 
     /// A text of a server with the client's own names for its statements, where it names any.
@@ -415,8 +421,10 @@ mod tests {
         let old = interner.intern(text);
         let mut client = ClientStatements::default();
         assert!(client.insert(b"a", Arc::clone(&old), 1));
-        assert!(client.outdate(old.id()), "news");
-        assert!(!client.outdate(old.id()), "no news");
+        assert!(!client.is_outdated(old.id()), "asking does not make it so");
+        assert!(Arc::ptr_eq(&old, &interner.intern(text)));
+        client.outdate(old.id());
+        assert!(client.is_outdated(old.id()));
         let new = interner.intern(text);
         assert!(old.is_outdated() && !new.is_outdated() && old.id() != new.id());
         assert!(Arc::ptr_eq(&new, &interner.intern(text)));
