@@ -1,12 +1,16 @@
 //! Owns the forwarding of cancel requests to the node that works for a session.
 //!
 //! A request with a wrong key is ignored without a word, as PostgreSQL does. One with the right key is never
-//! dropped silently: it waits, bounded, for its turn.
+//! dropped silently: it waits, bounded, for its turn and for what the client sent before it, and is repeated while the
+//! statement goes on as if nothing had been.
 
 use std::{sync::Arc, time::Duration};
 
 use tandem_wire::Credentials;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 
 use crate::{
     node::Nodes,
@@ -16,6 +20,16 @@ use crate::{
 
 /// Cancel requests under way to nodes at the same time.
 const FORWARDS_AT_ONCE: usize = 128;
+
+/// How long a session may take to look at what its client has sent.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// How long a statement may go on after each request before the next one is sent.
+const PATIENCE: [Duration; 3] = [
+    Duration::from_millis(5),
+    Duration::from_millis(25),
+    Duration::from_millis(125),
+];
 
 /// Forwards cancel requests.
 #[derive(Debug)]
@@ -40,14 +54,25 @@ impl Canceller {
     /// Answers a client's request. Returns when the node has taken it, as PostgreSQL closes the
     /// connection only then.
     pub(crate) async fn on_request(&self, pid: i32, key: &[u8], peer: &str) {
-        match self.registry.cancel(pid, key) {
-            Cancel::Forward(cancel) => self.forward(cancel).await,
+        let Some(session) = self.registry.holder(pid, key) else {
+            tracing::debug!(peer, pid, "cancel request with a wrong key");
+            return;
+        };
+        session.catch_up(CATCH_UP).await;
+        let answered = session.answered();
+        match session.cancel() {
+            Cancel::Forward(cancel) => {
+                self.forward(cancel).await;
+                for patience in PATIENCE {
+                    sleep(patience).await;
+                    match session.cancel_again(answered) {
+                        Some(cancel) => self.forward(cancel).await,
+                        None => break,
+                    }
+                }
+            }
             Cancel::Answered => tracing::debug!(peer, pid, "a statement that waited is cancelled"),
-            Cancel::Nothing => tracing::debug!(
-                peer,
-                pid,
-                "cancel request with a wrong key, or while nothing runs"
-            ),
+            Cancel::Nothing => tracing::debug!(peer, pid, "cancel request while nothing runs"),
         }
     }
 

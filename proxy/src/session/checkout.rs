@@ -81,6 +81,7 @@ impl Task {
         server.owed.sent(Sent::Query, By::Proxy, 0);
         server.statements.unnamed = 0;
         self.syncing = true;
+        self.registered.entry().prepare();
         let mut message = BytesMut::with_capacity(statements.len() + 6);
         message.put_u8(b'Q');
         // Settings are far below 2 GB.
@@ -88,6 +89,14 @@ impl Task {
         message.put_slice(&statements);
         message.put_u8(0);
         self.write_server(cx, &message);
+    }
+
+    /// The server has the session's settings, or what was asked of it is not wanted any more.
+    pub(super) fn synced(&mut self) {
+        if self.registered.entry().prepared() {
+            self.release_server();
+            self.refuse(&report::cancelled());
+        }
     }
 
     /// Has this server from now on. Whether a cancel request came while it waited for it.

@@ -133,6 +133,7 @@ impl Task {
             Event::Completed(_) | Event::Answered(..) => {}
             Event::CopyBegun => self.take_back_undone(),
             Event::Ready if client => {
+                self.registered.entry().ready();
                 let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
                 self.state.ready(status, owes, settings);
             }

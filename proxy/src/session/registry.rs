@@ -1,20 +1,22 @@
 //! Owns the table of live sessions: who may cancel what, and how the daemon reaches each session to end it.
 //!
 //! The table is touched at login, at goodbye and by cancel requests only. What the relay reads on each wake-up is
-//! a pair of atomics of its own entry.
+//! a few atomics of its own entry.
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     task::Waker,
+    time::Duration,
 };
 
 use aws_lc_rs::{constant_time, rand};
-use futures_util::task::AtomicWaker;
 use tandem_wire::Secret;
+use tokio::{sync::Notify, time::timeout};
 
 use crate::pool::{CancelUnderWay, Face};
 
@@ -86,6 +88,12 @@ enum Place {
         /// A cancel request has come.
         cancelled: bool,
     },
+    /// Nowhere yet: this server is being given the session's settings.
+    Preparing {
+        server: Arc<Face>,
+        /// A cancel request has come.
+        cancelled: bool,
+    },
     /// On this server.
     Server(Arc<Face>),
 }
@@ -93,7 +101,7 @@ enum Place {
 /// What a cancel request has to do.
 #[derive(Debug)]
 pub(crate) enum Cancel {
-    /// Nothing: the key is wrong, or nothing runs.
+    /// Nothing: nothing runs.
     Nothing,
     /// The session answers it by itself.
     Answered,
@@ -115,15 +123,30 @@ pub(crate) struct Seen {
 pub(crate) struct SessionEntry {
     key: Secret,
     place: Mutex<Place>,
-    waker: AtomicWaker,
+    waker: Mutex<Option<Waker>>,
     stop: AtomicU8,
     activity: AtomicU8,
+    answered: AtomicU32,
+    /// Somebody waits until the session has taken what its client has sent so far.
+    awaited: AtomicBool,
+    caught_up: Notify,
 }
 
 impl SessionEntry {
     /// The task to wake when the daemon wants something.
     pub(crate) fn register(&self, waker: &Waker) {
-        self.waker.register(waker);
+        let mut known = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(waker.clone());
+    }
+
+    /// Wakes the session, as often as somebody wants something.
+    fn wake(&self) {
+        let known = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        let waker = known.clone();
+        drop(known);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// What the daemon wants now.
@@ -133,7 +156,7 @@ impl SessionEntry {
 
     /// Tells others what the session is doing.
     pub(crate) fn publish(&self, activity: Activity) {
-        self.activity.store(activity.code(), Ordering::Relaxed);
+        self.activity.store(activity.code(), Ordering::Release);
     }
 
     fn place(&self) -> MutexGuard<'_, Place> {
@@ -145,6 +168,29 @@ impl SessionEntry {
     pub(crate) fn attach(&self, face: &Arc<Face>) -> bool {
         let before = std::mem::replace(&mut *self.place(), Place::Server(Arc::clone(face)));
         matches!(before, Place::Waiting { cancelled: true })
+    }
+
+    /// What the session's server is sent now is not the client's.
+    pub(crate) fn prepare(&self) {
+        let mut place = self.place();
+        if let Place::Server(server) = &*place {
+            *place = Place::Preparing {
+                server: Arc::clone(server),
+                cancelled: false,
+            };
+        }
+    }
+
+    /// The session's server has what it needs. Answers whether a cancel request has come meanwhile: then the session must
+    /// not use it.
+    pub(crate) fn prepared(&self) -> bool {
+        let mut place = self.place();
+        let Place::Preparing { server, cancelled } = &*place else {
+            return false;
+        };
+        let (server, cancelled) = (Arc::clone(server), *cancelled);
+        *place = Place::Server(server);
+        cancelled
     }
 
     /// The session waits for a server.
@@ -162,28 +208,84 @@ impl SessionEntry {
         matches!(*self.place(), Place::Waiting { cancelled: true })
     }
 
-    fn cancel(&self) -> Cancel {
+    /// Takes a cancel request, of which the key was right.
+    pub(crate) fn cancel(&self) -> Cancel {
         let mut place = self.place();
         match &mut *place {
             Place::Idle => Cancel::Nothing,
             Place::Waiting { cancelled } => {
                 *cancelled = true;
                 drop(place);
-                self.waker.wake();
+                self.wake();
                 Cancel::Answered
             }
+            Place::Preparing { cancelled, .. } => {
+                *cancelled = true;
+                Cancel::Answered
+            }
+            Place::Server(_) if self.activity() != Activity::Active => Cancel::Nothing,
             Place::Server(face) => Cancel::Forward(face.begin_cancel()),
         }
+    }
+
+    /// Cancels once more what was cancelled when `answered` answers were complete, if it still runs: PostgreSQL ignores
+    /// a signal that comes before its backend has got round to reading the statement.
+    pub(crate) fn cancel_again(&self, answered: u32) -> Option<CancelUnderWay> {
+        let place = self.place();
+        match &*place {
+            Place::Server(face)
+                if self.activity() == Activity::Active && self.answered() == answered =>
+            {
+                Some(face.begin_cancel())
+            }
+            _ => None,
+        }
+    }
+
+    /// How often the session has become ready for the next query, round 2^32.
+    pub(crate) fn answered(&self) -> u32 {
+        self.answered.load(Ordering::Acquire)
+    }
+
+    /// The session is ready for the next query. Only its own task says so.
+    pub(crate) fn ready(&self) {
+        let next = self.answered.load(Ordering::Relaxed).wrapping_add(1);
+        self.answered.store(next, Ordering::Release);
+    }
+
+    fn activity(&self) -> Activity {
+        Activity::from_code(self.activity.load(Ordering::Acquire))
+    }
+
+    /// Waits until the session has taken what its client sent before now, `bound` at most: a cancel request comes on a
+    /// connection of its own, and may be seen before the statement that it is for.
+    pub(crate) async fn catch_up(&self, bound: Duration) {
+        let mut caught_up = pin!(self.caught_up.notified());
+        caught_up.as_mut().enable();
+        self.awaited.store(true, Ordering::Release);
+        self.wake();
+        // A session that does not get round to it is busy with something.
+        let _ = timeout(bound, caught_up).await;
+    }
+
+    /// Whether somebody waits in `catch_up`.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire)
+    }
+
+    /// The session has taken what its client has sent so far.
+    pub(crate) fn has_caught_up(&self) {
+        self.awaited.store(false, Ordering::Release);
+        self.caught_up.notify_waiters();
     }
 
     fn seen(&self) -> Seen {
         let (waiting, server) = match &*self.place() {
             Place::Idle => (false, None),
             Place::Waiting { .. } => (true, None),
-            Place::Server(face) => (false, Some(face.pid)),
+            Place::Preparing { server, .. } | Place::Server(server) => (false, Some(server.pid)),
         };
-        let activity = Activity::from_code(self.activity.load(Ordering::Relaxed));
-        let state = match activity {
+        let state = match self.activity() {
             _ if waiting => "waiting",
             Activity::Idle => "idle",
             Activity::InTransaction => "idle_in_transaction",
@@ -195,7 +297,7 @@ impl SessionEntry {
     /// Whether it has a server on this node; one that it will give back after its transaction does not count for `WhenIdle`.
     fn is_on(&self, node: usize, stop: Stop) -> bool {
         match &*self.place() {
-            Place::Server(face) => {
+            Place::Preparing { server: face, .. } | Place::Server(face) => {
                 face.node == node && (stop == Stop::AtOnce || face.hold().is_some())
             }
             Place::Idle | Place::Waiting { .. } => false,
@@ -204,7 +306,7 @@ impl SessionEntry {
 
     fn request(&self, stop: Stop) {
         self.stop.fetch_max(stop.code(), Ordering::AcqRel);
-        self.waker.wake();
+        self.wake();
     }
 }
 
@@ -249,6 +351,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         self.registry.table().by_pid.remove(&self.pid);
+        self.entry.has_caught_up();
     }
 }
 
@@ -282,9 +385,12 @@ impl Registry {
         let entry = Arc::new(SessionEntry {
             key: Secret::new(key),
             place: Mutex::new(Place::Idle),
-            waker: AtomicWaker::new(),
+            waker: Mutex::default(),
             stop: AtomicU8::new(table.stop.unwrap_or(Stop::No).code()),
             activity: AtomicU8::new(Activity::Idle.code()),
+            answered: AtomicU32::new(0),
+            awaited: AtomicBool::new(false),
+            caught_up: Notify::new(),
         });
         table.by_pid.insert(pid, Arc::clone(&entry));
         drop(table);
@@ -295,17 +401,11 @@ impl Registry {
         })
     }
 
-    /// Takes a cancel request: only with the right key, compared in constant time.
-    pub(crate) fn cancel(&self, pid: i32, key: &[u8]) -> Cancel {
-        let entry = self.table().by_pid.get(&pid).cloned();
-        match entry {
-            Some(entry)
-                if constant_time::verify_slices_are_equal(entry.key.expose(), key).is_ok() =>
-            {
-                entry.cancel()
-            }
-            _ => Cancel::Nothing,
-        }
+    /// The session that a cancel request is for: only with the right key, compared in constant time.
+    pub(crate) fn holder(&self, pid: i32, key: &[u8]) -> Option<Arc<SessionEntry>> {
+        let entry = self.table().by_pid.get(&pid).cloned()?;
+        let same = constant_time::verify_slices_are_equal(entry.key.expose(), key);
+        same.is_ok().then_some(entry)
     }
 
     /// Asks every session, and all that are still to come, to stop.
@@ -358,7 +458,7 @@ impl Registry {
     pub(crate) fn activities(&self) -> [usize; 3] {
         let mut counts = [0; 3];
         for entry in self.table().by_pid.values() {
-            let slot = match Activity::from_code(entry.activity.load(Ordering::Relaxed)) {
+            let slot = match entry.activity() {
                 Activity::Idle => 0,
                 Activity::InTransaction => 1,
                 Activity::Active => 2,
@@ -386,8 +486,11 @@ mod tests {
         let session = registry.enter(4).expect("entered");
         let (pid, key) = (session.pid(), session.key().to_vec());
         assert!(pid > 0);
+        let nothing = |pid, key: &[u8]| registry.holder(pid, key).is_none();
         session.entry().attach(&face(1));
-        match registry.cancel(pid, &key) {
+        session.entry().publish(Activity::Active);
+        let entry = registry.holder(pid, &key).expect("its own");
+        match entry.cancel() {
             Cancel::Forward(cancel) => {
                 assert_eq!(cancel.face().pid, 42);
                 cancel.arrived();
@@ -396,7 +499,6 @@ mod tests {
         }
         let mut wrong = key.clone();
         wrong[3] ^= 1;
-        let nothing = |pid, key: &[u8]| matches!(registry.cancel(pid, key), Cancel::Nothing);
         assert!(nothing(pid, &wrong) && nothing(pid, &key[..3]));
         assert!(nothing(pid, &[]) && nothing(pid ^ 1, &key));
         drop(session);
@@ -408,17 +510,41 @@ mod tests {
     fn a_cancel_for_a_session_that_waits_is_its_own_and_not_its_next_statements() {
         let registry = Arc::new(Registry::default());
         let session = registry.enter(4).expect("entered");
-        let (pid, key) = (session.pid(), session.key().to_vec());
         let entry = session.entry();
-        assert!(matches!(registry.cancel(pid, &key), Cancel::Nothing));
+        assert!(matches!(entry.cancel(), Cancel::Nothing));
         entry.wait();
         assert!(!entry.is_cancelled(), "the one before came too early");
-        assert!(matches!(registry.cancel(pid, &key), Cancel::Answered));
+        assert!(matches!(entry.cancel(), Cancel::Answered));
         assert!(entry.is_cancelled());
         assert!(entry.attach(&face(1)), "it must not run any more");
         entry.detach();
         entry.wait();
         assert!(!entry.attach(&face(1)), "the next one may");
+        entry.prepare();
+        assert!(matches!(entry.cancel(), Cancel::Answered));
+        assert!(entry.prepared(), "it must not run any more");
+        entry.prepare();
+        assert!(!entry.prepared(), "the next one may");
+        assert!(matches!(entry.cancel(), Cancel::Nothing));
+        entry.publish(Activity::Active);
+        assert!(matches!(entry.cancel(), Cancel::Forward(_)));
+    }
+
+    #[test]
+    fn a_cancel_is_repeated_only_for_the_same_statement() {
+        let registry = Arc::new(Registry::default());
+        let session = registry.enter(4).expect("entered");
+        let entry = session.entry();
+        entry.attach(&face(1));
+        entry.publish(Activity::Active);
+        let answered = entry.answered();
+        assert!(entry.cancel_again(answered).is_some());
+        entry.ready();
+        assert!(entry.cancel_again(answered).is_none(), "the next one runs");
+        let answered = entry.answered();
+        assert!(entry.cancel_again(answered).is_some());
+        entry.publish(Activity::InTransaction);
+        assert!(entry.cancel_again(answered).is_none(), "nothing runs");
     }
 
     #[test]

@@ -212,7 +212,7 @@ impl Task {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<End> {
-        // Registering takes an atomic exchange, and the waker of a task does not change: once is enough.
+        // Registering takes a lock, and the waker of a task does not change: once is enough.
         let known = self.waker.as_ref();
         if !known.is_some_and(|known| known.will_wake(cx.waker())) {
             self.registered.entry().register(cx.waker());
@@ -229,6 +229,9 @@ impl Task {
         if activity != self.published {
             self.published = activity;
             self.registered.entry().publish(activity);
+        }
+        if self.registered.entry().is_awaited() && self.has_caught_up() {
+            self.registered.entry().has_caught_up();
         }
         if self.may_stop(self.registered.entry().stop(), activity) {
             return Poll::Ready(End::Stopped);
@@ -312,6 +315,7 @@ impl Task {
                 Ok(more) => add(&server.face.counters.sent, more as u64),
             }
             let mut splice = Splice::new(output);
+            let syncing = self.syncing;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
             self.write_client(cx, splice.bytes(input))?;
             if let Some(end) = end {
@@ -319,6 +323,9 @@ impl Task {
             }
             if let Place::Server(server) = &mut self.place {
                 keep(&mut server.received, input, taken);
+            }
+            if syncing && !self.syncing {
+                self.synced();
             }
             // What the server was made ready for comes first.
             if !self.stalled {
@@ -513,6 +520,11 @@ impl Task {
             Place::Server(server) if server.owed.status() == Status::Idle => Activity::Idle,
             Place::Server(_) => Activity::InTransaction,
         }
+    }
+
+    /// Whether it has taken what its client has sent so far, as far as that is not behind what it is doing.
+    fn has_caught_up(&self) -> bool {
+        self.activity() == Activity::Active || !self.client.has_unread()
     }
 
     fn may_stop(&self, stop: Stop, activity: Activity) -> bool {

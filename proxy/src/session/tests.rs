@@ -1,4 +1,4 @@
-use std::{fs, time::Duration};
+use std::{fs, pin::pin, time::Duration};
 
 use futures_util::future::poll_immediate;
 use tandem_wire::connection::Parts;
@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::{
+    registry::Cancel,
     state::Profile,
     task::{Begin, Task},
     *,
@@ -162,7 +163,7 @@ impl Bench {
     async fn run(&mut self) -> Option<End> {
         // The sockets tell of new bytes by way of the reactor.
         for _ in 0..20 {
-            let end = poll_immediate(std::pin::pin!(self.task.run(&self.shared))).await;
+            let end = poll_immediate(pin!(self.task.run(&self.shared))).await;
             if end.is_some() {
                 return end;
             }
@@ -303,4 +304,25 @@ async fn what_is_left_of_a_failed_copy_needs_no_server() {
     assert!(bench.run().await.is_none());
     assert_eq!(bench.heard(), READY);
     assert_eq!(bench.shared.pools.figures().pools[0].servers_idle, 1);
+}
+
+#[tokio::test]
+async fn a_cancel_meets_a_statement_that_nobody_has_read_yet() {
+    let mut bench = Bench::new(PoolMode::Transaction);
+    assert!(bench.run().await.is_none());
+    let entry = Arc::clone(bench.task.registered.entry());
+    bench.client.write_all(QUERY).await.expect("sent");
+    let cancels = async {
+        entry.catch_up(Duration::from_secs(60)).await;
+        entry.cancel()
+    };
+    let runs = async {
+        // The session gets its turn before the system has told it of the bytes.
+        let early = poll_immediate(pin!(bench.task.run(&bench.shared))).await;
+        assert!(early.is_none());
+        tokio::task::yield_now().await;
+        assert!(bench.run().await.is_none());
+    };
+    let (cancel, ()) = tokio::join!(cancels, runs);
+    assert!(matches!(cancel, Cancel::Forward(_)), "{cancel:?}");
 }

@@ -1,6 +1,7 @@
 //! The byte stream under a connection: TCP, a unix socket, or TLS over TCP.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -65,6 +66,18 @@ impl Stream {
                 |tcp| tcp.peer_addr().map(|addr| addr.to_string()),
             )
             .unwrap_or_else(|_| "unknown".to_owned())
+    }
+
+    /// Whether bytes wait in the system that nobody has read. A system call.
+    pub fn has_unread(&self) -> bool {
+        let socket = match self {
+            Self::Unix(unix) => SockRef::from(unix),
+            Self::Tcp(tcp) => SockRef::from(tcp),
+            Self::ClientTls(tls) => SockRef::from(tls.get_ref().0),
+            Self::ServerTls(tls) => SockRef::from(tls.get_ref().0),
+        };
+        let mut byte = [MaybeUninit::uninit()];
+        socket.peek(&mut byte).is_ok_and(|count| count > 0)
     }
 
     /// The TCP connection below, if there is one.

@@ -4,7 +4,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tandem::dev::process::ProcessId;
-use tandem_tests::{Cluster, Program, eventually, template};
+use tandem_tests::{
+    Cluster, Program, eventually,
+    template::{self, APP, DATABASE},
+};
+use tandem_wire::{
+    ConnectOptions, Credentials, Secret, cancel, connect,
+    connection::Parts,
+    encode::frontend,
+    tls::{ClientTls, SslMode},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -87,4 +97,97 @@ async fn a_cancel_reaches_only_the_session_that_it_is_for() {
     };
     let (slow, ()) = tokio::join!(slow, cancel);
     slow.expect("the other session's query ends by itself");
+}
+
+/// A client of which every byte is known when it is sent.
+struct Raw {
+    options: ConnectOptions,
+    parts: Parts,
+}
+
+impl Raw {
+    async fn connect(cluster: &Cluster) -> Raw {
+        let options = ConnectOptions {
+            host: "127.0.0.1".to_owned(),
+            port: cluster.proxy_port,
+            user: APP.to_owned(),
+            database: DATABASE.to_owned(),
+            credentials: Credentials::Password(Secret::new(APP)),
+            tls: ClientTls::new(SslMode::Disable, None).expect("no TLS"),
+            params: Vec::new(),
+            connect_timeout: LIMIT,
+        };
+        let parts = connect(&options).await.expect("a login").into_parts();
+        Raw { options, parts }
+    }
+
+    async fn send(&mut self, sql: &str) {
+        let mut message = bytes::BytesMut::new();
+        frontend::query(&mut message, sql).expect("a message");
+        let stream = &mut self.parts.stream;
+        stream.write_all(&message).await.expect("sent");
+    }
+
+    async fn cancel(&self) {
+        let (pid, secret) = (self.parts.backend_pid, &self.parts.cancel_secret);
+        let asked = cancel::cancel(&self.options, pid, secret).await;
+        asked.expect("a cancel request");
+    }
+
+    /// The text of what comes up to the end of the statement.
+    async fn answer(&mut self) -> String {
+        let mut answer = Vec::new();
+        let all = async {
+            while !answer.ends_with(b"Z\0\0\0\x05I") {
+                let read = self.parts.stream.read_buf(&mut answer).await;
+                assert!(read.expect("an answer") > 0, "{}", answer.escape_ascii());
+            }
+        };
+        let in_time = tokio::time::timeout(LIMIT, all).await.is_ok();
+        let text = String::from_utf8_lossy(&answer).replace('\0', " ");
+        assert!(in_time, "no end: {text}");
+        text
+    }
+}
+
+/// A program with a short patience cancels right behind its statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_right_behind_a_statement_meets_it() {
+    let cluster = Cluster::of(&[15])
+        .proxy("pool_mode = \"transaction\"\nworkers = 2")
+        .start()
+        .await;
+    let mut client = Raw::connect(&cluster).await;
+    for _ in 0..200 {
+        client.send("SELECT pg_sleep(60)").await;
+        client.cancel().await;
+        let answer = client.answer().await;
+        assert!(answer.contains("57014"), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_while_the_server_gets_the_sessions_settings_meets_the_statement() {
+    let cluster = Cluster::of(&[15])
+        .proxy("pool_mode = \"transaction\"\npool_size = 1")
+        .start()
+        .await;
+    let (mut client, mut other) = (Raw::connect(&cluster).await, Raw::connect(&cluster).await);
+    other.send("SET work_mem = '5MB'").await;
+    other.answer().await;
+    let backend = "SELECT pid FROM pg_stat_activity WHERE query LIKE 'SET work_mem%'";
+    let backend = cluster.nodes[0].value(backend).await;
+    let backend = ProcessId::of(backend.parse().expect("a number")).expect("it runs");
+    backend.signal(Signal::STOP).expect("a signal");
+    client.send("SELECT pg_sleep(60)").await;
+    client.cancel().await;
+    backend.signal(Signal::CONT).expect("a signal");
+    let answer = client.answer().await;
+    assert!(answer.contains("57014"), "{answer}");
+    other.send("SHOW work_mem").await;
+    let still = other.answer().await;
+    assert!(still.contains("5MB"), "{still}");
+    client.send("SHOW work_mem").await;
+    let own = client.answer().await;
+    assert!(own.contains("4MB"), "{own}");
 }
