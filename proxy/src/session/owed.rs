@@ -357,17 +357,6 @@ impl Owed {
         self.items.is_empty() && !self.batch_open && !self.skipping
     }
 
-    /// Whether all that is owed will come without another message: a Sync, Query or FunctionCall ends it.
-    pub(crate) fn ends_by_itself(&self) -> bool {
-        self.copy != CopyState::In
-            && self.items.back().is_some_and(|item| {
-                matches!(
-                    item.sent,
-                    Sent::Query | Sent::FunctionCall | Sent::Sync | Sent::CopyEnd
-                )
-            })
-    }
-
     /// Whether a Query now would come into a batch of the extended protocol that is its own transaction. PostgreSQL reports
     /// that transaction as ended, but it is not: whatever comes next on the connection fails with "unexpected state STARTED"
     /// (15 to 18).

@@ -475,9 +475,11 @@ impl Task {
         match &mut self.place {
             Place::Idle => Err(End::Client),
             Place::Waiting(_) => Ok(false),
-            Place::Server(server) if server.owed.ends_by_itself() => Ok(false),
-            Place::Server(server) if server.owed.is_quiet() => Err(End::Client),
-            // It waits for a Sync, or for COPY data. Its end of the stream tells it that none comes.
+            Place::Server(server) if server.owed.is_quiet() && self.up.at_boundary() => {
+                Err(End::Client)
+            }
+            // It does what it was sent, and then meets the end, also where it waits for a Sync, for COPY data or for the rest
+            // of a message. Which of these it will come to is not always known from here, and the server must come free.
             Place::Server(server) => {
                 if self.goodbye == Goodbye::Said
                     && Pin::new(&mut server.stream).poll_shutdown(cx).is_ready()

@@ -4,6 +4,7 @@ mod admin;
 mod cancel;
 mod console;
 mod flows;
+mod fuzz;
 mod host_rules;
 mod hostile;
 mod large;
