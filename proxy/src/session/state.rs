@@ -360,8 +360,10 @@ impl State {
     }
 
     /// Something goes to the server that may do anything.
-    pub(super) fn touch(&self, server: &mut ServerSettings) {
+    pub(super) fn touch(&mut self, server: &mut ServerSettings) {
         server.touched_by = self.session;
+        // No DISCARD ALL that was sent before speaks for it.
+        self.notes += 1;
     }
 
     /// A statement of this note has succeeded.
@@ -385,9 +387,16 @@ impl State {
             return;
         };
         self.pins = self.pins.without(one.releases);
+        // What was sent behind it has its pins again.
+        let rest = program.iter().skip(place + 1);
+        let behind = self.pending.iter().skip(1);
+        for later in rest.chain(behind.flat_map(|pending| pending.program.iter())) {
+            self.pins = self.pins.with(later.pins);
+        }
+        let last = note == self.notes;
         match (&one.effect, self.hold) {
             (Effect::Discard(Discard::All), Some(hold))
-                if !matches!(hold, Hold::Mode | Hold::LargeStatement | Hold::Lexing) =>
+                if last && !matches!(hold, Hold::Mode | Hold::LargeStatement | Hold::Lexing) =>
             {
                 self.pins = Pins::default();
                 self.hold = None;
@@ -497,3 +506,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
