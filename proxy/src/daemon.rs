@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use tandem_replicator::Replicator;
-use tandem_wire::tls::{ServerTls, TlsError, install_crypto_provider};
+use tandem_wire::tls::{TlsError, install_crypto_provider};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -13,6 +14,7 @@ use tokio::{
 use crate::{
     admin::{Admin, AdminError},
     auth::{Gate, UsersFileError},
+    bound::Bound,
     cancel::Canceller,
     config::Config,
     console::Console,
@@ -20,9 +22,10 @@ use crate::{
     health::{HealthBoard, ProbeSettings},
     limits::Limits,
     listener::{ListenAddress, ListenError, Listener, accept_loop},
+    log,
     node::{self, NodeTlsError},
     pool::Pools,
-    reload::{self, ReloadError, Reloaded},
+    reload::{self, ReloadError, Reloaded, Settings},
     session::{
         Clients, Shared,
         registry::{Registry, Stop},
@@ -101,14 +104,9 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         install_crypto_provider();
         raise_descriptor_limit(config.proxy.max_client_connections);
-        let tls = match &config.proxy.tls {
-            Some(tls) => Some(ServerTls::load(
-                &tls.cert,
-                &tls.key,
-                tls.client_ca.as_deref(),
-            )?),
-            None => None,
-        };
+        let settings = Settings::new(config)?;
+        let config = &settings.config;
+        log::set_level(config.log.level);
         let nodes = node::nodes(&config.nodes)?;
         let mut listeners = Vec::new();
         for listen in &config.proxy.listen {
@@ -125,10 +123,10 @@ impl Daemon {
         let mut background = JoinSet::new();
         let probes = ProbeSettings {
             interval: config.proxy.probe_interval,
-            timeout: config.proxy.probe_timeout,
+            timeout: Bound::new(config.proxy.probe_timeout),
             database: config.replication.database.clone(),
         };
-        let bound = config.proxy.server_connect_timeout;
+        let bound = Bound::new(config.proxy.server_connect_timeout);
         let health = HealthBoard::start(&nodes, &probes, &mut background);
         let database = &config.replication.database;
         let gate = Gate::new(
@@ -136,16 +134,17 @@ impl Daemon {
             Arc::clone(&nodes),
             Arc::clone(&health),
             database,
-            bound,
+            bound.clone(),
         )?;
-        let replicator = Arc::new(Replicator::start(replicator_config(&config, &nodes)));
+        let replicator = Arc::new(Replicator::start(replicator_config(config, &nodes)));
         let (stop, stop_seen) = watch::channel(Stop::No);
         let (deadline, deadline_seen) = watch::channel(None);
         let (ask_shutdown, shutdown_asked) = watch::channel(None);
         let registry = Arc::new(Registry::default());
         let workers = Arc::new(Workers::start(config.proxy.workers).map_err(DaemonError::Workers)?);
         let pools = Arc::new(Pools::new(
-            &config,
+            &config.proxy.pool,
+            bound.clone(),
             Arc::clone(&nodes),
             Arc::clone(&health),
             workers.handles().to_vec(),
@@ -153,8 +152,7 @@ impl Daemon {
         let ticking = Arc::clone(&pools);
         background.spawn(async move { ticking.tick().await });
         let shared = Arc::new(Shared {
-            rules: Arc::new(config.rules.clone()),
-            canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
+            canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
             clients: Clients::new(config.proxy.max_client_connections),
             limits: Limits::new(config.limits.clone()),
             console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
@@ -162,10 +160,11 @@ impl Daemon {
             nodes,
             health,
             gate,
-            tls,
             pools,
             registry,
-            config,
+            connect_timeout: bound,
+            reloading: Mutex::default(),
+            settings: ArcSwap::from_pointee(settings),
         });
         background.spawn(admin.serve(
             Arc::clone(&shared),
@@ -217,8 +216,8 @@ impl Daemon {
         &self.replicator
     }
 
-    /// Reads certificates, host rules and the console's users again; new connections meet them. The users file needs
-    /// no call: a change of it is noticed.
+    /// Reads the configuration with all files that it names again. What cannot change while the daemon runs stays, and is
+    /// named in the answer. The users file needs no call: a change of it is noticed.
     ///
     /// # Errors
     /// [`ReloadError`] when something cannot be used. Everything stays as it was then.
@@ -238,7 +237,7 @@ impl Daemon {
     pub async fn shutdown(mut self, how: Shutdown) {
         let registry = &self.shared.registry;
         if how == Shutdown::Smart {
-            let bound = self.shared.config.proxy.shutdown_timeout;
+            let bound = self.shared.settings.load().config.proxy.shutdown_timeout;
             self.stop.send_replace(Stop::WhenIdle);
             registry.stop_all(Stop::WhenIdle);
             tracing::info!(
@@ -308,7 +307,7 @@ async fn compare_at_start(shared: Arc<Shared>) {
 }
 
 /// Two descriptors per client. What the system does not grant is said, not fatal.
-fn raise_descriptor_limit(max_clients: usize) {
+pub(crate) fn raise_descriptor_limit(max_clients: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let wanted = u64::try_from(max_clients)
         .unwrap_or(u64::MAX)

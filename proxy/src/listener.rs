@@ -219,10 +219,10 @@ pub(crate) async fn accept_loop(
     deadline: watch::Receiver<Option<Instant>>,
 ) {
     let mut sessions = JoinSet::new();
-    let most = shared.clients.max().saturating_add(EXTRA_CONNECTIONS);
     let mut complained: Option<Instant> = None;
     let mut stopping = pin!(stopping(&mut stop));
     loop {
+        let most = shared.clients.max().saturating_add(EXTRA_CONNECTIONS);
         tokio::select! {
             biased;
             () = &mut stopping => break,

@@ -220,7 +220,7 @@ fn snapshot(context: &Context) -> Status {
         .collect();
     let [idle, in_transaction, active] = shared.registry.activities();
     Status {
-        cluster: shared.config.cluster.clone(),
+        cluster: shared.settings.load().config.cluster.clone(),
         version: env!("CARGO_PKG_VERSION"),
         nodes,
         replication: context.replicator.status(),

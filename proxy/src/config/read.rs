@@ -8,12 +8,13 @@ use std::time::Duration;
 use tandem_routing_rules::document::{Section, Value};
 use tandem_routing_rules::{NodeInfo, Rules};
 use tandem_wire::tls::ClientTlsMode;
+use tracing::level_filters::LevelFilter;
 
 use super::error::ConfigError;
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{AdminConfig, Config, Listen, ProxyConfig, ProxyTls};
+use super::{AdminConfig, Config, Listen, LogConfig, ProxyConfig, ProxyTls};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
@@ -89,6 +90,8 @@ impl Reader<'_> {
             Some(section) => self.admin(section, &state_dir, proxy.as_ref()),
             None => None,
         };
+        let log_section = root.take_table("log", &mut self.problems);
+        let log = self.log(log_section);
         let (nodes, named) = match root.require("node", &mut self.problems) {
             Some(value) => read_nodes(self, &value),
             None => (Vec::new(), Vec::new()),
@@ -108,6 +111,7 @@ impl Reader<'_> {
             auth: auth?,
             limits,
             admin: admin?,
+            log,
             replication: replication?,
             nodes,
             rules,
@@ -248,6 +252,23 @@ impl Reader<'_> {
             }
         }
         Some(listen)
+    }
+
+    fn log(&mut self, section: Option<Section<'_>>) -> LogConfig {
+        let levels = [
+            ("error", LevelFilter::ERROR),
+            ("warn", LevelFilter::WARN),
+            ("info", LevelFilter::INFO),
+            ("debug", LevelFilter::DEBUG),
+        ];
+        let mut level = LevelFilter::INFO;
+        if let Some(mut section) = section {
+            let given = section.take("level");
+            let given = given.and_then(|value| value.choice(&levels, &mut self.problems));
+            level = given.unwrap_or(level);
+            section.finish(&mut self.problems);
+        }
+        LogConfig { level }
     }
 
     fn proxy_tls(&mut self, mut section: Section<'_>) -> Option<ProxyTls> {

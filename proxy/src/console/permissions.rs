@@ -8,7 +8,7 @@ use super::statement::{Right, Statement};
 use crate::config::AdminConfig;
 
 /// Rights by user.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Permissions {
     rights: HashMap<String, Right>,
 }

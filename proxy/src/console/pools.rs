@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, time::SystemTime};
 
 use super::answer::{Row, text, yes_no};
-use crate::{
-    config::PoolMode,
-    pool::figures::{Figures, PoolFigures, ServerFigures, ServerState, Totals},
-};
+use crate::pool::figures::{Figures, PoolFigures, ServerFigures, ServerState, Totals};
 
 /// Columns of SHOW POOLS: PgBouncer's where it has them.
 pub(super) const POOLS: &[&str] = &[
@@ -51,14 +48,6 @@ pub(super) const STATS: &[&str] = &[
     "total_wait_time",
 ];
 
-/// The word of a mode.
-pub(super) fn mode(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-    }
-}
-
 /// Rows of SHOW POOLS.
 pub(super) fn pools(figures: &Figures) -> Vec<Row> {
     let row = |pool: &PoolFigures| {
@@ -74,7 +63,7 @@ pub(super) fn pools(figures: &Figures) -> Vec<Row> {
             text(&pool.servers_opening),
             text(&pool.wait_max.as_secs()),
             text(&pool.wait_max.subsec_micros()),
-            text(mode(pool.mode)),
+            text(&pool.mode),
         ]
     };
     figures.pools.iter().map(row).collect()
@@ -138,6 +127,7 @@ pub(super) fn stats(figures: &Figures) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PoolMode;
     use std::time::Duration;
 
     fn pool(node: &str, database: &str, transactions: u64) -> PoolFigures {

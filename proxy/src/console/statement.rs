@@ -195,7 +195,7 @@ pub(super) const VERBS: &[Verb] = &[
     ),
     operate(
         "RELOAD",
-        "reads certificates, host rules and the console's users again",
+        "reads the configuration, rules and certificates again, and says what needs a restart",
     ),
     operate("SHUTDOWN", "ends all sessions, and the daemon"),
     operate(

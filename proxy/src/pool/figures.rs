@@ -158,7 +158,7 @@ impl Pools {
                 node,
                 database: key.database.clone(),
                 user: key.user.clone(),
-                mode: self.env.limits.mode,
+                mode: self.env.mode,
                 clients_active: active,
                 clients_waiting: counts.waiting,
                 servers_active: active,

@@ -22,11 +22,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use tandem_wire::Credentials;
 use tokio::runtime::Handle;
 
 use crate::{
-    config::{Config, PoolConfig, PoolMode},
+    bound::Bound,
+    config::{PoolConfig, PoolMode},
     health::HealthBoard,
     node::{Node, Nodes},
     session::{
@@ -78,8 +80,10 @@ pub(crate) struct Key {
 /// What all pools share.
 #[derive(Debug)]
 pub(crate) struct Env {
-    limits: PoolConfig,
-    connect_timeout: Duration,
+    mode: PoolMode,
+    /// Of pools that come later; each has its own copy. Changes under the lock of `Pools::pools`.
+    limits: ArcSwap<PoolConfig>,
+    connect_timeout: Bound,
     nodes: Nodes,
     health: Arc<HealthBoard>,
     workers: Vec<Handle>,
@@ -132,6 +136,17 @@ struct Profiles {
     by_name: HashMap<String, Profile>,
 }
 
+/// The limits of pools by a configuration.
+fn effective(config: &PoolConfig) -> PoolConfig {
+    let mut limits = config.clone();
+    if limits.mode == PoolMode::Session {
+        // Every session has a server of its own.
+        limits.size = usize::MAX / 2;
+        limits.min = 0;
+    }
+    limits
+}
+
 /// A server now, or a place in the queue.
 #[derive(Debug)]
 pub(crate) enum Turn {
@@ -147,23 +162,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pools {
-    /// No pool yet. Servers are opened on `workers`.
+    /// No pool yet. Servers are opened on `workers`, each within `connect_timeout`.
     pub(crate) fn new(
-        config: &Config,
+        config: &PoolConfig,
+        connect_timeout: Bound,
         nodes: Nodes,
         health: Arc<HealthBoard>,
         workers: Vec<Handle>,
     ) -> Pools {
-        let mut limits = config.proxy.pool.clone();
-        if limits.mode == PoolMode::Session {
-            // Every session has a server of its own.
-            limits.size = usize::MAX / 2;
-            limits.min = 0;
-        }
         Pools {
             env: Arc::new(Env {
-                limits,
-                connect_timeout: config.proxy.server_connect_timeout,
+                mode: config.mode,
+                limits: ArcSwap::from_pointee(effective(config)),
+                connect_timeout,
                 nodes,
                 health,
                 workers,
@@ -174,6 +185,17 @@ impl Pools {
             pools: Mutex::default(),
             statements: Arc::default(),
             sessions: AtomicU32::new(0),
+        }
+    }
+
+    /// Other limits from now on, for all pools. Their connections stay, but for what is one too many; the number of prepared
+    /// statements counts for connections that are opened later.
+    pub(crate) fn set_limits(&self, config: &PoolConfig) {
+        let limits = effective(config);
+        let pools = lock(&self.pools);
+        self.env.limits.store(Arc::new(limits.clone()));
+        for pool in pools.values() {
+            lock(&pool.queue).set_limits(limits.clone());
         }
     }
 
@@ -190,7 +212,10 @@ impl Pools {
         let pool = Arc::new(Pool {
             key: key.clone(),
             env: Arc::clone(&self.env),
-            queue: Mutex::new(Queue::new(self.env.limits.clone(), self.env.workers.len())),
+            queue: Mutex::new(Queue::new(
+                self.env.limits.load().as_ref().clone(),
+                self.env.workers.len(),
+            )),
             credentials: Mutex::new(credentials.clone()),
             profiles: Mutex::default(),
             faces: Mutex::default(),
@@ -337,9 +362,12 @@ impl Pool {
 
     fn tick(self: &Arc<Pool>) {
         let now = self.env.now();
-        let due = lock(&self.queue).tick(now);
+        let (due, wait_max) = {
+            let mut queue = lock(&self.queue);
+            (queue.tick(now), queue.limits().wait_max)
+        };
         for ticket in due.expired {
-            ticket.fail(WaitError::TooLong(self.env.limits.wait_max));
+            ticket.fail(WaitError::TooLong(wait_max));
         }
         for ticket in due.told {
             ticket.tell();

@@ -78,7 +78,7 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
         &key.database,
         credentials,
         key.params.to_vec(),
-        env.connect_timeout,
+        env.connect_timeout.get(),
     );
     let turn = node.login_turn().await;
     let connected = tandem_wire::connect(&options).await;
@@ -102,7 +102,7 @@ impl Pool {
             parts,
             &self.key,
             id,
-            env.limits.prepared_max,
+            env.limits.load().prepared_max,
             env.now(),
             Arc::downgrade(self),
         );
@@ -113,7 +113,7 @@ impl Pool {
 
 /// Asks a server for a sign of life and brings it to the queue. One that gives none is closed.
 pub(super) async fn check(pool: Arc<Pool>, mut server: Box<Server>) {
-    let alive = timeout(pool.env.connect_timeout, is_alive(&mut server)).await;
+    let alive = timeout(pool.env.connect_timeout.get(), is_alive(&mut server)).await;
     let now = pool.env.now();
     if matches!(alive, Ok(Ok(true))) {
         let (home, born) = (server.home, server.born);

@@ -1,8 +1,8 @@
 //! Owns the decisions of one pool: who gets which server connection, when one is opened, checked or closed. Pure: it
 //! knows neither sockets nor clocks, and whoever waits is served in the order of asking.
 //!
-//! **Invariant:** `open` counts every connection that exists or is being made: idle, in use, `opening`. It never exceeds the
-//! pool's size and reserve, and each is uncounted exactly once, by [`Queue::lost`] or [`Queue::failed`].
+//! **Invariant:** `open` counts every connection that exists or is being made: idle, in use, `opening`. It is never made to exceed
+//! the pool's size and reserve; a pool that was made smaller comes down to them as connections become free. Each is uncounted exactly once, by [`Queue::lost`] or [`Queue::failed`].
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -105,6 +105,21 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         }
     }
 
+    /// Other limits from now on. What they make superfluous goes when it is not in use.
+    pub(super) fn set_limits(&mut self, limits: PoolConfig) {
+        self.limits = limits;
+    }
+
+    /// The limits.
+    pub(super) fn limits(&self) -> &PoolConfig {
+        &self.limits
+    }
+
+    /// Connections at most, the reserve included.
+    fn most(&self) -> usize {
+        self.limits.size.saturating_add(self.limits.reserve)
+    }
+
     /// Takes an idle server, of the same worker if there is one, or puts a waiter at the end of the queue.
     pub(super) fn ask(
         &mut self,
@@ -160,7 +175,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         Job::None
     }
 
-    /// Gives a server to whoever waits longest, or keeps it. An error returns one that is too old: close it.
+    /// Gives a server to whoever waits longest, or keeps it. An error returns one that is too old or one too many: close it.
     pub(super) fn give(
         &mut self,
         mut server: S,
@@ -168,7 +183,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         born: Duration,
         now: Duration,
     ) -> Result<(), S> {
-        if self.too_old(born, now) {
+        if self.too_old(born, now) || self.open > self.most() {
             return Err(server);
         }
         while let Some(next) = self.waiting.pop_front() {
@@ -284,6 +299,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
     fn take_surplus(&mut self, now: Duration, surplus: &mut Vec<S>) {
         let (idle_max, lifetime_max) = (self.limits.idle_max, self.limits.lifetime_max);
         let mut spare = self.open.saturating_sub(self.limits.min);
+        let mut excess = self.open.saturating_sub(self.most());
         for worker in &mut self.idle {
             // The one used last is at the end.
             let mut place = 0;
@@ -291,8 +307,9 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
                 let old = !lifetime_max.is_zero() && now.saturating_sub(idle.born) >= lifetime_max;
                 let unused =
                     !idle_max.is_zero() && now.saturating_sub(idle.since) >= idle_max && spare > 0;
-                if old || unused {
+                if old || unused || excess > 0 {
                     spare = spare.saturating_sub(1);
+                    excess = excess.saturating_sub(1);
                     surplus.push(worker.remove(place).server);
                 } else {
                     place += 1;

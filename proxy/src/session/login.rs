@@ -153,7 +153,7 @@ impl Login<'_> {
         let shared = self.shared;
         let (user, database) = (&self.startup.user, &self.startup.database);
         let params = &self.startup.params;
-        let mode = shared.config.proxy.pool.mode;
+        let mode = shared.settings.load().config.proxy.pool.mode;
         // Who shares no server need not give up its name.
         let shared_params: Params = params
             .iter()
@@ -230,7 +230,7 @@ impl Login<'_> {
         route::add_problems(shared, &mut tried);
         tracing::warn!(user, tried, "no node can take a session");
         Err(Ended::new(&report::no_node(
-            &shared.config.cluster,
+            &shared.settings.load().config.cluster,
             tried.trim_end_matches([';', ' ']),
         )))
     }
@@ -243,11 +243,12 @@ impl Login<'_> {
         another: bool,
     ) -> Result<(Option<Box<Server>>, Profile), Option<WaitError>> {
         let params = &self.startup.params;
-        let keeps = self.shared.config.proxy.pool.mode == PoolMode::Session;
+        let mode = self.shared.settings.load().config.proxy.pool.mode;
+        let keeps = mode == PoolMode::Session;
         if !keeps && let Some(profile) = pool.profile(params) {
             return Ok((None, profile));
         }
-        let limit = self.shared.config.proxy.server_connect_timeout;
+        let limit = self.shared.connect_timeout.get();
         let limit = if another { limit.min(HOP_MAX) } else { limit };
         let server = timeout(limit, pool.server()).await.map_err(|_| None)??;
         let profile = pool

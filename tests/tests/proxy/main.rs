@@ -10,6 +10,7 @@ mod large;
 mod login;
 mod loss;
 mod pooling;
+mod reload;
 mod security;
 mod sessions;
 mod settings;

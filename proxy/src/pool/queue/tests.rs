@@ -269,3 +269,60 @@ fn connections_end_when_they_are_old_or_not_needed_and_some_are_kept_warm() {
         "too old when it comes back"
     );
 }
+
+#[test]
+fn a_pool_that_was_made_smaller_comes_down_as_connections_become_free() {
+    let mut queue = queue(|limits| limits.size = 3);
+    let clients: Vec<_> = (0..5).map(Client::new).collect();
+    for client in &clients {
+        ask(&mut queue, SECOND, client);
+    }
+    for server in [1, 2, 3] {
+        queue.arrived(server, 0, SECOND, SECOND).expect("wanted");
+    }
+    let smaller = PoolConfig {
+        size: 1,
+        ..queue.limits().clone()
+    };
+    queue.set_limits(smaller);
+    // Two are too many, though somebody waits.
+    for server in [1, 2] {
+        assert_eq!(queue.give(server, 0, SECOND, SECOND), Err(server));
+        assert_eq!(queue.lost(SECOND), Job::None);
+    }
+    assert_eq!(clients[3].got(), None);
+    queue
+        .give(3, 0, SECOND, SECOND)
+        .expect("the one that stays");
+    assert_eq!((clients[3].got(), queue.counts().open), (Some(3), 1));
+
+    // A larger one is opened for who waits.
+    let larger = PoolConfig {
+        size: 2,
+        ..queue.limits().clone()
+    };
+    queue.set_limits(larger);
+    assert_eq!(queue.tick(SECOND).open, 1);
+}
+
+#[test]
+fn idle_connections_beyond_a_smaller_size_are_closed_at_once() {
+    let mut queue = queue(|limits| limits.size = 3);
+    let clients: Vec<_> = (0..3).map(Client::new).collect();
+    for client in &clients {
+        ask(&mut queue, SECOND, client);
+    }
+    for server in [1, 2, 3] {
+        queue.arrived(server, 0, SECOND, SECOND).expect("wanted");
+    }
+    for server in [1, 2, 3] {
+        queue.give(server, 0, SECOND, SECOND).expect("kept");
+    }
+    assert!(queue.tick(SECOND).surplus.is_empty());
+    let smaller = PoolConfig {
+        size: 1,
+        ..queue.limits().clone()
+    };
+    queue.set_limits(smaller);
+    assert_eq!(queue.tick(SECOND).surplus.len(), 2);
+}
