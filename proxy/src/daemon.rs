@@ -35,6 +35,8 @@ use crate::{
 
 /// How long sessions may take to end once they were told to end at once.
 const FAST_BOUND: Duration = Duration::from_secs(5);
+/// Where another daemon takes over, sessions that are younger than this are not ended for being idle.
+const JUST_COME: Duration = Duration::from_secs(2);
 /// Descriptors needed beside two per client: listeners, probes, control and replication connections.
 const EXTRA_DESCRIPTORS: u64 = 1100;
 /// How long the roles' verifiers are waited for at the start until some node has answered.
@@ -110,14 +112,14 @@ impl Daemon {
         let nodes = node::nodes(&config.nodes)?;
         let mut listeners = Vec::new();
         for listen in &config.proxy.listen {
-            listeners.push(Listener::bind(listen).await?);
+            listeners.push(Listener::bind(listen, config.proxy.so_reuseport).await?);
         }
         let proxy_addresses = listeners
             .iter()
             .map(Listener::address)
             .collect::<Result<Vec<_>, _>>()
             .map_err(DaemonError::Address)?;
-        let admin = Admin::bind(&config.admin).await?;
+        let admin = Admin::bind(&config.admin, config.proxy.so_reuseport)?;
         let admin_address = admin.address();
 
         let mut background = JoinSet::new();
@@ -164,6 +166,7 @@ impl Daemon {
             registry,
             connect_timeout: bound,
             reloading: Mutex::default(),
+            shares_addresses: config.proxy.so_reuseport,
             settings: ArcSwap::from_pointee(settings),
         });
         background.spawn(admin.serve(
@@ -239,13 +242,26 @@ impl Daemon {
         if how == Shutdown::Smart {
             let bound = self.shared.settings.load().config.proxy.shutdown_timeout;
             self.stop.send_replace(Stop::WhenIdle);
-            registry.stop_all(Stop::WhenIdle);
             tracing::info!(
                 sessions = registry.len(),
                 seconds = bound.as_secs_f64(),
                 "smart shutdown: waiting for transactions to end"
             );
-            let all_ended = async { while self.listeners.join_next().await.is_some() {} };
+            let shares_addresses = self.shared.shares_addresses;
+            let listeners = &mut self.listeners;
+            let all_ended = async {
+                if shares_addresses {
+                    // Who has just come is about to ask for something, and may be gone then.
+                    if let Some(before) = Instant::now().checked_sub(JUST_COME) {
+                        registry.stop_begun_before(before, Stop::WhenIdle);
+                    }
+                    let ended = async { while listeners.join_next().await.is_some() {} };
+                    // Not in time: then the others are ended too.
+                    let _ = timeout(JUST_COME, ended).await;
+                }
+                registry.stop_all(Stop::WhenIdle);
+                while listeners.join_next().await.is_some() {}
+            };
             if timeout(bound, all_ended).await.is_err() {
                 tracing::warn!(
                     sessions = registry.len(),

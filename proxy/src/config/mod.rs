@@ -79,6 +79,8 @@ impl Config {
 pub struct ProxyConfig {
     /// Where clients connect; at least one.
     pub listen: Vec<Listen>,
+    /// Whether another daemon of the same user may listen on the same addresses, as for a rolling restart.
+    pub so_reuseport: bool,
     /// The zone this daemon stands in; nodes of the same zone are nearest.
     pub zone: Option<String>,
     /// Threads that serve clients.

@@ -154,6 +154,10 @@ impl Reader<'_> {
         let listen = section
             .require("listen", &mut self.problems)
             .and_then(|value| self.listen(&value));
+        let so_reuseport = section
+            .take("so_reuseport")
+            .and_then(|value| value.boolean(&mut self.problems))
+            .unwrap_or(false);
         let zone = section
             .take("zone")
             .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
@@ -206,6 +210,7 @@ impl Reader<'_> {
         };
         let proxy = listen.map(|listen| ProxyConfig {
             listen,
+            so_reuseport,
             zone,
             workers,
             pool,

@@ -124,6 +124,7 @@ impl Config {
             state_dir: running.state_dir.clone(),
             proxy: ProxyConfig {
                 listen: running.proxy.listen.clone(),
+                so_reuseport: running.proxy.so_reuseport,
                 workers: running.proxy.workers,
                 pool: PoolConfig {
                     mode: running.proxy.pool.mode,
@@ -207,6 +208,7 @@ impl List {
     fn proxy(&mut self, proxy: &ProxyConfig) {
         let ProxyConfig {
             listen,
+            so_reuseport,
             zone,
             workers,
             pool,
@@ -219,6 +221,7 @@ impl List {
             tls,
         } = proxy;
         self.fixed("proxy.listen", listed(listen));
+        self.fixed("proxy.so_reuseport", so_reuseport);
         self.live("proxy.zone", shown(zone.as_ref()));
         self.fixed("proxy.workers", workers);
         self.live("proxy.max_client_connections", max_client_connections);

@@ -16,7 +16,7 @@ use super::{
     registry::Registered,
     report, route,
     state::{APPLICATION_NAME, Profile},
-    stopping,
+    turning_away,
 };
 use crate::{
     auth::{Applicant, Denied},
@@ -88,10 +88,9 @@ impl Login<'_> {
     /// Authenticates, finds a node, connects to it and greets the client.
     pub(super) async fn run(&self, io: &mut ClientIo, deadline: Instant) -> Result<Welcome, Ended> {
         let steps = self.steps(io);
-        let mut stop = self.shared.stop.clone();
         let outcome = tokio::select! {
             outcome = timeout_at(deadline, steps) => outcome,
-            () = stopping(&mut stop) => return Err(Ended::new(&report::shutting_down())),
+            () = turning_away(self.shared) => return Err(Ended::new(&report::shutting_down())),
         };
         let (place, found) = match outcome {
             Ok(outcome) => outcome?,

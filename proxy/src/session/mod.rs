@@ -62,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) settings: ArcSwap<Settings>,
     /// Held while the files are read again.
     pub(crate) reloading: Mutex<()>,
+    /// Another daemon may take over while this one ends: nobody is turned away.
+    pub(crate) shares_addresses: bool,
     /// `server_connect_timeout`
     pub(crate) connect_timeout: Bound,
     pub(crate) nodes: Nodes,
@@ -148,6 +150,17 @@ impl Clients {
 pub(crate) async fn stopping(stop: &mut watch::Receiver<Stop>) {
     // A sender that is gone means that the daemon is.
     let _ = stop.wait_for(|stop| *stop != Stop::No).await;
+}
+
+/// Returns when those who are logging in are turned away.
+pub(crate) async fn turning_away(shared: &Shared) {
+    let mut stop = shared.stop.clone();
+    let from = match shared.shares_addresses {
+        true => Stop::AtOnce,
+        false => Stop::WhenIdle,
+    };
+    // A sender that is gone means that the daemon is.
+    let _ = stop.wait_for(|stop| *stop >= from).await;
 }
 
 /// A client who has logged in.

@@ -535,6 +535,7 @@ impl Task {
                     && self.up.at_boundary()
                     && self.from_client.is_empty()
                     && self.to_client.is_empty()
+                    && !self.client.has_unread()
             }
             Stop::AtOnce => self.boundary() == Boundary::Clean,
         }

@@ -97,6 +97,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         registry,
         connect_timeout: bound,
         reloading: Mutex::default(),
+        shares_addresses: false,
         settings: ArcSwap::from_pointee(Settings { config, tls: None }),
     };
     (shared, probes)

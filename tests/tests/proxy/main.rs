@@ -11,6 +11,7 @@ mod login;
 mod loss;
 mod pooling;
 mod reload;
+mod rolling;
 mod security;
 mod sessions;
 mod settings;

@@ -75,6 +75,7 @@ fn status() -> Status {
         quarantined: 2,
     };
     Status {
+        pid: 1,
         cluster: "bikes".into(),
         version: "0.1.0",
         nodes: vec![NodeStatus {
