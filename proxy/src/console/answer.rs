@@ -95,6 +95,7 @@ pub(super) const DATABASES: &[&str] = &[
     "pool_mode",
     "current_client_connections",
     "max_client_connections",
+    "paused",
 ];
 
 const USERS: &[&str] = &[
@@ -153,6 +154,9 @@ impl Statement {
             Statement::Set
             | Statement::Reload
             | Statement::Shutdown(_)
+            | Statement::Pause { .. }
+            | Statement::Resume { .. }
+            | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
             | Statement::Missing(_) => &[],
@@ -167,6 +171,9 @@ impl Statement {
             Statement::Set => "SET",
             Statement::Reload => "RELOAD",
             Statement::Shutdown(_) => "SHUTDOWN",
+            Statement::Pause { .. } => "PAUSE",
+            Statement::Resume { .. } => "RESUME",
+            Statement::Reconnect { .. } => "RECONNECT",
             Statement::Kill { .. } => "KILL",
             Statement::KillClient(_) => "KILL_CLIENT",
             Statement::Quarantine(_) => "QUARANTINE",

@@ -104,6 +104,7 @@ fn databases(shared: &Shared) -> Vec<Row> {
             text(&settings.config.proxy.pool.mode),
             current.clone(),
             max.clone(),
+            yes_no(shared.pools.paused().covers(database)),
         ]
     });
     let mut console = vec![text(DATABASE), None, None, text(DATABASE)];
@@ -160,7 +161,7 @@ fn state(shared: &Shared) -> Vec<Row> {
     let stopping = *shared.stop.borrow() != crate::session::registry::Stop::No;
     [
         ("active", !stopping),
-        ("paused", false),
+        ("paused", shared.pools.paused().all),
         ("suspended", false),
         ("stopping", stopping),
     ]

@@ -36,6 +36,18 @@ pub(super) enum Statement {
     Set,
     Reload,
     Shutdown(ShutdownMode),
+    /// Gives no servers of a database, or of any.
+    Pause {
+        database: Option<String>,
+    },
+    /// Gives them again.
+    Resume {
+        database: Option<String>,
+    },
+    /// Has new connections to a database made, or to all.
+    Reconnect {
+        database: Option<String>,
+    },
     /// Ends the sessions of a database, or all.
     Kill {
         database: Option<String>,
@@ -186,6 +198,15 @@ pub(super) const VERBS: &[Verb] = &[
         "writes a losing write again, as a new change",
     ),
     operate(
+        "PAUSE [DATABASE]",
+        "closes the connections to a database, or to all, as their transactions end; new statements wait",
+    ),
+    operate("RESUME [DATABASE]", "lets them go on"),
+    operate(
+        "RECONNECT [DATABASE]",
+        "has each connection to a database, or to all, replaced as its transaction ends",
+    ),
+    operate(
         "KILL [DATABASE]",
         "ends the sessions of a database, or all, at once",
     ),
@@ -205,15 +226,7 @@ pub(super) const VERBS: &[Verb] = &[
 ];
 
 /// PgBouncer's verbs that are not there.
-const MISSING: &[&str] = &[
-    "PAUSE",
-    "RESUME",
-    "RECONNECT",
-    "DISABLE",
-    "ENABLE",
-    "SUSPEND",
-    "WAIT_CLOSE",
-];
+const MISSING: &[&str] = &["DISABLE", "ENABLE", "SUSPEND", "WAIT_CLOSE"];
 
 /// What PgBouncer shows and we do not.
 const MISSING_SHOW: &[&str] = &[
@@ -282,6 +295,9 @@ impl Statement {
             ) => Right::Operate,
             Statement::Reload
             | Statement::Shutdown(_)
+            | Statement::Pause { .. }
+            | Statement::Resume { .. }
+            | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
             | Statement::Reapply { .. } => Right::Operate,
@@ -373,6 +389,15 @@ impl<'t> Words<'t> {
                 force: self.takes("FORCE"),
             }),
             "RELOAD" => Ok(Statement::Reload),
+            "PAUSE" => Ok(Statement::Pause {
+                database: self.next().map(Token::name),
+            }),
+            "RESUME" => Ok(Statement::Resume {
+                database: self.next().map(Token::name),
+            }),
+            "RECONNECT" => Ok(Statement::Reconnect {
+                database: self.next().map(Token::name),
+            }),
             "KILL" => Ok(Statement::Kill {
                 database: self.next().map(Token::name),
             }),
@@ -400,9 +425,12 @@ impl<'t> Words<'t> {
                     "KILL",
                     "KILL_CLIENT",
                     "SHOW",
+                    "PAUSE",
                     "QUARANTINE",
                     "REAPPLY",
+                    "RECONNECT",
                     "RELOAD",
+                    "RESUME",
                     "SHUTDOWN",
                     "SET",
                 ];

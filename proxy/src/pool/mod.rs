@@ -8,6 +8,7 @@
 
 pub(crate) mod figures;
 mod open;
+mod pause;
 mod queue;
 mod server;
 mod wait;
@@ -24,7 +25,10 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tandem_wire::Credentials;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+};
 
 use crate::{
     bound::Bound,
@@ -36,6 +40,7 @@ use crate::{
         state::{APPLICATION_NAME, Profile},
     },
 };
+use pause::Paused;
 use queue::{Asked, Job, Queue};
 use wait::Ticket;
 
@@ -91,6 +96,10 @@ pub(crate) struct Env {
     /// Milliseconds since `started`, moved by the tick.
     now_ms: AtomicU64,
     servers: AtomicU64,
+    /// Changes under the lock of `Pools::pools`.
+    paused: watch::Sender<Paused>,
+    /// A server of a pool that is paused is closed.
+    lost: Notify,
 }
 
 impl Env {
@@ -181,6 +190,8 @@ impl Pools {
                 started: Instant::now(),
                 now_ms: AtomicU64::new(0),
                 servers: AtomicU64::new(0),
+                paused: watch::Sender::default(),
+                lost: Notify::new(),
             }),
             pools: Mutex::default(),
             statements: Arc::default(),
@@ -209,13 +220,17 @@ impl Pools {
             }
             return Arc::clone(pool);
         }
+        let mut queue = Queue::new(
+            self.env.limits.load().as_ref().clone(),
+            self.env.workers.len(),
+        );
+        if self.paused().covers(&key.database) {
+            queue.pause();
+        }
         let pool = Arc::new(Pool {
             key: key.clone(),
             env: Arc::clone(&self.env),
-            queue: Mutex::new(Queue::new(
-                self.env.limits.load().as_ref().clone(),
-                self.env.workers.len(),
-            )),
+            queue: Mutex::new(queue),
             credentials: Mutex::new(credentials.clone()),
             profiles: Mutex::default(),
             faces: Mutex::default(),
@@ -351,7 +366,13 @@ impl Pool {
 
     /// A connection is closed.
     fn on_lost(self: &Arc<Pool>) {
-        let job = lock(&self.queue).lost(self.env.now());
+        let (job, paused) = {
+            let mut queue = lock(&self.queue);
+            (queue.lost(self.env.now()), queue.is_paused())
+        };
+        if paused {
+            self.env.lost.notify_waiters();
+        }
         self.start(job);
     }
 

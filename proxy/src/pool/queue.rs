@@ -88,6 +88,10 @@ pub(super) struct Queue<S, W> {
     open: usize,
     opening: usize,
     retry_at: Duration,
+    /// Nobody gets a server, and each is closed when it is free.
+    paused: bool,
+    /// What was opened up to then is closed when it is free.
+    renewed: Option<Duration>,
 }
 
 impl<S, W: Waiter<S> + Clone> Queue<S, W> {
@@ -102,6 +106,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
             open: 0,
             opening: 0,
             retry_at: Duration::ZERO,
+            paused: false,
+            renewed: None,
         }
     }
 
@@ -128,6 +134,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         waiter: impl FnOnce() -> W,
     ) -> Asked<S> {
         if self.waiting.is_empty()
+            && !self.paused
             && let Some(idle) = self.take_idle(worker)
         {
             if now.saturating_sub(idle.since) <= self.limits.check_after {
@@ -166,7 +173,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
             front.is_some_and(|front| now.saturating_sub(front.since) >= self.limits.reserve_after);
         let room = self.limits.size + if reserve { self.limits.reserve } else { 0 };
         // While there are others, a node that refused one more is not asked again at once.
-        let allowed = self.open == 0 || now >= self.retry_at;
+        let allowed = !self.paused && (self.open == 0 || now >= self.retry_at);
         if self.waiting.len() > self.opening && self.open < room && allowed {
             self.open += 1;
             self.opening += 1;
@@ -175,7 +182,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         Job::None
     }
 
-    /// Gives a server to whoever waits longest, or keeps it. An error returns one that is too old or one too many: close it.
+    /// Gives a server to whoever waits longest, or keeps it. An error returns one that is not to be
+    /// used any more: close it.
     pub(super) fn give(
         &mut self,
         mut server: S,
@@ -183,7 +191,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         born: Duration,
         now: Duration,
     ) -> Result<(), S> {
-        if self.too_old(born, now) || self.open > self.most() {
+        if self.paused || self.too_old(born, now) || self.open > self.most() {
             return Err(server);
         }
         while let Some(next) = self.waiting.pop_front() {
@@ -208,7 +216,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
 
     fn too_old(&self, born: Duration, now: Duration) -> bool {
         let max = self.limits.lifetime_max;
-        !max.is_zero() && now.saturating_sub(born) >= max
+        let expired = !max.is_zero() && now.saturating_sub(born) >= max;
+        expired || self.renewed.is_some_and(|renewed| born <= renewed)
     }
 
     /// A connection was opened, or has given a sign of life.
@@ -228,7 +237,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         self.opening = self.opening.saturating_sub(1);
         self.open = self.open.saturating_sub(1);
         self.retry_at = now + self.limits.retry_after;
-        if self.open > 0 {
+        // While it is paused a node that does not serve is no surprise.
+        if self.open > 0 || self.paused {
             return Vec::new();
         }
         self.waiting.drain(..).map(|each| each.waiter).collect()
@@ -249,6 +259,28 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
     pub(super) fn leave(&mut self, waiter: &W) -> bool {
         let place = self.waiting.iter().position(|each| each.waiter.is(waiter));
         place.is_some_and(|place| self.waiting.remove(place).is_some())
+    }
+
+    /// Nobody gets a server any more. Answers those that nobody uses: close them.
+    pub(super) fn pause(&mut self) -> Vec<S> {
+        self.paused = true;
+        self.drain_idle()
+    }
+
+    /// Servers are given again; the next [`Queue::tick`] says what is to be opened.
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    /// Whether nobody gets a server.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// What was opened up to now is not used again. Answers those that nobody uses: close them.
+    pub(super) fn renew(&mut self, now: Duration) -> Vec<S> {
+        self.renewed = Some(now);
+        self.drain_idle()
     }
 
     /// Takes all idle servers out; each stays counted until [`Queue::lost`].
@@ -288,7 +320,11 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         while matches!(self.open_another(now), Job::Open) {
             due.open += 1;
         }
-        while self.open < self.limits.min.min(self.limits.size) && now >= self.retry_at {
+        let kept_open = match self.paused {
+            true => 0,
+            false => self.limits.min.min(self.limits.size),
+        };
+        while self.open < kept_open && now >= self.retry_at {
             self.open += 1;
             self.opening += 1;
             due.open += 1;

@@ -235,7 +235,7 @@ impl Login<'_> {
     }
 
     /// What the client is greeted with, and the server that it keeps. The first client of a pool waits until its first server
-    /// has said what the settings are. An error without a reason: it took too long.
+    /// has said what the settings are; while its database is paused it waits for that. An error without a reason: it took too long.
     async fn enter(
         &self,
         pool: &Arc<Pool>,
@@ -249,7 +249,14 @@ impl Login<'_> {
         }
         let limit = self.shared.connect_timeout.get();
         let limit = if another { limit.min(HOP_MAX) } else { limit };
-        let server = timeout(limit, pool.server()).await.map_err(|_| None)??;
+        let server = loop {
+            pool.resumed().await;
+            match timeout(limit, pool.server()).await {
+                Ok(server) => break server?,
+                Err(_) if pool.is_paused() => {}
+                Err(_) => return Err(None),
+            }
+        };
         let profile = pool
             .profile(params)
             .unwrap_or_else(|| Profile::new(params, &[]));

@@ -125,13 +125,16 @@ impl Bench {
         let pool = shared.pools.get(key, &tandem_wire::Credentials::None);
         let (client, near_client) = UnixStream::pair().expect("a pair");
         let (server, near_server) = UnixStream::pair().expect("a pair");
-        let seated = pool.seat(Parts {
-            stream: Stream::Unix(near_server),
-            rx: BytesMut::new(),
-            parameters: Vec::new(),
-            backend_pid: 1,
-            cancel_secret: vec![0; 4],
-        });
+        let seated = pool.seat(
+            Parts {
+                stream: Stream::Unix(near_server),
+                rx: BytesMut::new(),
+                parameters: Vec::new(),
+                backend_pid: 1,
+                cancel_secret: vec![0; 4],
+            },
+            Duration::ZERO,
+        );
         let kept = if mode == PoolMode::Session {
             Some(seated)
         } else {

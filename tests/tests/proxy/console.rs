@@ -164,6 +164,9 @@ async fn only_who_is_listed_and_has_proved_it_gets_in_and_only_to_what_it_may() 
         "QUARANTINE SKIP n1/1",
         "QUARANTINE EDIT n1/1 SET public.t.a=1",
         "REAPPLY n1/1",
+        "PAUSE",
+        "RESUME",
+        "RECONNECT app",
         "RELOAD",
         "SHUTDOWN",
     ] {
@@ -189,8 +192,8 @@ async fn only_who_is_listed_and_has_proved_it_gets_in_and_only_to_what_it_may() 
         "42704 no node is called n9; there are n1"
     );
     assert_eq!(
-        refusal(&ops, "PAUSE app").await,
-        "0A000 PAUSE is not available in Tandem"
+        refusal(&ops, "SUSPEND").await,
+        "0A000 SUSPEND is not available in Tandem"
     );
     assert_eq!(
         refusal(&ops, "SELECT 1").await,

@@ -9,6 +9,7 @@ mod hostile;
 mod large;
 mod login;
 mod loss;
+mod pause;
 mod pooling;
 mod reload;
 mod rolling;

@@ -24,7 +24,7 @@ fn assert_faultless(ran: &Ran) {
     );
 }
 
-async fn backends(cluster: &Cluster) -> Vec<String> {
+pub(crate) async fn backends(cluster: &Cluster) -> Vec<String> {
     let found = cluster.nodes[0].value(BACKENDS).await;
     found.split_whitespace().map(str::to_owned).collect()
 }

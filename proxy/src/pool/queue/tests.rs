@@ -326,3 +326,55 @@ fn idle_connections_beyond_a_smaller_size_are_closed_at_once() {
     queue.set_limits(smaller);
     assert_eq!(queue.tick(SECOND).surplus.len(), 2);
 }
+
+#[test]
+fn while_it_is_paused_nobody_is_served_and_nothing_is_kept() {
+    let mut queue = queue(|limits| {
+        limits.size = 3;
+        limits.min = 1;
+    });
+    let clients: Vec<_> = (0..4).map(Client::new).collect();
+    warm(&mut queue, 1, SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &clients[0]), Asked::Have(1));
+    warm(&mut queue, 2, SECOND);
+    assert_eq!(queue.pause(), [2]);
+    queue.lost(SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &clients[1]), Asked::Wait(Job::None));
+    assert_eq!(queue.give(1, 0, SECOND, SECOND), Err(1));
+    assert_eq!(queue.lost(SECOND), Job::None);
+    let due = queue.tick(SECOND);
+    assert_eq!(
+        (due.open, due.expired.len(), queue.counts().open),
+        (0, 0, 0)
+    );
+    assert_eq!(clients[1].got(), None);
+    queue.resume();
+    assert_eq!(queue.tick(SECOND).open, 1);
+    queue.arrived(3, 0, SECOND, SECOND).expect("wanted");
+    assert_eq!(clients[1].got(), Some(3));
+}
+
+#[test]
+fn a_server_that_could_not_be_opened_is_no_error_for_who_waits_while_it_is_paused() {
+    let mut queue = queue(|_| {});
+    let client = Client::new(1);
+    assert_eq!(ask(&mut queue, SECOND, &client), Asked::Wait(Job::Open));
+    queue.pause();
+    assert!(queue.failed(SECOND).is_empty());
+    assert_eq!(queue.counts().waiting, 1);
+}
+
+#[test]
+fn what_was_opened_before_a_reconnect_is_closed_when_it_is_free() {
+    let mut queue = queue(|limits| limits.size = 3);
+    let client = Client::new(1);
+    warm(&mut queue, 1, SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &client), Asked::Have(1));
+    warm(&mut queue, 2, SECOND);
+    assert_eq!(queue.renew(2 * SECOND), [2]);
+    queue.lost(2 * SECOND);
+    assert_eq!(queue.give(1, 0, SECOND, 3 * SECOND), Err(1));
+    queue.lost(3 * SECOND);
+    warm(&mut queue, 3, 3 * SECOND);
+    assert_eq!(queue.counts().idle, 1);
+}
