@@ -165,6 +165,7 @@ impl Daemon {
             pools,
             registry,
             connect_timeout: bound,
+            slow_statement: Bound::new(settings.config.log.slow_statement),
             reloading: Mutex::default(),
             shares_addresses: config.proxy.so_reuseport,
             settings: ArcSwap::from_pointee(settings),

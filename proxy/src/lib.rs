@@ -18,4 +18,5 @@ pub mod pgbouncer;
 mod pool;
 pub mod reload;
 mod session;
+mod timing;
 mod workers;

@@ -121,6 +121,7 @@ fn apply(shared: &Shared, settings: Settings) {
     shared
         .health
         .set_probes(proxy.probe_interval, proxy.probe_timeout);
+    shared.slow_statement.set(config.log.slow_statement);
     shared.pools.set_limits(&proxy.pool);
     shared.settings.store(std::sync::Arc::new(settings));
 }

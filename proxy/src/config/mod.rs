@@ -214,6 +214,8 @@ impl AdminConfig {
 pub struct LogConfig {
     /// The least severe lines that are written. The environment variable `TANDEM_LOG` wins over it.
     pub level: LevelFilter,
+    /// Statements that take at least as long are logged without their literals; zero: none.
+    pub slow_statement: Duration,
 }
 
 /// `[replication]`

@@ -266,14 +266,23 @@ impl Reader<'_> {
             ("info", LevelFilter::INFO),
             ("debug", LevelFilter::DEBUG),
         ];
-        let mut level = LevelFilter::INFO;
+        let mut log = LogConfig {
+            level: LevelFilter::INFO,
+            slow_statement: Duration::ZERO,
+        };
         if let Some(mut section) = section {
             let given = section.take("level");
             let given = given.and_then(|value| value.choice(&levels, &mut self.problems));
-            level = given.unwrap_or(level);
+            log.level = given.unwrap_or(log.level);
+            log.slow_statement = self.duration(
+                &mut section,
+                "slow_statement",
+                Duration::ZERO,
+                Duration::ZERO,
+            );
             section.finish(&mut self.problems);
         }
-        LogConfig { level }
+        log
     }
 
     fn proxy_tls(&mut self, mut section: Section<'_>) -> Option<ProxyTls> {

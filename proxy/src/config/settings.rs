@@ -73,7 +73,10 @@ impl Config {
             auth,
             limits,
             admin,
-            log: LogConfig { level },
+            log: LogConfig {
+                level,
+                slow_statement,
+            },
             replication,
             nodes,
             rules: _,
@@ -84,6 +87,7 @@ impl Config {
         list.fixed("cluster", cluster);
         list.fixed("state_dir", state_dir.display());
         list.live("log.level", level);
+        list.live("log.slow_statement", format_args!("{slow_statement:?}"));
         list.proxy(proxy);
         let AuthConfig {
             rules: _,

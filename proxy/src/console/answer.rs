@@ -135,6 +135,7 @@ impl Statement {
                 Show::Clients => clients::CLIENTS,
                 Show::Servers => pools::SERVERS,
                 Show::Stats => pools::STATS,
+                Show::Latency => pools::LATENCY,
                 Show::Nodes => NODES,
                 Show::Lag => LAG,
                 Show::Rules => &["kind", "name", "rule"],

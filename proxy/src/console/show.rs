@@ -39,6 +39,10 @@ pub(super) async fn show(
         Show::Clients => shared.console.clients.rows(&shared.registry),
         Show::Servers => pools::servers(&shared.pools.figures(), SystemTime::now()),
         Show::Stats => pools::stats(&shared.pools.figures()),
+        Show::Latency => {
+            let latency = shared.pools.latency().await;
+            pools::latency(shared.nodes.iter().map(|node| node.name()), &latency)
+        }
         Show::Nodes => nodes(shared),
         Show::Lag => json_rows(
             &shared.console.replicator.status().links,

@@ -76,6 +76,7 @@ pub(super) enum Show {
     Clients,
     Servers,
     Stats,
+    Latency,
     Nodes,
     Lag,
     Rules,
@@ -161,6 +162,10 @@ pub(super) const VERBS: &[Verb] = &[
     look(
         "SHOW STATS",
         "what went through, by database, since the start; times in microseconds",
+    ),
+    look(
+        "SHOW LATENCY",
+        "how long transactions, queries and waits for a server took, by node, in microseconds",
     ),
     look("SHOW NODES", "nodes: health, clock, sessions"),
     look("SHOW LAG", "replication from each node to each other"),
@@ -279,6 +284,7 @@ impl Statement {
                 | Show::Clients
                 | Show::Servers
                 | Show::Stats
+                | Show::Latency
                 | Show::Nodes
                 | Show::Lag
                 | Show::Rules
@@ -454,6 +460,7 @@ impl<'t> Words<'t> {
             "CLIENTS" => Show::Clients,
             "SERVERS" => Show::Servers,
             "STATS" => Show::Stats,
+            "LATENCY" => Show::Latency,
             "NODES" => Show::Nodes,
             "LAG" => Show::Lag,
             "RULES" => Show::Rules,

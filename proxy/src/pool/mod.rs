@@ -284,6 +284,11 @@ impl Pool {
         &self.key
     }
 
+    /// The name of its node.
+    pub(crate) fn node_name(&self) -> &str {
+        self.env.node(self.key.node).map_or("?", |node| node.name())
+    }
+
     /// What a client with these startup parameters begins with, once a server was opened.
     pub(crate) fn profile(&self, params: &[(String, String)]) -> Option<Profile> {
         let name = params.iter().find(|(name, _)| name == APPLICATION_NAME);

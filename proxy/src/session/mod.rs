@@ -11,6 +11,7 @@ pub(crate) mod prepared;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod slow;
 mod splice;
 pub(crate) mod state;
 mod task;
@@ -60,6 +61,8 @@ use task::{Begin, Task};
 pub(crate) struct Shared {
     /// What counts now, as the last reload left it.
     pub(crate) settings: ArcSwap<Settings>,
+    /// `slow_statement` of `[log]`
+    pub(crate) slow_statement: Bound,
     /// Held while the files are read again.
     pub(crate) reloading: Mutex<()>,
     /// Another daemon may take over while this one ends: nobody is turned away.
@@ -277,6 +280,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     registered: welcome.registered,
                     session: shared.pools.next_session(),
                     mode: proxy.pool.mode,
+                    slow_statement: shared.slow_statement.clone(),
                 }),
                 _listed: shared.console.clients.list(pid, &about),
                 about,

@@ -96,6 +96,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         gate,
         registry,
         connect_timeout: bound,
+        slow_statement: Bound::new(Duration::ZERO),
         reloading: Mutex::default(),
         shares_addresses: false,
         settings: ArcSwap::from_pointee(Settings { config, tls: None }),
@@ -154,6 +155,7 @@ impl Bench {
             registered: shared.registry.enter(4).expect("entered"),
             session: 1,
             mode,
+            slow_statement: shared.slow_statement.clone(),
         });
         Bench {
             client,

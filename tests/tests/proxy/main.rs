@@ -7,6 +7,7 @@ mod flows;
 mod host_rules;
 mod hostile;
 mod large;
+mod latency;
 mod login;
 mod loss;
 mod pause;
