@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use crate::{
+    bound::Bound,
     node::Nodes,
     pool::CancelUnderWay,
     session::registry::{Cancel, Registry},
@@ -37,12 +38,12 @@ pub(crate) struct Canceller {
     registry: Arc<Registry>,
     nodes: Nodes,
     turns: Semaphore,
-    bound: Duration,
+    bound: Bound,
 }
 
 impl Canceller {
     /// `bound` limits the wait for a turn, and then the request itself.
-    pub(crate) fn new(registry: Arc<Registry>, nodes: Nodes, bound: Duration) -> Canceller {
+    pub(crate) fn new(registry: Arc<Registry>, nodes: Nodes, bound: Bound) -> Canceller {
         Canceller {
             registry,
             nodes,
@@ -83,19 +84,19 @@ impl Canceller {
         let Some(node) = self.nodes.get(face.node) else {
             return;
         };
-        let pid = face.pid;
+        let (pid, bound) = (face.pid, self.bound.get());
         let send = async {
             let _turn = self.turns.acquire().await.ok()?;
             // Neither user nor database matter for a cancel request.
             let user = &node.config().user;
-            let options = node.client_options(user, "", Credentials::None, Vec::new(), self.bound);
+            let options = node.client_options(user, "", Credentials::None, Vec::new(), bound);
             let sent = timeout(
-                self.bound,
+                bound,
                 tandem_wire::cancel::cancel(&options, pid, face.secret.expose()),
             );
             Some(sent.await)
         };
-        let sent = timeout(self.bound * 2, send).await;
+        let sent = timeout(bound * 2, send).await;
         match sent {
             Ok(Some(Ok(Ok(())))) => {
                 tracing::debug!(node = node.name(), backend = pid, "cancel forwarded");

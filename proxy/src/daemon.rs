@@ -2,10 +2,11 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use tandem_replicator::Replicator;
-use tandem_wire::tls::{ServerTls, TlsError, install_crypto_provider};
+use tandem_wire::tls::{TlsError, install_crypto_provider};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::JoinSet,
     time::{Instant, timeout},
 };
@@ -13,6 +14,7 @@ use tokio::{
 use crate::{
     admin::{Admin, AdminError},
     auth::{Gate, UsersFileError},
+    bound::Bound,
     cancel::Canceller,
     config::Config,
     console::Console,
@@ -20,9 +22,10 @@ use crate::{
     health::{HealthBoard, ProbeSettings},
     limits::Limits,
     listener::{ListenAddress, ListenError, Listener, accept_loop},
+    log,
     node::{self, NodeTlsError},
     pool::Pools,
-    reload::{self, ReloadError, Reloaded},
+    reload::{self, ReloadError, Reloaded, Settings},
     session::{
         Clients, Shared,
         registry::{Registry, Stop},
@@ -32,6 +35,8 @@ use crate::{
 
 /// How long sessions may take to end once they were told to end at once.
 const FAST_BOUND: Duration = Duration::from_secs(5);
+/// Where another daemon takes over, sessions that are younger than this are not ended for being idle.
+const JUST_COME: Duration = Duration::from_secs(2);
 /// Descriptors needed beside two per client: listeners, probes, control and replication connections.
 const EXTRA_DESCRIPTORS: u64 = 1100;
 /// How long the roles' verifiers are waited for at the start until some node has answered.
@@ -101,34 +106,29 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         install_crypto_provider();
         raise_descriptor_limit(config.proxy.max_client_connections);
-        let tls = match &config.proxy.tls {
-            Some(tls) => Some(ServerTls::load(
-                &tls.cert,
-                &tls.key,
-                tls.client_ca.as_deref(),
-            )?),
-            None => None,
-        };
+        let settings = Settings::new(config)?;
+        let config = &settings.config;
+        log::set_level(config.log.level);
         let nodes = node::nodes(&config.nodes)?;
         let mut listeners = Vec::new();
         for listen in &config.proxy.listen {
-            listeners.push(Listener::bind(listen).await?);
+            listeners.push(Listener::bind(listen, config.proxy.so_reuseport).await?);
         }
         let proxy_addresses = listeners
             .iter()
             .map(Listener::address)
             .collect::<Result<Vec<_>, _>>()
             .map_err(DaemonError::Address)?;
-        let admin = Admin::bind(&config.admin).await?;
+        let admin = Admin::bind(&config.admin, config.proxy.so_reuseport)?;
         let admin_address = admin.address();
 
         let mut background = JoinSet::new();
         let probes = ProbeSettings {
             interval: config.proxy.probe_interval,
-            timeout: config.proxy.probe_timeout,
+            timeout: Bound::new(config.proxy.probe_timeout),
             database: config.replication.database.clone(),
         };
-        let bound = config.proxy.server_connect_timeout;
+        let bound = Bound::new(config.proxy.server_connect_timeout);
         let health = HealthBoard::start(&nodes, &probes, &mut background);
         let database = &config.replication.database;
         let gate = Gate::new(
@@ -136,16 +136,17 @@ impl Daemon {
             Arc::clone(&nodes),
             Arc::clone(&health),
             database,
-            bound,
+            bound.clone(),
         )?;
-        let replicator = Arc::new(Replicator::start(replicator_config(&config, &nodes)));
+        let replicator = Arc::new(Replicator::start(replicator_config(config, &nodes)));
         let (stop, stop_seen) = watch::channel(Stop::No);
         let (deadline, deadline_seen) = watch::channel(None);
         let (ask_shutdown, shutdown_asked) = watch::channel(None);
         let registry = Arc::new(Registry::default());
         let workers = Arc::new(Workers::start(config.proxy.workers).map_err(DaemonError::Workers)?);
         let pools = Arc::new(Pools::new(
-            &config,
+            &config.proxy.pool,
+            bound.clone(),
             Arc::clone(&nodes),
             Arc::clone(&health),
             workers.handles().to_vec(),
@@ -153,8 +154,7 @@ impl Daemon {
         let ticking = Arc::clone(&pools);
         background.spawn(async move { ticking.tick().await });
         let shared = Arc::new(Shared {
-            rules: Arc::new(config.rules.clone()),
-            canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
+            canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
             clients: Clients::new(config.proxy.max_client_connections),
             limits: Limits::new(config.limits.clone()),
             console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
@@ -162,10 +162,13 @@ impl Daemon {
             nodes,
             health,
             gate,
-            tls,
             pools,
             registry,
-            config,
+            connect_timeout: bound,
+            slow_statement: Bound::new(settings.config.log.slow_statement),
+            reloading: Mutex::default(),
+            shares_addresses: config.proxy.so_reuseport,
+            settings: ArcSwap::from_pointee(settings),
         });
         background.spawn(admin.serve(
             Arc::clone(&shared),
@@ -217,8 +220,8 @@ impl Daemon {
         &self.replicator
     }
 
-    /// Reads certificates, host rules and the console's users again; new connections meet them. The users file needs
-    /// no call: a change of it is noticed.
+    /// Reads the configuration with all files that it names again. What cannot change while the daemon runs stays, and is
+    /// named in the answer. The users file needs no call: a change of it is noticed.
     ///
     /// # Errors
     /// [`ReloadError`] when something cannot be used. Everything stays as it was then.
@@ -238,15 +241,28 @@ impl Daemon {
     pub async fn shutdown(mut self, how: Shutdown) {
         let registry = &self.shared.registry;
         if how == Shutdown::Smart {
-            let bound = self.shared.config.proxy.shutdown_timeout;
+            let bound = self.shared.settings.load().config.proxy.shutdown_timeout;
             self.stop.send_replace(Stop::WhenIdle);
-            registry.stop_all(Stop::WhenIdle);
             tracing::info!(
                 sessions = registry.len(),
                 seconds = bound.as_secs_f64(),
                 "smart shutdown: waiting for transactions to end"
             );
-            let all_ended = async { while self.listeners.join_next().await.is_some() {} };
+            let shares_addresses = self.shared.shares_addresses;
+            let listeners = &mut self.listeners;
+            let all_ended = async {
+                if shares_addresses {
+                    // Who has just come is about to ask for something, and may be gone then.
+                    if let Some(before) = Instant::now().checked_sub(JUST_COME) {
+                        registry.stop_begun_before(before, Stop::WhenIdle);
+                    }
+                    let ended = async { while listeners.join_next().await.is_some() {} };
+                    // Not in time: then the others are ended too.
+                    let _ = timeout(JUST_COME, ended).await;
+                }
+                registry.stop_all(Stop::WhenIdle);
+                while listeners.join_next().await.is_some() {}
+            };
             if timeout(bound, all_ended).await.is_err() {
                 tracing::warn!(
                     sessions = registry.len(),
@@ -308,7 +324,7 @@ async fn compare_at_start(shared: Arc<Shared>) {
 }
 
 /// Two descriptors per client. What the system does not grant is said, not fatal.
-fn raise_descriptor_limit(max_clients: usize) {
+pub(crate) fn raise_descriptor_limit(max_clients: usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let wanted = u64::try_from(max_clients)
         .unwrap_or(u64::MAX)

@@ -1,6 +1,7 @@
 //! The daemon and its command line: listener, sessions, health, admin, configuration, dev cluster.
 pub mod admin;
 pub mod auth;
+mod bound;
 mod cancel;
 pub mod cli;
 pub mod config;
@@ -17,4 +18,5 @@ pub mod pgbouncer;
 mod pool;
 pub mod reload;
 mod session;
+mod timing;
 mod workers;

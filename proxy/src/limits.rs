@@ -1,21 +1,23 @@
 //! Owns how many clients each user and each database may have.
 //!
-//! Only those with a limit are counted. The console does not count, so that somebody can look who is in.
+//! Everybody is counted, because a limit may come later; who is in stays in when it does. The console does not count, so that
+//! somebody can look who is in.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use arc_swap::ArcSwap;
 use tandem_wire::ErrorReport;
 
 use crate::config::LimitsConfig;
 
-/// Whose clients are counted.
+/// Whose clients are counted. Those of one share its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Subject {
-    User(String),
-    Database(String),
+    User(Arc<str>),
+    Database(Arc<str>),
 }
 
 type Counts = HashMap<Subject, usize>;
@@ -23,21 +25,21 @@ type Counts = HashMap<Subject, usize>;
 /// Counts clients by user and by database.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    config: LimitsConfig,
+    config: ArcSwap<LimitsConfig>,
     counts: Arc<Mutex<Counts>>,
 }
 
 /// A client that counts until this is dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Counted {
-    subjects: Vec<Subject>,
+    subjects: Option<[Subject; 2]>,
     counts: Arc<Mutex<Counts>>,
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
         let mut counts = lock(&self.counts);
-        for subject in &self.subjects {
+        for subject in self.subjects.iter().flatten() {
             match counts.get_mut(subject) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => drop(counts.remove(subject)),
@@ -54,23 +56,27 @@ fn lock(counts: &Mutex<Counts>) -> MutexGuard<'_, Counts> {
 impl Limits {
     pub(crate) fn new(config: LimitsConfig) -> Limits {
         Limits {
-            config,
+            config: ArcSwap::from_pointee(config),
             counts: Arc::default(),
         }
+    }
+
+    /// Other limits, for those who come from now on.
+    pub(crate) fn set(&self, config: LimitsConfig) {
+        self.config.store(Arc::new(config));
     }
 
     /// Counts a client that is let in, unless its user or its database has as many as it may have. The texts are
     /// PostgreSQL's own.
     pub(crate) fn take(&self, user: &str, database: &str) -> Result<Counted, ErrorReport> {
-        let limited = [
-            (self.config.of_user(user), Subject::User(user.to_owned())),
-            (
-                self.config.of_database(database),
-                Subject::Database(database.to_owned()),
-            ),
+        let config = self.config.load();
+        let limits = [config.of_user(user), config.of_database(database)];
+        let subjects = [
+            Subject::User(user.into()),
+            Subject::Database(database.into()),
         ];
         let mut counts = lock(&self.counts);
-        for (limit, subject) in &limited {
+        for (limit, subject) in limits.iter().zip(&subjects) {
             let Some(limit) = *limit else { continue };
             if counts.get(subject).copied().unwrap_or(0) >= limit {
                 let message = match subject {
@@ -83,29 +89,30 @@ impl Limits {
                 return Err(ErrorReport::fatal("53300", message).with_hint(hint));
             }
         }
-        let subjects = limited.into_iter();
-        let subjects: Vec<Subject> = subjects
-            .filter_map(|(limit, subject)| limit.map(|_| subject))
-            .collect();
-        for subject in &subjects {
+        let subjects = subjects.map(|subject| {
+            let known = counts
+                .get_key_value(&subject)
+                .map(|(known, _)| known.clone());
+            let subject = known.unwrap_or(subject);
             *counts.entry(subject.clone()).or_default() += 1;
-        }
+            subject
+        });
         Ok(Counted {
-            subjects,
+            subjects: Some(subjects),
             counts: Arc::clone(&self.counts),
         })
     }
 
     /// Clients of a user now, and at most, where it has a limit.
     pub(crate) fn of_user(&self, user: &str) -> Option<(usize, usize)> {
-        let limit = self.config.of_user(user)?;
-        Some((self.count(&Subject::User(user.to_owned())), limit))
+        let limit = self.config.load().of_user(user)?;
+        Some((self.count(&Subject::User(user.into())), limit))
     }
 
     /// Clients of a database now, and at most, where it has a limit.
     pub(crate) fn of_database(&self, database: &str) -> Option<(usize, usize)> {
-        let limit = self.config.of_database(database)?;
-        let count = self.count(&Subject::Database(database.to_owned()));
+        let limit = self.config.load().of_database(database)?;
+        let count = self.count(&Subject::Database(database.into()));
         Some((count, limit))
     }
 
@@ -164,6 +171,22 @@ mod tests {
             lock(&limits.counts).is_empty(),
             "nothing is kept of who is gone"
         );
+    }
+
+    #[test]
+    fn a_limit_that_comes_later_counts_those_who_are_in() {
+        let limits = limits();
+        let inside: Vec<_> = (0..2)
+            .map(|_| limits.take("app", "x").expect("room"))
+            .collect();
+        limits.set(LimitsConfig {
+            clients_per_user: Some(2),
+            ..LimitsConfig::default()
+        });
+        assert_eq!(limits.of_user("app"), Some((2, 2)));
+        message(&limits, "app", "x");
+        drop(inside);
+        limits.take("app", "x").expect("room again");
     }
 
     #[test]

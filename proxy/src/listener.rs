@@ -1,16 +1,20 @@
 //! Owns the sockets that clients connect to, and the tasks that accept on them.
+//!
+//! With `so_reuseport` two daemons may listen on one address. Of the connections that come then the system gives each
+//! daemon a share, and resets what waits in the queue of a socket that is closed. So a daemon that goes first lets no new
+//! ones come to its socket, and takes all that have come.
 
 use std::{
     fs, io,
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
     time::Duration,
 };
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tandem_wire::{Stream, stream::tune_tcp};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
@@ -32,6 +36,25 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections that may exist beyond `max_client_connections`: those that are told "too many clients", cancel
 /// requests, and those that have not sent a startup packet yet.
 const EXTRA_CONNECTIONS: usize = 1024;
+/// How long a socket that gets no new connections is still accepted on: longer than a handshake under way takes.
+const LAST_ACCEPTS: Duration = Duration::from_millis(300);
+
+/// Throws away TCP segments that open a connection (SYN without ACK), and nothing else: their sender sends them again after
+/// a second, to whoever listens then. The program sees a segment from its TCP header on (`tcp_filter` in Linux).
+const NO_NEW_CONNECTIONS: [SockFilter; 5] = {
+    /// Of RFC 9293's header: where the flags are, and two of them.
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    // BPF_LD|BPF_B|BPF_ABS, BPF_ALU|BPF_AND|BPF_K, BPF_JMP|BPF_JEQ|BPF_K, BPF_RET|BPF_K of linux/bpf_common.h
+    [
+        SockFilter::new(0x30, 0, 0, FLAGS),
+        SockFilter::new(0x54, 0, 0, SYN | ACK),
+        SockFilter::new(0x15, 0, 1, SYN),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, u32::MAX),
+    ]
+};
 
 /// An address that clients cannot be served on.
 #[derive(Debug, thiserror::Error)]
@@ -78,14 +101,27 @@ pub(crate) enum Listener {
     Unix(UnixListener, SocketFile),
 }
 
-/// Removes a unix socket's file when dropped.
+/// Removes a unix socket's file when dropped, unless another daemon has put its own there.
 #[derive(Debug)]
-pub(crate) struct SocketFile(PathBuf);
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and number of the file.
+    identity: Option<(u64, u64)>,
+}
+
+/// What tells a file from another one that has its name.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.0) {
-            tracing::warn!(socket = %self.0.display(), %error, "the socket file was not removed");
+        if identity(&self.path) != self.identity {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(socket = %self.path.display(), %error, "the socket file was not removed");
         }
     }
 }
@@ -109,18 +145,20 @@ impl std::fmt::Display for ListenAddress {
 }
 
 impl Listener {
-    /// Binds an address.
-    pub(crate) async fn bind(listen: &Listen) -> Result<Listener, ListenError> {
+    /// Binds an address. A shared one may be that of another daemon that shares it.
+    pub(crate) async fn bind(listen: &Listen, shared: bool) -> Result<Listener, ListenError> {
         match listen {
             Listen::Tcp(address) => {
-                bind_tcp(*address)
+                bind_tcp(*address, shared)
                     .map(Listener::Tcp)
                     .map_err(|source| ListenError::Bind {
                         address: address.to_string(),
                         source,
                     })
             }
-            Listen::Unix { dir, port } => bind_unix(dir.join(format!(".s.PGSQL.{port}"))).await,
+            Listen::Unix { dir, port } => {
+                bind_unix(dir.join(format!(".s.PGSQL.{port}")), shared).await
+            }
         }
     }
 
@@ -128,7 +166,17 @@ impl Listener {
     pub(crate) fn address(&self) -> io::Result<ListenAddress> {
         match self {
             Listener::Tcp(listener) => listener.local_addr().map(ListenAddress::Tcp),
-            Listener::Unix(_, file) => Ok(ListenAddress::Unix(file.0.clone())),
+            Listener::Unix(_, file) => Ok(ListenAddress::Unix(file.path.clone())),
+        }
+    }
+
+    /// Lets no new connections come; those that have come are still there to be accepted.
+    fn close_the_door(&self) {
+        // A socket file leads to whoever has put it there last.
+        if let Listener::Tcp(listener) = self
+            && let Err(error) = SockRef::from(listener).attach_filter(&NO_NEW_CONNECTIONS)
+        {
+            tracing::warn!(%error, "connections that come while the socket closes may be reset");
         }
     }
 
@@ -147,13 +195,14 @@ impl Listener {
     }
 }
 
-fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) fn bind_tcp(address: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     if address.is_ipv6() {
         // So that 0.0.0.0 and [::] can both be listened on.
         socket.set_only_v6(true)?;
@@ -164,7 +213,7 @@ fn bind_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-async fn bind_unix(path: PathBuf) -> Result<Listener, ListenError> {
+async fn bind_unix(path: PathBuf, shared: bool) -> Result<Listener, ListenError> {
     let failed = |source| ListenError::Bind {
         address: path.display().to_string(),
         source,
@@ -181,13 +230,23 @@ async fn bind_unix(path: PathBuf) -> Result<Listener, ListenError> {
     {
         return Err(ListenError::NotASocket(path));
     }
-    if is_listened_on(&path).await {
+    if !shared && is_listened_on(&path).await {
         return Err(failed(io::ErrorKind::AddrInUse.into()));
     }
-    tracing::info!(socket = %path.display(), "replacing the socket file of a process that is gone");
-    fs::remove_file(&path).map_err(failed)?;
-    let listener = UnixListener::bind(&path).map_err(failed)?;
-    opened(listener, path)
+    tracing::info!(socket = %path.display(), "replacing the socket file of another process");
+    // In one step: there is no moment without a file.
+    let beside = path.with_extension("new");
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&beside).map_err(failed)?;
+    let Listener::Unix(listener, mut file) = opened(listener, beside)? else {
+        return Err(failed(io::ErrorKind::Other.into()));
+    };
+    fs::rename(&file.path, &path).map_err(failed)?;
+    file.path = path;
+    Ok(Listener::Unix(listener, file))
 }
 
 /// Whether anybody accepts there. In doubt yes.
@@ -199,11 +258,14 @@ async fn is_listened_on(path: &Path) -> bool {
 }
 
 fn opened(listener: UnixListener, path: PathBuf) -> Result<Listener, ListenError> {
-    let file = SocketFile(path);
+    let file = SocketFile {
+        identity: identity(&path),
+        path,
+    };
     // Everybody may connect, as with PostgreSQL's default unix_socket_permissions; the login decides.
-    fs::set_permissions(&file.0, fs::Permissions::from_mode(0o777)).map_err(|source| {
+    fs::set_permissions(&file.path, fs::Permissions::from_mode(0o777)).map_err(|source| {
         ListenError::Bind {
-            address: file.0.display().to_string(),
+            address: file.path.display().to_string(),
             source,
         }
     })?;
@@ -219,21 +281,17 @@ pub(crate) async fn accept_loop(
     deadline: watch::Receiver<Option<Instant>>,
 ) {
     let mut sessions = JoinSet::new();
-    let most = shared.clients.max().saturating_add(EXTRA_CONNECTIONS);
     let mut complained: Option<Instant> = None;
     let mut stopping = pin!(stopping(&mut stop));
     loop {
+        let most = shared.clients.max().saturating_add(EXTRA_CONNECTIONS);
         tokio::select! {
             biased;
             () = &mut stopping => break,
             Some(ended) = sessions.join_next() => report_panic(ended),
             accepted = listener.accept() => match accepted {
                 Ok(stream) if sessions.len() < most => {
-                    let shared = Arc::clone(&shared);
-                    let session = async move { serve(&shared, stream).await };
-                    if let Some(worker) = workers.next() {
-                        sessions.spawn_on(session, worker);
-                    }
+                    begin(&mut sessions, &shared, &workers, stream);
                 }
                 Ok(stream) => {
                     drop(stream);
@@ -251,9 +309,27 @@ pub(crate) async fn accept_loop(
             }
         }
     }
+    if shared.shares_addresses {
+        listener.close_the_door();
+        let end = Instant::now() + LAST_ACCEPTS;
+        while let Ok(accepted) = timeout_at(end, listener.accept()).await {
+            if let Ok(stream) = accepted {
+                begin(&mut sessions, &shared, &workers, stream);
+            }
+        }
+    }
     // Nobody is left hanging in the backlog: the socket closes before the sessions end.
     drop(listener);
     wait_for_sessions(sessions, deadline).await;
+}
+
+/// Begins a session.
+fn begin(sessions: &mut JoinSet<()>, shared: &Arc<Shared>, workers: &Workers, stream: Stream) {
+    let shared = Arc::clone(shared);
+    let session = async move { serve(&shared, stream).await };
+    if let Some(worker) = workers.next() {
+        sessions.spawn_on(session, worker);
+    }
 }
 
 async fn wait_for_sessions(
@@ -312,13 +388,13 @@ mod tests {
     #[tokio::test]
     async fn a_port_in_use_is_named() {
         let listen = |address| Listen::Tcp(address);
-        let first = Listener::bind(&listen("127.0.0.1:0".parse().expect("valid")))
+        let first = Listener::bind(&listen("127.0.0.1:0".parse().expect("valid")), false)
             .await
             .expect("bound");
         let Ok(ListenAddress::Tcp(address)) = first.address() else {
             panic!("a TCP address")
         };
-        let error = Listener::bind(&listen(address))
+        let error = Listener::bind(&listen(address), true)
             .await
             .expect_err("in use")
             .to_string();
@@ -339,14 +415,51 @@ mod tests {
         // A listener that died without removing its file.
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
         assert!(path.exists());
-        let listener = Listener::bind(&listen).await.expect("replaced");
-        let error = Listener::bind(&listen)
+        let listener = Listener::bind(&listen, false).await.expect("replaced");
+        let error = Listener::bind(&listen, false)
             .await
             .expect_err("somebody listens")
             .to_string();
         assert!(error.contains(".s.PGSQL.6432"), "{error}");
+        let successor = Listener::bind(&listen, true).await.expect("shared");
         drop(listener);
+        assert!(is_listened_on(&path).await, "the file is another one's");
+        drop(successor);
         assert!(!path.exists(), "the file goes with the listener");
+    }
+
+    #[tokio::test]
+    async fn a_shared_address_gives_its_new_connections_to_who_stays() {
+        let any = Listen::Tcp("127.0.0.1:0".parse().expect("valid"));
+        let first = Listener::bind(&any, true).await.expect("bound");
+        let Ok(ListenAddress::Tcp(address)) = first.address() else {
+            panic!("a TCP address")
+        };
+        let before = tokio::net::TcpStream::connect(address)
+            .await
+            .expect("taken");
+        first.close_the_door();
+        let second = Listener::bind(&Listen::Tcp(address), true)
+            .await
+            .expect("shared");
+        let mut coming = JoinSet::new();
+        for _ in 0..16 {
+            coming.spawn(tokio::net::TcpStream::connect(address));
+        }
+        first.accept().await.expect("who had come is there");
+        let none = timeout(LAST_ACCEPTS, first.accept()).await;
+        assert!(none.is_err(), "nobody else has come");
+        drop(first);
+        for _ in 0..16 {
+            second.accept().await.expect("they come here");
+            coming
+                .join_next()
+                .await
+                .expect("one")
+                .expect("no panic")
+                .expect("connected");
+        }
+        drop(before);
     }
 
     #[tokio::test]
@@ -354,11 +467,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join(".s.PGSQL.1");
         fs::write(&path, "precious").expect("written");
-        let error = Listener::bind(&Listen::Unix {
+        let listen = Listen::Unix {
             dir: dir.path().to_owned(),
             port: 1,
-        })
-        .await;
+        };
+        let error = Listener::bind(&listen, true).await;
         assert!(
             matches!(error, Err(ListenError::NotASocket(_))),
             "{error:?}"

@@ -1,11 +1,14 @@
-//! Owns what is read again while the daemon runs: certificates, host rules and the console's users.
+//! Owns what is read again while the daemon runs, and how it comes to count.
 //!
-//! What is wrong is refused as a whole, and everything stays as it was. Who is connected stays connected.
+//! **Invariant:** all files are read and all that may fail is done before anything changes, so what is wrong is refused as
+//! a whole. Who is connected stays connected, and no server connection is closed that is not one too many.
 
-use tandem_wire::tls::TlsError;
+use tandem_wire::tls::{ServerTls, TlsError};
 
 use crate::{
-    config::{Config, ConfigError},
+    config::{Changes, Config, ConfigError},
+    daemon::raise_descriptor_limit,
+    log,
     session::Shared,
 };
 
@@ -23,44 +26,102 @@ pub enum ReloadError {
     Reading(String),
 }
 
+/// What counts now.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    /// What cannot change is as it was at the start.
+    pub(crate) config: Config,
+    /// The certificates that it names.
+    pub(crate) tls: Option<ServerTls>,
+}
+
+impl Settings {
+    /// Reads the certificates that the configuration names.
+    ///
+    /// # Errors
+    /// They cannot be used.
+    pub(crate) fn new(config: Config) -> Result<Settings, TlsError> {
+        let tls = config.proxy.tls.as_ref();
+        let tls = tls.map(|tls| ServerTls::load(&tls.cert, &tls.key, tls.client_ca.as_deref()));
+        Ok(Settings {
+            tls: tls.transpose()?,
+            config,
+        })
+    }
+}
+
 /// What is new.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reloaded {
-    /// The host rules are others.
-    pub host_rules: bool,
-    /// The console's users are others.
-    pub console_users: bool,
+    /// Which settings are others.
+    pub changes: Changes,
+    /// The log's level is what `TANDEM_LOG` says.
+    pub level_overridden: bool,
 }
 
 impl Reloaded {
     /// The same in words.
-    pub fn sentences(self) -> Vec<String> {
-        let word = |changed| if changed { "changed" } else { "unchanged" };
-        vec![
-            "certificates were read again".to_owned(),
-            format!("host rules: {}", word(self.host_rules)),
-            format!("users of the console: {}", word(self.console_users)),
-            "everything else in tandem.toml needs a restart".to_owned(),
-        ]
+    pub fn sentences(&self) -> Vec<String> {
+        let list = |names: &std::collections::BTreeSet<String>| {
+            let names: Vec<&str> = names.iter().map(String::as_str).collect();
+            names.join(", ")
+        };
+        let Changes { now, at_restart } = &self.changes;
+        let mut sentences = vec![match now.is_empty() {
+            true => "certificates were read again; no setting has changed".to_owned(),
+            false => format!("certificates were read again; changed: {}", list(now)),
+        }];
+        if !at_restart.is_empty() {
+            sentences.push(format!(
+                "changed, but needs a restart: {}",
+                list(at_restart)
+            ));
+        }
+        if self.level_overridden && now.contains("log.level") {
+            sentences.push("the environment variable TANDEM_LOG wins over log.level".to_owned());
+        }
+        sentences
     }
 }
 
 /// Reads the daemon's files again.
 pub(crate) async fn reload(shared: &Shared) -> Result<Reloaded, ReloadError> {
-    let path = shared.config.path.clone();
-    let config = tokio::task::spawn_blocking(move || Config::load(&path))
+    // What is read last is what counts.
+    let _alone = shared.reloading.lock().await;
+    let running = shared.settings.load_full();
+    let path = running.config.path.clone();
+    let read = tokio::task::spawn_blocking(move || Ok(Settings::new(Config::load(&path)?)?));
+    let read: Result<Settings, ReloadError> = read
         .await
-        .map_err(|error| ReloadError::Reading(error.to_string()))??;
-    if let Some(tls) = &shared.tls {
-        tls.reload()?;
-    }
+        .map_err(|error| ReloadError::Reading(error.to_string()))?;
+    let Settings { config, tls } = read?;
+    let changes = Changes::between(&running.config, &config);
+    let config = config.keeping(&running.config);
     let reloaded = Reloaded {
-        host_rules: shared.gate.set_rules(config.auth.rules),
-        console_users: shared.console.set_permissions(&config.admin),
+        level_overridden: !log::set_level(config.log.level),
+        changes,
     };
-    tracing::info!(
-        ?reloaded,
-        "certificates, host rules and the console's users were read again"
-    );
+    apply(shared, Settings { config, tls });
+    tracing::info!("reloaded: {}", reloaded.sentences().join("; "));
     Ok(reloaded)
+}
+
+/// Makes it count. Nothing here can fail.
+fn apply(shared: &Shared, settings: Settings) {
+    let config = &settings.config;
+    let proxy = &config.proxy;
+    if proxy.max_client_connections > shared.clients.max() {
+        raise_descriptor_limit(proxy.max_client_connections);
+    }
+    shared.clients.set_max(proxy.max_client_connections);
+    shared.limits.set(config.limits.clone());
+    shared.gate.set_rules(config.auth.rules.clone());
+    shared.console.set_permissions(&config.admin);
+    shared.connect_timeout.set(proxy.server_connect_timeout);
+    shared
+        .health
+        .set_probes(proxy.probe_interval, proxy.probe_timeout);
+    shared.slow_statement.set(config.log.slow_statement);
+    shared.pools.set_limits(&proxy.pool);
+    shared.settings.store(std::sync::Arc::new(settings));
 }

@@ -12,7 +12,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::pool::set_current_worker;
+use crate::{pool::set_current_worker, timing};
 
 /// The threads; they end when this is dropped.
 #[derive(Debug)]
@@ -34,7 +34,10 @@ impl Workers {
             _alive: Vec::new(),
         };
         for number in 0..count.max(1) {
-            let runtime = Builder::new_current_thread().enable_all().build()?;
+            let runtime = Builder::new_current_thread()
+                .enable_all()
+                .on_thread_unpark(timing::woken)
+                .build()?;
             workers.handles.push(runtime.handle().clone());
             let (alive, ended) = oneshot::channel::<()>();
             workers._alive.push(alive);

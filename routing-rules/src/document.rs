@@ -335,6 +335,14 @@ impl<'d> Value<'d> {
         }
     }
 
+    /// `true` or `false`.
+    pub fn boolean(&self, problems: &mut Problems) -> Option<bool> {
+        match self.value.get_ref().as_bool() {
+            Some(value) => Some(value),
+            None => self.wrong_type("true or false", problems),
+        }
+    }
+
     /// One of a few words.
     pub fn choice<T: Copy>(&self, choices: &[(&str, T)], problems: &mut Problems) -> Option<T> {
         let word = self.string(problems)?;

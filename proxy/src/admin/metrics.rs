@@ -15,6 +15,7 @@ use axum::{
 use tandem_replicator::{LinkStatus, NodeStatus as Replicated};
 
 use super::{Context, NodeStatus, Status};
+use crate::timing::{NodeLatency, Span};
 
 /// The text format's media type.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,7 +31,8 @@ const LINK_STATES: [&str; 5] = [
 
 /// `GET /metrics`
 pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Response {
-    let text = render(&super::snapshot(&context));
+    let latency = context.shared.pools.latency().await;
+    let text = render(&super::snapshot(&context), &latency);
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
@@ -51,6 +53,14 @@ impl Text {
     ) {
         // Writing to a String cannot fail.
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        self.samples(name, samples);
+    }
+
+    fn samples<'a, V: Display, const N: usize>(
+        &mut self,
+        name: &str,
+        samples: impl IntoIterator<Item = ([Label<'a>; N], V)>,
+    ) {
         for (labels, value) in samples {
             self.0.push_str(name);
             for (index, (label, value)) in labels.into_iter().enumerate() {
@@ -88,7 +98,7 @@ fn escaped(value: &str) -> String {
         .replace('\n', "\\n")
 }
 
-fn render(status: &Status) -> String {
+fn render(status: &Status, latency: &[NodeLatency]) -> String {
     let mut text = Text::default();
     let info = [
         ("cluster", status.cluster.as_str()),
@@ -97,6 +107,7 @@ fn render(status: &Status) -> String {
     text.gauge("tandem_info", "Always 1; what runs.", [(info, 1)]);
     clients(&mut text, status);
     nodes(&mut text, &status.nodes);
+    spans(&mut text, &status.nodes, latency);
     sources(&mut text, &status.replication.nodes);
     links(&mut text, &status.replication.links);
     text.0
@@ -151,6 +162,40 @@ fn nodes(text: &mut Text, nodes: &[NodeStatus]) {
         "tandem_node_round_trip_seconds",
         "Time that a probe's statement took.",
         each().filter_map(|(node, labels)| Some((labels, node.rtt_ms? / 1000.0))),
+    );
+}
+
+/// A summary, whose sum and count have names of their own.
+fn spans(text: &mut Text, nodes: &[NodeStatus], latency: &[NodeLatency]) {
+    const NAME: &str = "tandem_latency_seconds";
+    const QUANTILES: [(&str, f64); 4] =
+        [("0.5", 0.5), ("0.9", 0.9), ("0.99", 0.99), ("0.999", 0.999)];
+    let each = || {
+        nodes.iter().zip(latency).flat_map(|(node, latency)| {
+            let labels = |span: Span| [("node", node.name.as_str()), ("span", span.word())];
+            latency
+                .spans()
+                .map(move |(span, times)| (labels(span), times))
+        })
+    };
+    text.family(
+        "summary",
+        NAME,
+        "Times since the start: of transactions as clients see them, of queries at the node, of waits for a server.",
+        each().flat_map(|([node, span], times)| {
+            QUANTILES.map(|(label, share)| {
+                let time = times.quantile(share).as_secs_f64();
+                ([node, span, ("quantile", label)], time)
+            })
+        }),
+    );
+    text.samples(
+        &format!("{NAME}_sum"),
+        each().map(|(labels, times)| (labels, times.sum.as_secs_f64())),
+    );
+    text.samples(
+        &format!("{NAME}_count"),
+        each().map(|(labels, times)| (labels, times.count())),
     );
 }
 

@@ -21,6 +21,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     config::AdminConfig,
+    listener::bind_tcp,
     pool::figures::Figures,
     session::{Shared, registry::Stop},
 };
@@ -66,14 +67,14 @@ struct Context {
 }
 
 impl Admin {
-    /// Binds the port and reads or makes the token.
-    pub(crate) async fn bind(config: &AdminConfig) -> Result<Admin, AdminError> {
+    /// Binds the port, which may be that of another daemon that shares it, and reads or makes the token.
+    pub(crate) fn bind(config: &AdminConfig, shared: bool) -> Result<Admin, AdminError> {
         let token = Token::load_or_create(&config.token_file)?;
         let failed = |source| AdminError::Bind {
             address: config.listen,
             source,
         };
-        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let listener = bind_tcp(config.listen, shared).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         if !address.ip().is_loopback() {
             tracing::warn!(%address, "the admin port can be reached from other machines, and its token travels in clear");
@@ -97,6 +98,7 @@ impl Admin {
         replicator: Arc<Replicator>,
         mut stop: watch::Receiver<Stop>,
     ) {
+        let shares = shared.shares_addresses;
         let context = Arc::new(Context {
             shared,
             replicator,
@@ -104,8 +106,9 @@ impl Admin {
         });
         let router = router(context);
         let stopped = async move {
-            // Status stays available while sessions drain.
-            let _ = stop.wait_for(|stop| *stop == Stop::AtOnce).await;
+            // Status stays available while sessions drain; where another daemon takes over it answers for itself.
+            let until = if shares { Stop::WhenIdle } else { Stop::AtOnce };
+            let _ = stop.wait_for(|stop| *stop >= until).await;
         };
         if let Err(error) = axum::serve(self.listener, router)
             .with_graceful_shutdown(stopped)
@@ -159,6 +162,8 @@ async fn require_token(
 
 #[derive(Serialize)]
 struct Status {
+    /// The daemon's process number: two may answer on one port while one takes over from the other.
+    pid: u32,
     cluster: String,
     version: &'static str,
     nodes: Vec<NodeStatus>,
@@ -220,7 +225,8 @@ fn snapshot(context: &Context) -> Status {
         .collect();
     let [idle, in_transaction, active] = shared.registry.activities();
     Status {
-        cluster: shared.config.cluster.clone(),
+        pid: std::process::id(),
+        cluster: shared.settings.load().config.cluster.clone(),
         version: env!("CARGO_PKG_VERSION"),
         nodes,
         replication: context.replicator.status(),

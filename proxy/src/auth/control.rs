@@ -10,20 +10,20 @@ pub(crate) use tandem_replicator::control::ControlError;
 use tokio::{sync::Mutex, time::timeout};
 use tokio_postgres::{Row, types::ToSql};
 
-use crate::node::Nodes;
+use crate::{bound::Bound, node::Nodes};
 
 /// The control connections of all nodes, opened when first needed and again when lost.
 #[derive(Debug)]
 pub(crate) struct Control {
     nodes: Nodes,
     database: String,
-    bound: Duration,
+    bound: Bound,
     connections: Vec<Mutex<Option<Arc<Connection>>>>,
 }
 
 impl Control {
     /// Control connections to `database` of each node, with `bound` on each step.
-    pub(crate) fn new(nodes: Nodes, database: String, bound: Duration) -> Control {
+    pub(crate) fn new(nodes: Nodes, database: String, bound: Bound) -> Control {
         let connections = nodes.iter().map(|_| Mutex::new(None)).collect();
         Control {
             nodes,
@@ -89,9 +89,10 @@ impl Control {
         &self,
         work: impl Future<Output = Result<T, ControlError>>,
     ) -> Result<T, ControlError> {
-        timeout(self.bound, work)
+        let bound = self.bound.get();
+        timeout(bound, work)
             .await
-            .unwrap_or(Err(ControlError::Timeout(self.bound)))
+            .unwrap_or(Err(ControlError::Timeout(bound)))
     }
 
     async fn forget(&self, node: usize, used: &Arc<Connection>) {
@@ -113,7 +114,7 @@ impl Control {
         if let Some(kept) = slot.as_ref().filter(|kept| !kept.is_closed()) {
             return Ok((Arc::clone(kept), true));
         }
-        let options = node.own_options(&self.database, Vec::new(), self.bound);
+        let options = node.own_options(&self.database, Vec::new(), self.bound.get());
         let fresh = Arc::new(Connection::connect(&options, APPLICATION).await?);
         *slot = Some(Arc::clone(&fresh));
         Ok((fresh, false))

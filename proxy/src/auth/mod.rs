@@ -14,7 +14,7 @@ mod users_file;
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use arc_swap::ArcSwap;
@@ -25,6 +25,7 @@ use tandem_wire::{
 };
 
 use crate::{
+    bound::Bound,
     config::{AuthConfig, AuthMethod},
     health::HealthBoard,
     node::Nodes,
@@ -100,7 +101,7 @@ impl Gate {
         nodes: Nodes,
         health: Arc<HealthBoard>,
         database: &str,
-        bound: Duration,
+        bound: Bound,
     ) -> Result<Gate, UsersFileError> {
         let control = Control::new(nodes, database.to_owned(), bound);
         Ok(Gate {
@@ -123,10 +124,9 @@ impl Gate {
         self.rules.load_full()
     }
 
-    /// Replaces the host rules; answers whether they are others than before. Who is in stays in.
-    pub(crate) fn set_rules(&self, rules: HostRules) -> bool {
-        let rules = Arc::new(rules);
-        self.rules.swap(Arc::clone(&rules)) != rules
+    /// Replaces the host rules. Who is in stays in.
+    pub(crate) fn set_rules(&self, rules: HostRules) {
+        self.rules.store(Arc::new(rules));
     }
 
     /// The names in the users file, where there is one.

@@ -11,6 +11,7 @@ mod read;
 mod reader;
 mod replication;
 mod secrets;
+mod settings;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use tandem_replicator::{TableFilter, TablePolicy, Tables};
 use tandem_routing_rules::Rules;
 use tandem_wire::Secret;
 use tandem_wire::tls::{ClientTlsMode, SslMode};
+use tracing::level_filters::LevelFilter;
 
 use crate::auth::HostRules;
 
@@ -31,6 +33,7 @@ pub use error::{ConfigError, ConfigProblem};
 pub use limits::LimitsConfig;
 pub use pool::{PoolConfig, PoolMode};
 pub use quantity::parse_duration;
+pub use settings::{Changes, Setting};
 
 /// A valid configuration. Paths are absolute. Its `Debug` output shows no secret.
 #[derive(Debug, Clone)]
@@ -49,6 +52,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[admin]`
     pub admin: AdminConfig,
+    /// `[log]`
+    pub log: LogConfig,
     /// `[replication]`
     pub replication: ReplicationConfig,
     /// `[[node]]`, at least one, with unique names and ids.
@@ -74,6 +79,8 @@ impl Config {
 pub struct ProxyConfig {
     /// Where clients connect; at least one.
     pub listen: Vec<Listen>,
+    /// Whether another daemon of the same user may listen on the same addresses, as for a rolling restart.
+    pub so_reuseport: bool,
     /// The zone this daemon stands in; nodes of the same zone are nearest.
     pub zone: Option<String>,
     /// Threads that serve clients.
@@ -200,6 +207,15 @@ impl AdminConfig {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         read::load_admin(path)
     }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// The least severe lines that are written. The environment variable `TANDEM_LOG` wins over it.
+    pub level: LevelFilter,
+    /// Statements that take at least as long are logged without their literals; zero: none.
+    pub slow_statement: Duration,
 }
 
 /// `[replication]`

@@ -1,5 +1,6 @@
 //! `[proxy]`: the keys that say how server connections are shared, with PgBouncer's names where it has them.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -15,6 +16,15 @@ pub enum PoolMode {
     Transaction,
     /// From login to disconnect.
     Session,
+}
+
+impl fmt::Display for PoolMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PoolMode::Transaction => "transaction",
+            PoolMode::Session => "session",
+        })
+    }
 }
 
 /// How server connections are shared by the clients of one node, database and user.

@@ -8,12 +8,13 @@ use std::time::Duration;
 use tandem_routing_rules::document::{Section, Value};
 use tandem_routing_rules::{NodeInfo, Rules};
 use tandem_wire::tls::ClientTlsMode;
+use tracing::level_filters::LevelFilter;
 
 use super::error::ConfigError;
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{AdminConfig, Config, Listen, ProxyConfig, ProxyTls};
+use super::{AdminConfig, Config, Listen, LogConfig, ProxyConfig, ProxyTls};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
@@ -89,6 +90,8 @@ impl Reader<'_> {
             Some(section) => self.admin(section, &state_dir, proxy.as_ref()),
             None => None,
         };
+        let log_section = root.take_table("log", &mut self.problems);
+        let log = self.log(log_section);
         let (nodes, named) = match root.require("node", &mut self.problems) {
             Some(value) => read_nodes(self, &value),
             None => (Vec::new(), Vec::new()),
@@ -108,6 +111,7 @@ impl Reader<'_> {
             auth: auth?,
             limits,
             admin: admin?,
+            log,
             replication: replication?,
             nodes,
             rules,
@@ -150,6 +154,10 @@ impl Reader<'_> {
         let listen = section
             .require("listen", &mut self.problems)
             .and_then(|value| self.listen(&value));
+        let so_reuseport = section
+            .take("so_reuseport")
+            .and_then(|value| value.boolean(&mut self.problems))
+            .unwrap_or(false);
         let zone = section
             .take("zone")
             .and_then(|value| value.string(&mut self.problems).map(str::to_owned));
@@ -202,6 +210,7 @@ impl Reader<'_> {
         };
         let proxy = listen.map(|listen| ProxyConfig {
             listen,
+            so_reuseport,
             zone,
             workers,
             pool,
@@ -248,6 +257,32 @@ impl Reader<'_> {
             }
         }
         Some(listen)
+    }
+
+    fn log(&mut self, section: Option<Section<'_>>) -> LogConfig {
+        let levels = [
+            ("error", LevelFilter::ERROR),
+            ("warn", LevelFilter::WARN),
+            ("info", LevelFilter::INFO),
+            ("debug", LevelFilter::DEBUG),
+        ];
+        let mut log = LogConfig {
+            level: LevelFilter::INFO,
+            slow_statement: Duration::ZERO,
+        };
+        if let Some(mut section) = section {
+            let given = section.take("level");
+            let given = given.and_then(|value| value.choice(&levels, &mut self.problems));
+            log.level = given.unwrap_or(log.level);
+            log.slow_statement = self.duration(
+                &mut section,
+                "slow_statement",
+                Duration::ZERO,
+                Duration::ZERO,
+            );
+            section.finish(&mut self.problems);
+        }
+        log
     }
 
     fn proxy_tls(&mut self, mut section: Section<'_>) -> Option<ProxyTls> {

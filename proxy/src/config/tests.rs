@@ -539,7 +539,7 @@ fn problems_of_both_files_are_told_at_once_each_in_its_own_file() {
         ("rules.toml", "[default]\nwrite = \"homme\"\n"),
     ]);
     let wanted = [
-        "tandem.toml:6:1: unknown key in `proxy`: `pool`; known: `listen`, `zone`, `pool_mode`, `pool_size`, \
+        "tandem.toml:6:1: unknown key in `proxy`: `pool`; known: `listen`, `so_reuseport`, `zone`, `pool_mode`, `pool_size`, \
          `reserve_pool_size`, `reserve_pool_timeout`, `min_pool_size`, `query_wait_timeout`, `query_wait_notify`, \
          `server_idle_timeout`, `server_lifetime`, `server_check_delay`, `server_login_retry`, \
          `max_prepared_statements`, `workers`, `max_client_connections`, `rules`, `client_login_timeout`, `server_connect_timeout`, `shutdown_timeout`, \

@@ -8,7 +8,11 @@ use super::{
     show,
     statement::{Quarantine, ShutdownMode, Statement},
 };
-use crate::{daemon::Shutdown, reload::reload, session::Shared};
+use crate::{
+    daemon::Shutdown,
+    reload::reload,
+    session::{Shared, report, stopping},
+};
 
 /// Does what a user asks for, if that may be.
 pub(super) async fn run(
@@ -42,6 +46,35 @@ pub(super) async fn run(
                     .with_detail(error.to_string())),
             }
         }
+        Statement::Pause { database } => {
+            log(user, statement);
+            let database = known(shared, database.as_deref())?;
+            shared.pools.pause(database);
+            let mut stop = shared.stop.clone();
+            tokio::select! {
+                () = shared.pools.released(database) => Ok(Answer::default()),
+                () = stopping(&mut stop) => Err(report::shutting_down()),
+            }
+        }
+        Statement::Resume { database } => {
+            log(user, statement);
+            let database = database.as_deref();
+            match (shared.pools.resume(database), database) {
+                (true, _) => Ok(Answer::default()),
+                (false, None) => Err(ErrorReport::error("55000", "nothing is paused")),
+                (false, Some(name)) => Err(ErrorReport::error(
+                    "55000",
+                    format!("database \"{name}\" was not paused by its name"),
+                )
+                .with_hint("SHOW DATABASES says which are paused; RESUME lets all go on.")),
+            }
+        }
+        Statement::Reconnect { database } => {
+            log(user, statement);
+            let database = known(shared, database.as_deref())?;
+            shared.pools.reconnect(database);
+            Ok(Answer::default())
+        }
         Statement::Kill { database } => {
             log(user, statement);
             let pids = shared.console.clients.of_database(database.as_deref());
@@ -74,6 +107,20 @@ pub(super) async fn run(
             format!("{verb} is not available in Tandem"),
         )
         .with_hint("HELP lists what there is.")),
+    }
+}
+
+/// A database that Tandem knows of.
+fn known<'a>(shared: &Shared, database: Option<&'a str>) -> Result<Option<&'a str>, ErrorReport> {
+    match database {
+        Some(name)
+            if name != shared.settings.load().config.replication.database
+                && !shared.pools.has_database(name) =>
+        {
+            let message = format!("no client works in database \"{name}\"");
+            Err(ErrorReport::error("3D000", message).with_hint("SHOW POOLS lists what there is."))
+        }
+        database => Ok(database),
     }
 }
 

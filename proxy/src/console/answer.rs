@@ -95,6 +95,7 @@ pub(super) const DATABASES: &[&str] = &[
     "pool_mode",
     "current_client_connections",
     "max_client_connections",
+    "paused",
 ];
 
 const USERS: &[&str] = &[
@@ -134,6 +135,7 @@ impl Statement {
                 Show::Clients => clients::CLIENTS,
                 Show::Servers => pools::SERVERS,
                 Show::Stats => pools::STATS,
+                Show::Latency => pools::LATENCY,
                 Show::Nodes => NODES,
                 Show::Lag => LAG,
                 Show::Rules => &["kind", "name", "rule"],
@@ -153,6 +155,9 @@ impl Statement {
             Statement::Set
             | Statement::Reload
             | Statement::Shutdown(_)
+            | Statement::Pause { .. }
+            | Statement::Resume { .. }
+            | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
             | Statement::Missing(_) => &[],
@@ -167,6 +172,9 @@ impl Statement {
             Statement::Set => "SET",
             Statement::Reload => "RELOAD",
             Statement::Shutdown(_) => "SHUTDOWN",
+            Statement::Pause { .. } => "PAUSE",
+            Statement::Resume { .. } => "RESUME",
+            Statement::Reconnect { .. } => "RECONNECT",
             Statement::Kill { .. } => "KILL",
             Statement::KillClient(_) => "KILL_CLIENT",
             Statement::Quarantine(_) => "QUARANTINE",

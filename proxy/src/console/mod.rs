@@ -79,11 +79,9 @@ impl Console {
         }
     }
 
-    /// Replaces who may do what. Answers whether that is something else than before.
-    pub(crate) fn set_permissions(&self, config: &AdminConfig) -> bool {
-        let new = Permissions::new(config);
-        let old = self.permissions.swap(Arc::new(new.clone()));
-        *old != new
+    /// Replaces who may do what.
+    pub(crate) fn set_permissions(&self, config: &AdminConfig) {
+        self.permissions.store(Arc::new(Permissions::new(config)));
     }
 }
 

@@ -8,7 +8,7 @@ use super::statement::{Right, Statement};
 use crate::config::AdminConfig;
 
 /// Rights by user.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Permissions {
     rights: HashMap<String, Right>,
 }
@@ -90,6 +90,9 @@ mod tests {
             "QUARANTINE EDIT n1/1 SET a.b.c=1",
             "REAPPLY n1/1",
             "RELOAD",
+            "PAUSE",
+            "RESUME app",
+            "RECONNECT",
             "SHUTDOWN",
             "SHUTDOWN WAIT_FOR_SERVERS",
             "KILL_CLIENT 7",

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use super::answer::{Row, text, yes_no};
 use crate::{
-    config::PoolMode,
     pool::figures::{Figures, PoolFigures, ServerFigures, ServerState, Totals},
+    timing::{NodeLatency, Span, Times},
 };
 
 /// Columns of SHOW POOLS: PgBouncer's where it has them.
@@ -47,16 +47,30 @@ pub(super) const STATS: &[&str] = &[
     "total_query_count",
     "total_received",
     "total_sent",
+    "total_xact_time",
+    "total_query_time",
     "total_wait_count",
     "total_wait_time",
 ];
 
-/// The word of a mode.
-pub(super) fn mode(mode: PoolMode) -> &'static str {
-    match mode {
-        PoolMode::Transaction => "transaction",
-        PoolMode::Session => "session",
-    }
+/// Columns of SHOW LATENCY. Times are in microseconds.
+pub(super) const LATENCY: &[&str] = &["node", "span", "count", "p50", "p90", "p99", "p999", "max"];
+
+/// Rows of SHOW LATENCY, of the nodes with these names.
+pub(super) fn latency<'a>(
+    names: impl Iterator<Item = &'a str>,
+    latency: &[NodeLatency],
+) -> Vec<Row> {
+    let of_node = |(name, node): (&str, &NodeLatency)| -> Vec<Row> {
+        let row = |(span, times): (Span, &Times)| {
+            let mut row = vec![text(name), text(span.word()), text(&times.count())];
+            let shares = [0.5, 0.9, 0.99, 0.999, 1.0];
+            row.extend(shares.map(|share| text(&times.quantile(share).as_micros())));
+            row
+        };
+        node.spans().map(row).collect()
+    };
+    names.zip(latency).flat_map(of_node).collect()
 }
 
 /// Rows of SHOW POOLS.
@@ -74,7 +88,7 @@ pub(super) fn pools(figures: &Figures) -> Vec<Row> {
             text(&pool.servers_opening),
             text(&pool.wait_max.as_secs()),
             text(&pool.wait_max.subsec_micros()),
-            text(mode(pool.mode)),
+            text(&pool.mode),
         ]
     };
     figures.pools.iter().map(row).collect()
@@ -115,7 +129,9 @@ pub(super) fn stats(figures: &Figures) -> Vec<Row> {
         let sum = by_database.entry(&pool.database).or_default();
         let more = &pool.totals;
         sum.transactions += more.transactions;
+        sum.transaction_time += more.transaction_time;
         sum.queries += more.queries;
+        sum.query_time += more.query_time;
         sum.received += more.received;
         sum.sent += more.sent;
         sum.waits += more.waits;
@@ -128,6 +144,8 @@ pub(super) fn stats(figures: &Figures) -> Vec<Row> {
             text(&totals.queries),
             text(&totals.received),
             text(&totals.sent),
+            text(&totals.transaction_time.as_micros()),
+            text(&totals.query_time.as_micros()),
             text(&totals.waits),
             text(&totals.waited.as_micros()),
         ]
@@ -138,6 +156,7 @@ pub(super) fn stats(figures: &Figures) -> Vec<Row> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PoolMode;
     use std::time::Duration;
 
     fn pool(node: &str, database: &str, transactions: u64) -> PoolFigures {
@@ -177,7 +196,10 @@ mod tests {
             texts(&pools(&figures))[0],
             "a u n1 1 2 3 4 5 6 1 500000 transaction"
         );
-        assert_eq!(texts(&stats(&figures)), ["a 3 0 0 0 0 14", "b 3 0 0 0 0 7"]);
+        assert_eq!(
+            texts(&stats(&figures)),
+            ["a 3 0 0 0 0 0 0 14", "b 3 0 0 0 0 0 0 7"]
+        );
         assert_eq!(pools(&figures)[0].len(), POOLS.len());
         assert_eq!(stats(&figures)[0].len(), STATS.len());
     }

@@ -14,7 +14,7 @@ use super::{
     statement::{Route, Show, Statement, VERBS},
 };
 use crate::{
-    config::Config,
+    config::{Config, Setting},
     pool::Key,
     session::{Shared, route},
 };
@@ -30,7 +30,7 @@ pub(super) async fn show(
     let refused = |error: OperatorError| failed(&error);
     let rows = match show {
         Show::Version => vec![vec![text(concat!("Tandem ", env!("CARGO_PKG_VERSION")))]],
-        Show::Config => config(&shared.config),
+        Show::Config => config(&shared.settings.load().config),
         Show::Databases => databases(shared),
         Show::Lists => lists(shared),
         Show::Users => users(shared).await,
@@ -39,12 +39,16 @@ pub(super) async fn show(
         Show::Clients => shared.console.clients.rows(&shared.registry),
         Show::Servers => pools::servers(&shared.pools.figures(), SystemTime::now()),
         Show::Stats => pools::stats(&shared.pools.figures()),
+        Show::Latency => {
+            let latency = shared.pools.latency().await;
+            pools::latency(shared.nodes.iter().map(|node| node.name()), &latency)
+        }
         Show::Nodes => nodes(shared),
         Show::Lag => json_rows(
             &shared.console.replicator.status().links,
             statement.columns(),
         ),
-        Show::Rules => rules(&shared.rules, shared),
+        Show::Rules => rules(&shared.settings.load().config.rules, shared),
         Show::HostRules => {
             let rules = shared.gate.rules();
             let row = |rule: &crate::auth::HostRule| vec![text(&rule.line), text(&rule.text)];
@@ -74,99 +78,14 @@ pub(super) fn help() -> Answer {
 }
 
 fn config(config: &Config) -> Vec<Row> {
-    let Config {
-        proxy,
-        auth,
-        admin,
-        replication,
-        ..
-    } = config;
-    let path = |path: &std::path::Path| path.display().to_string();
-    let listen: Vec<String> = proxy.listen.iter().map(ToString::to_string).collect();
-    let mut rows: Vec<(&str, String, bool)> = vec![
-        ("config_file", path(&config.path), false),
-        ("cluster", config.cluster.clone(), false),
-        ("state_dir", path(&config.state_dir), false),
-        ("proxy.listen", listen.join(", "), false),
-        ("proxy.zone", proxy.zone.clone().unwrap_or_default(), false),
-        (
-            "proxy.pool_mode",
-            pools::mode(proxy.pool.mode).to_owned(),
-            false,
-        ),
-        ("proxy.pool_size", proxy.pool.size.to_string(), false),
-        (
-            "proxy.reserve_pool_size",
-            proxy.pool.reserve.to_string(),
-            false,
-        ),
-        ("proxy.min_pool_size", proxy.pool.min.to_string(), false),
-        (
-            "proxy.max_prepared_statements",
-            proxy.pool.prepared_max.to_string(),
-            false,
-        ),
-        ("proxy.workers", proxy.workers.to_string(), false),
-        (
-            "proxy.max_client_connections",
-            proxy.max_client_connections.to_string(),
-            false,
-        ),
-        ("admin.listen", admin.listen.to_string(), false),
-        ("admin.users", admin.users.join(", "), true),
-        ("admin.readers", admin.readers.join(", "), true),
-        ("replication.database", replication.database.clone(), false),
-        (
-            "replication.journal_dir",
-            path(&replication.journal_dir),
-            false,
-        ),
-        (
-            "replication.journal_max",
-            replication.journal_max.to_string(),
-            false,
-        ),
-        (
-            "replication.group_apply",
-            replication.group_apply.to_string(),
-            false,
-        ),
-    ];
-    let durations = [
-        ("proxy.client_login_timeout", proxy.client_login_timeout),
-        ("proxy.query_wait_timeout", proxy.pool.wait_max),
-        ("proxy.query_wait_notify", proxy.pool.notice_after),
-        ("proxy.reserve_pool_timeout", proxy.pool.reserve_after),
-        ("proxy.server_idle_timeout", proxy.pool.idle_max),
-        ("proxy.server_lifetime", proxy.pool.lifetime_max),
-        ("proxy.server_check_delay", proxy.pool.check_after),
-        ("proxy.server_login_retry", proxy.pool.retry_after),
-        ("proxy.server_connect_timeout", proxy.server_connect_timeout),
-        ("proxy.shutdown_timeout", proxy.shutdown_timeout),
-        ("proxy.probe_interval", proxy.probe_interval),
-        ("proxy.probe_timeout", proxy.probe_timeout),
-        ("replication.clock_offset_max", replication.clock_offset_max),
-    ];
-    rows.extend(durations.map(|(key, value)| (key, format!("{value:?}"), false)));
-    if let Some(tls) = &proxy.tls {
-        rows.push(("proxy.tls.cert", path(&tls.cert), true));
-        rows.push((
-            "proxy.tls.mode",
-            format!("{:?}", tls.mode).to_lowercase(),
-            false,
-        ));
-        let client_ca = tls.client_ca.as_deref().map(path);
-        rows.push(("proxy.tls.client_ca", client_ca.unwrap_or_default(), true));
-    }
-    if let Some(file) = &auth.users_file {
-        rows.push(("auth.users_file", path(file), false));
-    }
-    if let Some(query) = &auth.query {
-        rows.push(("auth.query", query.clone(), false));
-    }
-    rows.sort_unstable();
-    let row = |(key, value, changeable)| vec![text(key), text(&value), yes_no(changeable)];
-    rows.into_iter().map(row).collect()
+    let row = |setting: Setting| {
+        vec![
+            Some(setting.key),
+            Some(setting.value),
+            yes_no(setting.changeable),
+        ]
+    };
+    config.settings().into_iter().map(row).collect()
 }
 
 /// How many there are, and how many there may be; neither where there is no limit.
@@ -176,7 +95,8 @@ fn counts(counted: Option<(usize, usize)>) -> [Option<String>; 2] {
 }
 
 fn databases(shared: &Shared) -> Vec<Row> {
-    let database = &shared.config.replication.database;
+    let settings = shared.settings.load();
+    let database = &settings.config.replication.database;
     let [current, max] = counts(shared.limits.of_database(database));
     let of_node = shared.nodes.iter().map(|node| {
         vec![
@@ -185,9 +105,10 @@ fn databases(shared: &Shared) -> Vec<Row> {
             text(&node.config().port),
             text(database),
             text(node.name()),
-            text(pools::mode(shared.config.proxy.pool.mode)),
+            text(&settings.config.proxy.pool.mode),
             current.clone(),
             max.clone(),
+            yes_no(shared.pools.paused().covers(database)),
         ]
     });
     let mut console = vec![text(DATABASE), None, None, text(DATABASE)];
@@ -244,7 +165,7 @@ fn state(shared: &Shared) -> Vec<Row> {
     let stopping = *shared.stop.borrow() != crate::session::registry::Stop::No;
     [
         ("active", !stopping),
-        ("paused", false),
+        ("paused", shared.pools.paused().all),
         ("suspended", false),
         ("stopping", stopping),
     ]
@@ -333,7 +254,8 @@ fn rules(rules: &Rules, shared: &Shared) -> Vec<Row> {
 /// Where a session would go now. What it would run there decides nothing.
 fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
     let user = asked.user.as_deref().unwrap_or(user);
-    let database = &shared.config.replication.database;
+    let settings = shared.settings.load();
+    let database = &settings.config.replication.database;
     let database = asked.database.as_deref().unwrap_or(database);
     let key = asked.key.iter();
     let who = Key {

@@ -36,6 +36,18 @@ pub(super) enum Statement {
     Set,
     Reload,
     Shutdown(ShutdownMode),
+    /// Gives no servers of a database, or of any.
+    Pause {
+        database: Option<String>,
+    },
+    /// Gives them again.
+    Resume {
+        database: Option<String>,
+    },
+    /// Has new connections to a database made, or to all.
+    Reconnect {
+        database: Option<String>,
+    },
     /// Ends the sessions of a database, or all.
     Kill {
         database: Option<String>,
@@ -64,6 +76,7 @@ pub(super) enum Show {
     Clients,
     Servers,
     Stats,
+    Latency,
     Nodes,
     Lag,
     Rules,
@@ -150,6 +163,10 @@ pub(super) const VERBS: &[Verb] = &[
         "SHOW STATS",
         "what went through, by database, since the start; times in microseconds",
     ),
+    look(
+        "SHOW LATENCY",
+        "how long transactions, queries and waits for a server took, by node, in microseconds",
+    ),
     look("SHOW NODES", "nodes: health, clock, sessions"),
     look("SHOW LAG", "replication from each node to each other"),
     look(
@@ -186,6 +203,15 @@ pub(super) const VERBS: &[Verb] = &[
         "writes a losing write again, as a new change",
     ),
     operate(
+        "PAUSE [DATABASE]",
+        "closes the connections to a database, or to all, as their transactions end; new statements wait",
+    ),
+    operate("RESUME [DATABASE]", "lets them go on"),
+    operate(
+        "RECONNECT [DATABASE]",
+        "has each connection to a database, or to all, replaced as its transaction ends",
+    ),
+    operate(
         "KILL [DATABASE]",
         "ends the sessions of a database, or all, at once",
     ),
@@ -195,7 +221,7 @@ pub(super) const VERBS: &[Verb] = &[
     ),
     operate(
         "RELOAD",
-        "reads certificates, host rules and the console's users again",
+        "reads the configuration, rules and certificates again, and says what needs a restart",
     ),
     operate("SHUTDOWN", "ends all sessions, and the daemon"),
     operate(
@@ -205,15 +231,7 @@ pub(super) const VERBS: &[Verb] = &[
 ];
 
 /// PgBouncer's verbs that are not there.
-const MISSING: &[&str] = &[
-    "PAUSE",
-    "RESUME",
-    "RECONNECT",
-    "DISABLE",
-    "ENABLE",
-    "SUSPEND",
-    "WAIT_CLOSE",
-];
+const MISSING: &[&str] = &["DISABLE", "ENABLE", "SUSPEND", "WAIT_CLOSE"];
 
 /// What PgBouncer shows and we do not.
 const MISSING_SHOW: &[&str] = &[
@@ -266,6 +284,7 @@ impl Statement {
                 | Show::Clients
                 | Show::Servers
                 | Show::Stats
+                | Show::Latency
                 | Show::Nodes
                 | Show::Lag
                 | Show::Rules
@@ -282,6 +301,9 @@ impl Statement {
             ) => Right::Operate,
             Statement::Reload
             | Statement::Shutdown(_)
+            | Statement::Pause { .. }
+            | Statement::Resume { .. }
+            | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
             | Statement::Reapply { .. } => Right::Operate,
@@ -373,6 +395,15 @@ impl<'t> Words<'t> {
                 force: self.takes("FORCE"),
             }),
             "RELOAD" => Ok(Statement::Reload),
+            "PAUSE" => Ok(Statement::Pause {
+                database: self.next().map(Token::name),
+            }),
+            "RESUME" => Ok(Statement::Resume {
+                database: self.next().map(Token::name),
+            }),
+            "RECONNECT" => Ok(Statement::Reconnect {
+                database: self.next().map(Token::name),
+            }),
             "KILL" => Ok(Statement::Kill {
                 database: self.next().map(Token::name),
             }),
@@ -400,9 +431,12 @@ impl<'t> Words<'t> {
                     "KILL",
                     "KILL_CLIENT",
                     "SHOW",
+                    "PAUSE",
                     "QUARANTINE",
                     "REAPPLY",
+                    "RECONNECT",
                     "RELOAD",
+                    "RESUME",
                     "SHUTDOWN",
                     "SET",
                 ];
@@ -426,6 +460,7 @@ impl<'t> Words<'t> {
             "CLIENTS" => Show::Clients,
             "SERVERS" => Show::Servers,
             "STATS" => Show::Stats,
+            "LATENCY" => Show::Latency,
             "NODES" => Show::Nodes,
             "LAG" => Show::Lag,
             "RULES" => Show::Rules,

@@ -176,5 +176,8 @@ fn pgbouncers_other_verbs_are_known_and_missing() {
     for text in MISSING.iter().chain(MISSING_SHOW) {
         assert_eq!(one(text), Statement::Missing(text), "{text}");
     }
-    assert_eq!(one("PAUSE app"), Statement::Missing("PAUSE"));
+    assert_eq!(one("SUSPEND"), Statement::Missing("SUSPEND"));
+    let database = Some("app".to_owned());
+    assert_eq!(one("PAUSE app"), Statement::Pause { database });
+    assert_eq!(one("resume"), Statement::Resume { database: None });
 }

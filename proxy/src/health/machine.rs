@@ -88,6 +88,12 @@ impl Machine {
         }
     }
 
+    /// The distance of two probes from now on; the next one comes no later than that.
+    pub fn set_interval(&mut self, interval: Duration, now: Instant) {
+        self.interval = interval;
+        self.next_probe = self.next_probe.min(now + interval);
+    }
+
     /// The only place where the verdict changes. Returns the health before, if it changed in kind.
     pub fn on(&mut self, event: Event, now: Instant) -> Option<Health> {
         let before = self.health;

@@ -17,7 +17,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use tokio::{sync::Notify, task::JoinSet};
 
-use crate::node::{Node, Nodes};
+use crate::{
+    bound::Bound,
+    node::{Node, Nodes},
+};
 use machine::{Event, Machine};
 
 pub use machine::Health;
@@ -30,6 +33,7 @@ const RTT_UNKNOWN: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) struct HealthBoard {
     nodes: Vec<NodeHealth>,
+    probe_timeout: Bound,
 }
 
 /// The health of one node: the machine, and its outcome in atomics for readers that must not wait.
@@ -50,7 +54,7 @@ pub(crate) struct ProbeSettings {
     /// Time between two probes.
     pub(crate) interval: Duration,
     /// Bound of one probe.
-    pub(crate) timeout: Duration,
+    pub(crate) timeout: Bound,
     /// The database the probe connects to.
     pub(crate) database: String,
 }
@@ -65,6 +69,7 @@ impl HealthBoard {
         let board = Arc::new(HealthBoard::new(
             nodes.len(),
             settings.interval,
+            settings.timeout.clone(),
             Instant::now(),
         ));
         for (index, node) in nodes.iter().enumerate() {
@@ -74,7 +79,7 @@ impl HealthBoard {
         board
     }
 
-    fn new(nodes: usize, interval: Duration, now: Instant) -> HealthBoard {
+    fn new(nodes: usize, interval: Duration, probe_timeout: Bound, now: Instant) -> HealthBoard {
         let node = || NodeHealth {
             machine: Mutex::new(Machine::new(interval, now)),
             probe_now: Notify::new(),
@@ -85,6 +90,16 @@ impl HealthBoard {
         };
         HealthBoard {
             nodes: std::iter::repeat_with(node).take(nodes).collect(),
+            probe_timeout,
+        }
+    }
+
+    /// Probes as often, and waits as long for each, from now on.
+    pub(crate) fn set_probes(&self, interval: Duration, timeout: Duration) {
+        self.probe_timeout.set(timeout);
+        for node in &self.nodes {
+            lock(&node.machine).set_interval(interval, Instant::now());
+            node.probe_now.notify_one();
         }
     }
 
@@ -227,7 +242,12 @@ mod tests {
 
     #[test]
     fn a_fenced_node_gets_sessions_only_while_there_is_no_other() {
-        let board = HealthBoard::new(3, Duration::from_secs(1), Instant::now());
+        let board = HealthBoard::new(
+            3,
+            Duration::from_secs(1),
+            Bound::new(Duration::from_secs(1)),
+            Instant::now(),
+        );
         let usable = || [0, 1, 2].map(|node| board.usable(node));
         board.set_fence(1, Some("its clock is off".to_owned()));
         assert_eq!(usable(), [true, false, true]);

@@ -31,7 +31,8 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
         ),
     ];
     let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let options = node.own_options(&settings.database, params.to_vec(), settings.timeout);
+    let bound = settings.timeout.get();
+    let options = node.own_options(&settings.database, params.to_vec(), bound);
     let attempt = async {
         let mut connection = tandem_wire::connect(&options)
             .await
@@ -54,9 +55,9 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
             _ => Err(ProbeError::Recovering),
         }
     };
-    let result = timeout(settings.timeout, attempt)
+    let result = timeout(bound, attempt)
         .await
-        .unwrap_or(Err(ProbeError::Timeout(settings.timeout)));
+        .unwrap_or(Err(ProbeError::Timeout(bound)));
     match result {
         Ok(rtt) => Outcome {
             event: Event::Success { rtt },

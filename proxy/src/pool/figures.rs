@@ -8,7 +8,10 @@ use std::{
 use serde::Serialize;
 
 use super::{Face, Pools, lock};
-use crate::config::PoolMode;
+use crate::{
+    config::PoolMode,
+    timing::{self, NodeLatency},
+};
 
 /// All pools and their servers.
 #[derive(Debug, Clone, Serialize)]
@@ -50,8 +53,12 @@ pub(crate) struct PoolFigures {
 pub(crate) struct Totals {
     /// Times that a server was given back.
     pub(crate) transactions: u64,
+    /// How long transactions took, as their clients saw them.
+    pub(crate) transaction_time: Duration,
     /// Query, Execute and FunctionCall messages.
     pub(crate) queries: u64,
+    /// How long servers had something to do.
+    pub(crate) query_time: Duration,
     /// Bytes from clients.
     pub(crate) received: u64,
     /// Bytes to clients.
@@ -101,6 +108,9 @@ impl Totals {
     pub(super) fn add(&mut self, face: &Face) {
         let counters = &face.counters;
         self.transactions += counters.transactions.load(Ordering::Relaxed);
+        self.transaction_time +=
+            Duration::from_micros(counters.transaction_us.load(Ordering::Relaxed));
+        self.query_time += Duration::from_micros(counters.query_us.load(Ordering::Relaxed));
         self.queries += counters.queries.load(Ordering::Relaxed);
         self.received += counters.received.load(Ordering::Relaxed);
         self.sent += counters.sent.load(Ordering::Relaxed);
@@ -108,6 +118,11 @@ impl Totals {
 }
 
 impl Pools {
+    /// The times of all nodes, from all workers.
+    pub(crate) async fn latency(&self) -> Vec<NodeLatency> {
+        timing::merged(&self.env.workers, self.env.nodes.len()).await
+    }
+
     /// What there is now.
     pub(crate) fn figures(&self) -> Figures {
         let mut figures = Figures {
@@ -116,8 +131,7 @@ impl Pools {
         };
         for pool in self.all() {
             let key = pool.key();
-            let node = self.env.node(key.node);
-            let node = node.map_or("?", |node| node.name()).to_owned();
+            let node = pool.node_name().to_owned();
             let mut totals = *lock(&pool.totals);
             let faces: Vec<Arc<Face>> = lock(&pool.faces)
                 .iter()
@@ -158,7 +172,7 @@ impl Pools {
                 node,
                 database: key.database.clone(),
                 user: key.user.clone(),
-                mode: self.env.limits.mode,
+                mode: self.env.mode,
                 clients_active: active,
                 clients_waiting: counts.waiting,
                 servers_active: active,

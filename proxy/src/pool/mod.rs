@@ -8,6 +8,7 @@
 
 pub(crate) mod figures;
 mod open;
+mod pause;
 mod queue;
 mod server;
 mod wait;
@@ -22,11 +23,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use tandem_wire::Credentials;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, watch},
+};
 
 use crate::{
-    config::{Config, PoolConfig, PoolMode},
+    bound::Bound,
+    config::{PoolConfig, PoolMode},
     health::HealthBoard,
     node::{Node, Nodes},
     session::{
@@ -34,6 +40,7 @@ use crate::{
         state::{APPLICATION_NAME, Profile},
     },
 };
+use pause::Paused;
 use queue::{Asked, Job, Queue};
 use wait::Ticket;
 
@@ -78,8 +85,10 @@ pub(crate) struct Key {
 /// What all pools share.
 #[derive(Debug)]
 pub(crate) struct Env {
-    limits: PoolConfig,
-    connect_timeout: Duration,
+    mode: PoolMode,
+    /// Of pools that come later; each has its own copy. Changes under the lock of `Pools::pools`.
+    limits: ArcSwap<PoolConfig>,
+    connect_timeout: Bound,
     nodes: Nodes,
     health: Arc<HealthBoard>,
     workers: Vec<Handle>,
@@ -87,6 +96,10 @@ pub(crate) struct Env {
     /// Milliseconds since `started`, moved by the tick.
     now_ms: AtomicU64,
     servers: AtomicU64,
+    /// Changes under the lock of `Pools::pools`.
+    paused: watch::Sender<Paused>,
+    /// A server of a pool that is paused is closed.
+    lost: Notify,
 }
 
 impl Env {
@@ -132,6 +145,17 @@ struct Profiles {
     by_name: HashMap<String, Profile>,
 }
 
+/// The limits of pools by a configuration.
+fn effective(config: &PoolConfig) -> PoolConfig {
+    let mut limits = config.clone();
+    if limits.mode == PoolMode::Session {
+        // Every session has a server of its own.
+        limits.size = usize::MAX / 2;
+        limits.min = 0;
+    }
+    limits
+}
+
 /// A server now, or a place in the queue.
 #[derive(Debug)]
 pub(crate) enum Turn {
@@ -147,33 +171,42 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pools {
-    /// No pool yet. Servers are opened on `workers`.
+    /// No pool yet. Servers are opened on `workers`, each within `connect_timeout`.
     pub(crate) fn new(
-        config: &Config,
+        config: &PoolConfig,
+        connect_timeout: Bound,
         nodes: Nodes,
         health: Arc<HealthBoard>,
         workers: Vec<Handle>,
     ) -> Pools {
-        let mut limits = config.proxy.pool.clone();
-        if limits.mode == PoolMode::Session {
-            // Every session has a server of its own.
-            limits.size = usize::MAX / 2;
-            limits.min = 0;
-        }
         Pools {
             env: Arc::new(Env {
-                limits,
-                connect_timeout: config.proxy.server_connect_timeout,
+                mode: config.mode,
+                limits: ArcSwap::from_pointee(effective(config)),
+                connect_timeout,
                 nodes,
                 health,
                 workers,
                 started: Instant::now(),
                 now_ms: AtomicU64::new(0),
                 servers: AtomicU64::new(0),
+                paused: watch::Sender::default(),
+                lost: Notify::new(),
             }),
             pools: Mutex::default(),
             statements: Arc::default(),
             sessions: AtomicU32::new(0),
+        }
+    }
+
+    /// Other limits from now on, for all pools. Their connections stay, but for what is one too many; the number of prepared
+    /// statements counts for connections that are opened later.
+    pub(crate) fn set_limits(&self, config: &PoolConfig) {
+        let limits = effective(config);
+        let pools = lock(&self.pools);
+        self.env.limits.store(Arc::new(limits.clone()));
+        for pool in pools.values() {
+            lock(&pool.queue).set_limits(limits.clone());
         }
     }
 
@@ -187,10 +220,17 @@ impl Pools {
             }
             return Arc::clone(pool);
         }
+        let mut queue = Queue::new(
+            self.env.limits.load().as_ref().clone(),
+            self.env.workers.len(),
+        );
+        if self.paused().covers(&key.database) {
+            queue.pause();
+        }
         let pool = Arc::new(Pool {
             key: key.clone(),
             env: Arc::clone(&self.env),
-            queue: Mutex::new(Queue::new(self.env.limits.clone(), self.env.workers.len())),
+            queue: Mutex::new(queue),
             credentials: Mutex::new(credentials.clone()),
             profiles: Mutex::default(),
             faces: Mutex::default(),
@@ -242,6 +282,11 @@ impl Pool {
     /// What identifies it.
     pub(crate) fn key(&self) -> &Key {
         &self.key
+    }
+
+    /// The name of its node.
+    pub(crate) fn node_name(&self) -> &str {
+        self.env.node(self.key.node).map_or("?", |node| node.name())
     }
 
     /// What a client with these startup parameters begins with, once a server was opened.
@@ -326,7 +371,13 @@ impl Pool {
 
     /// A connection is closed.
     fn on_lost(self: &Arc<Pool>) {
-        let job = lock(&self.queue).lost(self.env.now());
+        let (job, paused) = {
+            let mut queue = lock(&self.queue);
+            (queue.lost(self.env.now()), queue.is_paused())
+        };
+        if paused {
+            self.env.lost.notify_waiters();
+        }
         self.start(job);
     }
 
@@ -337,9 +388,12 @@ impl Pool {
 
     fn tick(self: &Arc<Pool>) {
         let now = self.env.now();
-        let due = lock(&self.queue).tick(now);
+        let (due, wait_max) = {
+            let mut queue = lock(&self.queue);
+            (queue.tick(now), queue.limits().wait_max)
+        };
         for ticket in due.expired {
-            ticket.fail(WaitError::TooLong(self.env.limits.wait_max));
+            ticket.fail(WaitError::TooLong(wait_max));
         }
         for ticket in due.told {
             ticket.tell();

@@ -1,6 +1,6 @@
 //! Owns the tasks that bring server connections to a pool: opening one, and asking an idle one for a sign of life.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
 use tandem_wire::{ConnectError, Connection, Sender, connection::Parts, encode, frame};
 use tokio::{
@@ -42,7 +42,9 @@ pub(super) async fn open(pool: Arc<Pool>) {
         Ok(server) => {
             let (home, born) = (server.home, server.born);
             let refused = lock(&pool.queue).arrived(server, home, born, now);
-            drop(refused);
+            if let Err(server) = refused {
+                server.close();
+            }
         }
         Err(error) => {
             let key = &pool.key;
@@ -72,13 +74,15 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
     let Some(node) = env.node(key.node) else {
         return Err(OpenError::moved(io::ErrorKind::NotFound.into()));
     };
+    // The earliest moment that counts, and more precise than the queue's time.
+    let born = env.started.elapsed();
     let credentials = lock(&pool.credentials).clone();
     let options = node.client_options(
         &key.user,
         &key.database,
         credentials,
         key.params.to_vec(),
-        env.connect_timeout,
+        env.connect_timeout.get(),
     );
     let turn = node.login_turn().await;
     let connected = tandem_wire::connect(&options).await;
@@ -87,12 +91,12 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
         let verdict = verdict(&error);
         OpenError { error, verdict }
     })?;
-    Ok(pool.seat(parts))
+    Ok(pool.seat(parts, born))
 }
 
 impl Pool {
-    /// Makes a server of a new connection. It is counted already.
-    pub(crate) fn seat(self: &Arc<Pool>, parts: Parts) -> Box<Server> {
+    /// Makes a server of a new connection, begun at `born` from the daemon's start. It is counted already.
+    pub(crate) fn seat(self: &Arc<Pool>, parts: Parts, born: Duration) -> Box<Server> {
         self.note_reported(&parts.parameters.clone().into());
         let env = &self.env;
         let id = env
@@ -102,8 +106,8 @@ impl Pool {
             parts,
             &self.key,
             id,
-            env.limits.prepared_max,
-            env.now(),
+            env.limits.load().prepared_max,
+            born,
             Arc::downgrade(self),
         );
         lock(&self.faces).push(Arc::downgrade(&server.face));
@@ -113,7 +117,7 @@ impl Pool {
 
 /// Asks a server for a sign of life and brings it to the queue. One that gives none is closed.
 pub(super) async fn check(pool: Arc<Pool>, mut server: Box<Server>) {
-    let alive = timeout(pool.env.connect_timeout, is_alive(&mut server)).await;
+    let alive = timeout(pool.env.connect_timeout.get(), is_alive(&mut server)).await;
     let now = pool.env.now();
     if matches!(alive, Ok(Ok(true))) {
         let (home, born) = (server.home, server.born);

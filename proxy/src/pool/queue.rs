@@ -1,8 +1,8 @@
 //! Owns the decisions of one pool: who gets which server connection, when one is opened, checked or closed. Pure: it
 //! knows neither sockets nor clocks, and whoever waits is served in the order of asking.
 //!
-//! **Invariant:** `open` counts every connection that exists or is being made: idle, in use, `opening`. It never exceeds the
-//! pool's size and reserve, and each is uncounted exactly once, by [`Queue::lost`] or [`Queue::failed`].
+//! **Invariant:** `open` counts every connection that exists or is being made: idle, in use, `opening`. It is never made to exceed
+//! the pool's size and reserve; a pool that was made smaller comes down to them as connections become free. Each is uncounted exactly once, by [`Queue::lost`] or [`Queue::failed`].
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -88,6 +88,10 @@ pub(super) struct Queue<S, W> {
     open: usize,
     opening: usize,
     retry_at: Duration,
+    /// Nobody gets a server, and each is closed when it is free.
+    paused: bool,
+    /// What was opened up to then is closed when it is free.
+    renewed: Option<Duration>,
 }
 
 impl<S, W: Waiter<S> + Clone> Queue<S, W> {
@@ -102,7 +106,24 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
             open: 0,
             opening: 0,
             retry_at: Duration::ZERO,
+            paused: false,
+            renewed: None,
         }
+    }
+
+    /// Other limits from now on. What they make superfluous goes when it is not in use.
+    pub(super) fn set_limits(&mut self, limits: PoolConfig) {
+        self.limits = limits;
+    }
+
+    /// The limits.
+    pub(super) fn limits(&self) -> &PoolConfig {
+        &self.limits
+    }
+
+    /// Connections at most, the reserve included.
+    fn most(&self) -> usize {
+        self.limits.size.saturating_add(self.limits.reserve)
     }
 
     /// Takes an idle server, of the same worker if there is one, or puts a waiter at the end of the queue.
@@ -113,6 +134,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         waiter: impl FnOnce() -> W,
     ) -> Asked<S> {
         if self.waiting.is_empty()
+            && !self.paused
             && let Some(idle) = self.take_idle(worker)
         {
             if now.saturating_sub(idle.since) <= self.limits.check_after {
@@ -151,7 +173,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
             front.is_some_and(|front| now.saturating_sub(front.since) >= self.limits.reserve_after);
         let room = self.limits.size + if reserve { self.limits.reserve } else { 0 };
         // While there are others, a node that refused one more is not asked again at once.
-        let allowed = self.open == 0 || now >= self.retry_at;
+        let allowed = !self.paused && (self.open == 0 || now >= self.retry_at);
         if self.waiting.len() > self.opening && self.open < room && allowed {
             self.open += 1;
             self.opening += 1;
@@ -160,7 +182,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         Job::None
     }
 
-    /// Gives a server to whoever waits longest, or keeps it. An error returns one that is too old: close it.
+    /// Gives a server to whoever waits longest, or keeps it. An error returns one that is not to be
+    /// used any more: close it.
     pub(super) fn give(
         &mut self,
         mut server: S,
@@ -168,7 +191,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         born: Duration,
         now: Duration,
     ) -> Result<(), S> {
-        if self.too_old(born, now) {
+        if self.paused || self.too_old(born, now) || self.open > self.most() {
             return Err(server);
         }
         while let Some(next) = self.waiting.pop_front() {
@@ -193,7 +216,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
 
     fn too_old(&self, born: Duration, now: Duration) -> bool {
         let max = self.limits.lifetime_max;
-        !max.is_zero() && now.saturating_sub(born) >= max
+        let expired = !max.is_zero() && now.saturating_sub(born) >= max;
+        expired || self.renewed.is_some_and(|renewed| born <= renewed)
     }
 
     /// A connection was opened, or has given a sign of life.
@@ -213,7 +237,8 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         self.opening = self.opening.saturating_sub(1);
         self.open = self.open.saturating_sub(1);
         self.retry_at = now + self.limits.retry_after;
-        if self.open > 0 {
+        // While it is paused a node that does not serve is no surprise.
+        if self.open > 0 || self.paused {
             return Vec::new();
         }
         self.waiting.drain(..).map(|each| each.waiter).collect()
@@ -234,6 +259,28 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
     pub(super) fn leave(&mut self, waiter: &W) -> bool {
         let place = self.waiting.iter().position(|each| each.waiter.is(waiter));
         place.is_some_and(|place| self.waiting.remove(place).is_some())
+    }
+
+    /// Nobody gets a server any more. Answers those that nobody uses: close them.
+    pub(super) fn pause(&mut self) -> Vec<S> {
+        self.paused = true;
+        self.drain_idle()
+    }
+
+    /// Servers are given again; the next [`Queue::tick`] says what is to be opened.
+    pub(super) fn resume(&mut self) {
+        self.paused = false;
+    }
+
+    /// Whether nobody gets a server.
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// What was opened up to now is not used again. Answers those that nobody uses: close them.
+    pub(super) fn renew(&mut self, now: Duration) -> Vec<S> {
+        self.renewed = Some(now);
+        self.drain_idle()
     }
 
     /// Takes all idle servers out; each stays counted until [`Queue::lost`].
@@ -273,7 +320,11 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         while matches!(self.open_another(now), Job::Open) {
             due.open += 1;
         }
-        while self.open < self.limits.min.min(self.limits.size) && now >= self.retry_at {
+        let kept_open = match self.paused {
+            true => 0,
+            false => self.limits.min.min(self.limits.size),
+        };
+        while self.open < kept_open && now >= self.retry_at {
             self.open += 1;
             self.opening += 1;
             due.open += 1;
@@ -284,6 +335,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
     fn take_surplus(&mut self, now: Duration, surplus: &mut Vec<S>) {
         let (idle_max, lifetime_max) = (self.limits.idle_max, self.limits.lifetime_max);
         let mut spare = self.open.saturating_sub(self.limits.min);
+        let mut excess = self.open.saturating_sub(self.most());
         for worker in &mut self.idle {
             // The one used last is at the end.
             let mut place = 0;
@@ -291,8 +343,9 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
                 let old = !lifetime_max.is_zero() && now.saturating_sub(idle.born) >= lifetime_max;
                 let unused =
                     !idle_max.is_zero() && now.saturating_sub(idle.since) >= idle_max && spare > 0;
-                if old || unused {
+                if old || unused || excess > 0 {
                     spare = spare.saturating_sub(1);
+                    excess = excess.saturating_sub(1);
                     surplus.push(worker.remove(place).server);
                 } else {
                     place += 1;

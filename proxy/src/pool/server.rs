@@ -127,8 +127,12 @@ struct Cancels {
 pub(crate) struct Counters {
     /// Times that it was given back: transactions, as far as pooling is concerned.
     pub(crate) transactions: AtomicU64,
+    /// Microseconds of those transactions, as their clients saw them.
+    pub(crate) transaction_us: AtomicU64,
     /// Query, Execute and FunctionCall messages.
     pub(crate) queries: AtomicU64,
+    /// Microseconds in which the server had something to do.
+    pub(crate) query_us: AtomicU64,
     /// Bytes from the client.
     pub(crate) received: AtomicU64,
     /// Bytes to the client.

@@ -27,6 +27,7 @@ use crate::{
 impl Task {
     /// Asks for a server until there is one that works, or a place in the queue.
     pub(super) fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
+        self.note_asked();
         if !shared.health.usable(self.pool.key().node) {
             self.change_node(shared);
         }
@@ -107,6 +108,7 @@ impl Task {
         self.shown_hold = self.state.hold();
         server.face.set_hold(self.shown_hold);
         self.place = Place::Server(server);
+        self.note_served();
         cancelled
     }
 

@@ -189,6 +189,7 @@ impl Task {
         splice: &mut Splice<'_>,
     ) -> Step {
         let shares = self.shares();
+        self.note_text(body);
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
@@ -278,6 +279,9 @@ impl Task {
     ) -> Step {
         let attempt = self.next_attempt();
         let shares = self.shares();
+        let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
+        let text = body.splitn(2, |byte| *byte == 0).nth(1);
+        self.note_text(text.unwrap_or_default());
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
@@ -345,6 +349,7 @@ impl Task {
             return self.pass_as(Sent::Bind);
         };
         self.note_portal(portal, statement.program().cloned());
+        self.note_text(statement.rest());
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };

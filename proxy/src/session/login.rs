@@ -16,7 +16,7 @@ use super::{
     registry::Registered,
     report, route,
     state::{APPLICATION_NAME, Profile},
-    stopping,
+    turning_away,
 };
 use crate::{
     auth::{Applicant, Denied},
@@ -88,10 +88,9 @@ impl Login<'_> {
     /// Authenticates, finds a node, connects to it and greets the client.
     pub(super) async fn run(&self, io: &mut ClientIo, deadline: Instant) -> Result<Welcome, Ended> {
         let steps = self.steps(io);
-        let mut stop = self.shared.stop.clone();
         let outcome = tokio::select! {
             outcome = timeout_at(deadline, steps) => outcome,
-            () = stopping(&mut stop) => return Err(Ended::new(&report::shutting_down())),
+            () = turning_away(self.shared) => return Err(Ended::new(&report::shutting_down())),
         };
         let (place, found) = match outcome {
             Ok(outcome) => outcome?,
@@ -153,7 +152,7 @@ impl Login<'_> {
         let shared = self.shared;
         let (user, database) = (&self.startup.user, &self.startup.database);
         let params = &self.startup.params;
-        let mode = shared.config.proxy.pool.mode;
+        let mode = shared.settings.load().config.proxy.pool.mode;
         // Who shares no server need not give up its name.
         let shared_params: Params = params
             .iter()
@@ -230,26 +229,34 @@ impl Login<'_> {
         route::add_problems(shared, &mut tried);
         tracing::warn!(user, tried, "no node can take a session");
         Err(Ended::new(&report::no_node(
-            &shared.config.cluster,
+            &shared.settings.load().config.cluster,
             tried.trim_end_matches([';', ' ']),
         )))
     }
 
     /// What the client is greeted with, and the server that it keeps. The first client of a pool waits until its first server
-    /// has said what the settings are. An error without a reason: it took too long.
+    /// has said what the settings are; while its database is paused it waits for that. An error without a reason: it took too long.
     async fn enter(
         &self,
         pool: &Arc<Pool>,
         another: bool,
     ) -> Result<(Option<Box<Server>>, Profile), Option<WaitError>> {
         let params = &self.startup.params;
-        let keeps = self.shared.config.proxy.pool.mode == PoolMode::Session;
+        let mode = self.shared.settings.load().config.proxy.pool.mode;
+        let keeps = mode == PoolMode::Session;
         if !keeps && let Some(profile) = pool.profile(params) {
             return Ok((None, profile));
         }
-        let limit = self.shared.config.proxy.server_connect_timeout;
+        let limit = self.shared.connect_timeout.get();
         let limit = if another { limit.min(HOP_MAX) } else { limit };
-        let server = timeout(limit, pool.server()).await.map_err(|_| None)??;
+        let server = loop {
+            pool.resumed().await;
+            match timeout(limit, pool.server()).await {
+                Ok(server) => break server?,
+                Err(_) if pool.is_paused() => {}
+                Err(_) => return Err(None),
+            }
+        };
         let profile = pool
             .profile(params)
             .unwrap_or_else(|| Profile::new(params, &[]));

@@ -11,6 +11,7 @@ pub(crate) mod prepared;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod slow;
 mod splice;
 pub(crate) mod state;
 mod task;
@@ -25,23 +26,18 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use tandem_routing_rules::Rules;
-use tandem_wire::{
-    Stream,
-    auth::ClientIo,
-    startup,
-    tls::{ClientTlsMode, ServerTls},
-};
+use tandem_wire::{Stream, auth::ClientIo, startup, tls::ClientTlsMode};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     time::{Instant, timeout_at},
 };
 
 use crate::{
     auth::Gate,
+    bound::Bound,
     cancel::Canceller,
-    config::Config,
     console::{
         self, Console,
         clients::{About, Listed},
@@ -50,6 +46,7 @@ use crate::{
     limits::{Counted, Limits},
     node::Nodes,
     pool::Pools,
+    reload::Settings,
 };
 pub(crate) use end::farewell;
 use end::{Boundary, End};
@@ -62,12 +59,19 @@ use task::{Begin, Task};
 /// What all sessions share.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) config: Config,
-    pub(crate) rules: Arc<Rules>,
+    /// What counts now, as the last reload left it.
+    pub(crate) settings: ArcSwap<Settings>,
+    /// `slow_statement` of `[log]`
+    pub(crate) slow_statement: Bound,
+    /// Held while the files are read again.
+    pub(crate) reloading: Mutex<()>,
+    /// Another daemon may take over while this one ends: nobody is turned away.
+    pub(crate) shares_addresses: bool,
+    /// `server_connect_timeout`
+    pub(crate) connect_timeout: Bound,
     pub(crate) nodes: Nodes,
     pub(crate) health: Arc<HealthBoard>,
     pub(crate) gate: Gate,
-    pub(crate) tls: Option<ServerTls>,
     pub(crate) pools: Arc<Pools>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) canceller: Canceller,
@@ -82,7 +86,7 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Clients {
     current: Arc<AtomicUsize>,
-    max: usize,
+    max: AtomicUsize,
 }
 
 /// A place for a client; free again when dropped.
@@ -111,15 +115,16 @@ impl Clients {
     pub(crate) fn new(max: usize) -> Clients {
         Clients {
             current: Arc::new(AtomicUsize::new(0)),
-            max,
+            max: AtomicUsize::new(max),
         }
     }
 
     /// A place, unless all are taken.
     pub(crate) fn take(&self) -> Option<Place> {
+        let max = self.max();
         self.current
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < self.max).then_some(n + 1)
+                (n < max).then_some(n + 1)
             })
             .ok()
             .map(|_| Place {
@@ -135,7 +140,12 @@ impl Clients {
 
     /// Clients at most.
     pub(crate) fn max(&self) -> usize {
-        self.max
+        self.max.load(Ordering::Relaxed)
+    }
+
+    /// So many at most from now on; who is in stays in.
+    pub(crate) fn set_max(&self, max: usize) {
+        self.max.store(max, Ordering::Relaxed);
     }
 }
 
@@ -143,6 +153,17 @@ impl Clients {
 pub(crate) async fn stopping(stop: &mut watch::Receiver<Stop>) {
     // A sender that is gone means that the daemon is.
     let _ = stop.wait_for(|stop| *stop != Stop::No).await;
+}
+
+/// Returns when those who are logging in are turned away.
+pub(crate) async fn turning_away(shared: &Shared) {
+    let mut stop = shared.stop.clone();
+    let from = match shared.shares_addresses {
+        true => Stop::AtOnce,
+        false => Stop::WhenIdle,
+    };
+    // A sender that is gone means that the daemon is.
+    let _ = stop.wait_for(|stop| *stop >= from).await;
 }
 
 /// A client who has logged in.
@@ -179,28 +200,26 @@ pub(crate) async fn serve(shared: &Shared, stream: Stream) {
 /// Everything up to the first ReadyForQuery.
 async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
     let since = Instant::now();
-    let deadline = since + shared.config.proxy.client_login_timeout;
+    let settings = shared.settings.load_full();
+    let proxy = &settings.config.proxy;
+    let deadline = since + proxy.client_login_timeout;
     let peer = stream.peer_addr();
     let address = source_address(&stream);
-    let mode = shared
-        .config
-        .proxy
-        .tls
-        .as_ref()
-        .map_or(ClientTlsMode::Disable, |tls| tls.mode);
-    let accepted =
-        match timeout_at(deadline, startup::accept(stream, shared.tls.as_ref(), mode)).await {
-            Ok(Ok(accepted)) => accepted,
-            Ok(Err(error)) => {
-                tracing::debug!(peer, %error, "connection ended before a startup packet");
-                return None;
-            }
-            Err(_) => {
-                tracing::info!(peer, "no startup packet within client_login_timeout");
-                shared.gate.failed(address);
-                return None;
-            }
-        };
+    let mode = proxy.tls.as_ref();
+    let mode = mode.map_or(ClientTlsMode::Disable, |tls| tls.mode);
+    let accept = startup::accept(stream, settings.tls.as_ref(), mode);
+    let accepted = match timeout_at(deadline, accept).await {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err(error)) => {
+            tracing::debug!(peer, %error, "connection ended before a startup packet");
+            return None;
+        }
+        Err(_) => {
+            tracing::info!(peer, "no startup packet within client_login_timeout");
+            shared.gate.failed(address);
+            return None;
+        }
+    };
     let (mut io, startup, tls) = match accepted {
         startup::Accepted::Session {
             stream,
@@ -260,7 +279,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     counted: welcome.counted,
                     registered: welcome.registered,
                     session: shared.pools.next_session(),
-                    mode: shared.config.proxy.pool.mode,
+                    mode: proxy.pool.mode,
+                    slow_statement: shared.slow_statement.clone(),
                 }),
                 _listed: shared.console.clients.list(pid, &about),
                 about,

@@ -136,6 +136,9 @@ impl Task {
                 self.registered.entry().ready();
                 let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
                 self.state.ready(status, owes, settings);
+                if !owes {
+                    self.note_answered(status);
+                }
             }
             Event::Ready => self.syncing = false,
             Event::Error(Some(Sent::Query), _) if !client => {

@@ -16,7 +16,10 @@ use std::{
 
 use aws_lc_rs::{constant_time, rand};
 use tandem_wire::Secret;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout},
+};
 
 use crate::pool::{CancelUnderWay, Face};
 
@@ -122,6 +125,7 @@ pub(crate) struct Seen {
 #[derive(Debug)]
 pub(crate) struct SessionEntry {
     key: Secret,
+    begun: Instant,
     place: Mutex<Place>,
     waker: Mutex<Option<Waker>>,
     stop: AtomicU8,
@@ -384,6 +388,7 @@ impl Registry {
         };
         let entry = Arc::new(SessionEntry {
             key: Secret::new(key),
+            begun: Instant::now(),
             place: Mutex::new(Place::Idle),
             waker: Mutex::default(),
             stop: AtomicU8::new(table.stop.unwrap_or(Stop::No).code()),
@@ -415,6 +420,17 @@ impl Registry {
             table.stop = table.stop.max(Some(stop));
             table.by_pid.values().cloned().collect()
         };
+        for entry in entries {
+            entry.request(stop);
+        }
+    }
+
+    /// Asks the sessions that began before `when` to stop; none that is still to come.
+    pub(crate) fn stop_begun_before(&self, when: Instant, stop: Stop) {
+        let table = self.table();
+        let old = table.by_pid.values().filter(|entry| entry.begun < when);
+        let entries: Vec<_> = old.cloned().collect();
+        drop(table);
         for entry in entries {
             entry.request(stop);
         }
@@ -567,6 +583,18 @@ mod tests {
         let after = registry.enter(4).expect("entered");
         assert_eq!(before.entry().stop(), Stop::AtOnce);
         assert_eq!(after.entry().stop(), Stop::AtOnce);
+    }
+
+    #[test]
+    fn who_has_just_come_is_not_stopped_with_the_others() {
+        let registry = Arc::new(Registry::default());
+        let old = registry.enter(4).expect("entered");
+        let between = Instant::now();
+        let young = registry.enter(4).expect("entered");
+        registry.stop_begun_before(between, Stop::WhenIdle);
+        let later = registry.enter(4).expect("entered");
+        let stops = [&old, &young, &later].map(|each| each.entry().stop());
+        assert_eq!(stops, [Stop::WhenIdle, Stop::No, Stop::No]);
     }
 
     #[test]

@@ -35,9 +35,10 @@ pub(crate) fn choose(
             sessions: node.sessions(),
         })
         .collect();
+    let settings = shared.settings.load();
     let cluster = ClusterView {
         nodes: &views,
-        zone: shared.config.proxy.zone.as_deref(),
+        zone: settings.config.proxy.zone.as_deref(),
     };
     let key = param(&who.params, "tandem.key")
         .map(str::to_owned)
@@ -50,7 +51,7 @@ pub(crate) fn choose(
         application_name,
         key: key.as_deref(),
     };
-    let decision = decide_session(&shared.rules, &facts, &cluster).ok()?;
+    let decision = decide_session(&settings.config.rules, &facts, &cluster).ok()?;
     let index = views.iter().position(|view| view.id == decision.node)?;
     Some((index, decision.to_string()))
 }

@@ -12,6 +12,7 @@ use std::{
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Instant,
 };
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -30,6 +31,7 @@ use super::{
     state::{Hold, Profile, Program, State},
 };
 use crate::{
+    bound::Bound,
     config::PoolMode,
     node::CountedSession,
     pool::{Pool, Server, Wait, WaitError, add},
@@ -142,6 +144,14 @@ pub(crate) struct Task {
     /// The message being streamed from the server goes nowhere.
     pub(super) dropping_down: bool,
     pub(super) mode: PoolMode,
+    /// When the transaction began, while one is under way.
+    pub(super) asked: Option<Instant>,
+    /// Since when the server has something to do.
+    pub(super) sent: Option<Instant>,
+    /// Statements that take as long are logged; zero: none.
+    pub(super) slow_statement: Bound,
+    /// The beginning of the statement that the server works on, while slow ones are logged.
+    pub(super) text: Box<[u8]>,
     /// `from_client` holds a whole message.
     stalled: bool,
     goodbye: Goodbye,
@@ -164,6 +174,7 @@ pub(super) struct Begin {
     pub(super) registered: Registered,
     pub(super) session: u32,
     pub(super) mode: PoolMode,
+    pub(super) slow_statement: Bound,
 }
 
 impl Task {
@@ -195,6 +206,10 @@ impl Task {
             dropping_up: false,
             dropping_down: false,
             mode: begin.mode,
+            asked: None,
+            sent: None,
+            slow_statement: begin.slow_statement,
+            text: Box::default(),
             goodbye: Goodbye::No,
             attempts: Attempt::from(begin.session) << 32,
             waker: None,
@@ -430,7 +445,11 @@ impl Task {
                 }
             }
             let mut splice = Splice::new(output);
+            let before = self.in_flight();
             let (taken, stop) = self.on_client_bytes(buffer, &mut splice);
+            if !before && self.in_flight() {
+                self.note_sent();
+            }
             self.write_server(cx, splice.bytes(buffer));
             if large {
                 own.advance(taken);
@@ -494,6 +513,7 @@ impl Task {
 
     /// Answers the message that waits for a server with an error.
     pub(super) fn refuse(&mut self, report: &ErrorReport) {
+        self.asked = None;
         encode::backend::error(self.to_client.buffer(), report);
         self.refusing = match self.from_client.first() {
             Some(b'Q' | b'F') => Refusing::One,
@@ -537,6 +557,7 @@ impl Task {
                     && self.up.at_boundary()
                     && self.from_client.is_empty()
                     && self.to_client.is_empty()
+                    && !self.client.has_unread()
             }
             Stop::AtOnce => self.boundary() == Boundary::Clean,
         }

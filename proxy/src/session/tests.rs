@@ -17,7 +17,7 @@ use super::{
 use tandem_replicator::Replicator;
 
 use crate::{
-    config::PoolMode,
+    config::{Config, PoolMode},
     console::Console,
     daemon::replicator_config,
     health::ProbeSettings,
@@ -63,13 +63,14 @@ fn shared() -> (Shared, JoinSet<()>) {
     let mut probes = JoinSet::new();
     let settings = ProbeSettings {
         interval: Duration::from_secs(3600),
-        timeout: Duration::from_secs(1),
+        timeout: Bound::new(Duration::from_secs(1)),
         database: "app".into(),
     };
-    let bound = Duration::from_secs(1);
+    let bound = Bound::new(Duration::from_secs(1));
     let health = HealthBoard::start(&nodes, &settings, &mut probes);
     let (same_nodes, same_health) = (Arc::clone(&nodes), Arc::clone(&health));
-    let gate = Gate::new(&config.auth, same_nodes, same_health, "app", bound).expect("no file");
+    let gate =
+        Gate::new(&config.auth, same_nodes, same_health, "app", bound.clone()).expect("no file");
     let registry = Arc::new(Registry::default());
     let workers = vec![tokio::runtime::Handle::current()];
     let (_stop, stop_seen) = watch::channel(Stop::No);
@@ -78,14 +79,14 @@ fn shared() -> (Shared, JoinSet<()>) {
     let replicator = Arc::new(Replicator::start(nowhere));
     let (ask_shutdown, _) = watch::channel(None);
     let shared = Shared {
-        rules: Arc::new(config.rules.clone()),
-        canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound),
+        canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
         clients: Clients::new(10),
         limits: Limits::new(config.limits.clone()),
         console: Console::new(replicator, &config.admin, ask_shutdown),
         stop: stop_seen,
         pools: Arc::new(Pools::new(
-            &config,
+            &config.proxy.pool,
+            bound.clone(),
             Arc::clone(&nodes),
             Arc::clone(&health),
             workers,
@@ -93,9 +94,12 @@ fn shared() -> (Shared, JoinSet<()>) {
         nodes,
         health,
         gate,
-        tls: None,
         registry,
-        config,
+        connect_timeout: bound,
+        slow_statement: Bound::new(Duration::ZERO),
+        reloading: Mutex::default(),
+        shares_addresses: false,
+        settings: ArcSwap::from_pointee(Settings { config, tls: None }),
     };
     (shared, probes)
 }
@@ -122,13 +126,16 @@ impl Bench {
         let pool = shared.pools.get(key, &tandem_wire::Credentials::None);
         let (client, near_client) = UnixStream::pair().expect("a pair");
         let (server, near_server) = UnixStream::pair().expect("a pair");
-        let seated = pool.seat(Parts {
-            stream: Stream::Unix(near_server),
-            rx: BytesMut::new(),
-            parameters: Vec::new(),
-            backend_pid: 1,
-            cancel_secret: vec![0; 4],
-        });
+        let seated = pool.seat(
+            Parts {
+                stream: Stream::Unix(near_server),
+                rx: BytesMut::new(),
+                parameters: Vec::new(),
+                backend_pid: 1,
+                cancel_secret: vec![0; 4],
+            },
+            Duration::ZERO,
+        );
         let kept = if mode == PoolMode::Session {
             Some(seated)
         } else {
@@ -148,6 +155,7 @@ impl Bench {
             registered: shared.registry.enter(4).expect("entered"),
             session: 1,
             mode,
+            slow_statement: shared.slow_statement.clone(),
         });
         Bench {
             client,

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -177,26 +176,16 @@ impl fmt::Display for SslMode {
     }
 }
 
-/// Our side of TLS towards clients: certificate, key, and optionally the authority of client certificates. Reading
-/// the files again replaces all three at once for new connections.
+/// Our side of TLS towards clients: certificate, key, and optionally the authority of client certificates.
+#[derive(Clone)]
 pub struct ServerTls {
-    cert: PathBuf,
-    key: PathBuf,
-    client_ca: Option<PathBuf>,
-    current: ArcSwap<Loaded>,
-}
-
-struct Loaded {
     config: Arc<ServerConfig>,
     endpoint_binding: Option<Vec<u8>>,
 }
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerTls")
-            .field("cert", &self.cert)
-            .field("client_ca", &self.client_ca)
-            .finish_non_exhaustive()
+        f.debug_struct("ServerTls").finish_non_exhaustive()
     }
 }
 
@@ -214,87 +203,66 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`] when a file cannot be read or used.
     pub fn load(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsError> {
-        let loaded = load_server(cert, key, client_ca)?;
+        let chain = read_certificates(cert)?;
+        let endpoint_binding = chain
+            .first()
+            .and_then(|leaf| certificate::endpoint_binding(leaf));
+        let private = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem {
+            what: "a private key",
+            path: key.to_owned(),
+            source,
+        })?;
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .map_err(rustls_error("TLS versions"))?;
+        let builder = match client_ca {
+            None => builder.with_no_client_auth(),
+            Some(path) => {
+                let roots = root_store(path, &read_certificates(path)?)?;
+                let verifier =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+                        .allow_unauthenticated()
+                        .build()
+                        .map_err(|error| TlsError::ClientCa {
+                            path: path.to_owned(),
+                            reason: error.to_string(),
+                        })?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let mut config = builder
+            .with_single_cert(chain, private)
+            .map_err(rustls_error(format!(
+                "cannot use certificate {} with key {}",
+                cert.display(),
+                key.display()
+            )))?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // As PostgreSQL: no resumption, so that every session is checked against the certificates in use now.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Self {
-            cert: cert.to_owned(),
-            key: key.to_owned(),
-            client_ca: client_ca.map(Path::to_owned),
-            current: ArcSwap::from_pointee(loaded),
+            config: Arc::new(config),
+            endpoint_binding,
         })
     }
 
-    /// Reads the files again. New connections use what they hold now; those that are there stay as they are.
-    ///
-    /// # Errors
-    /// [`TlsError`]; then what was loaded before stays in use.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let loaded = load_server(&self.cert, &self.key, self.client_ca.as_deref())?;
-        self.current.store(Arc::new(loaded));
-        Ok(())
-    }
-
-    /// The `tls-server-end-point` channel binding (RFC 5929) of the certificate now in use: the hash of the
-    /// certificate. `None` where the certificate's signature has no single hash (Ed25519).
-    pub fn endpoint_binding(&self) -> Option<Vec<u8>> {
-        self.current.load().endpoint_binding.clone()
+    /// The `tls-server-end-point` channel binding (RFC 5929) of the certificate: its hash. `None` where the
+    /// certificate's signature has no single hash (Ed25519).
+    pub fn endpoint_binding(&self) -> Option<&[u8]> {
+        self.endpoint_binding.as_deref()
     }
 
     pub(crate) async fn accept(&self, tcp: TcpStream) -> Result<ServerHandshake, TlsError> {
-        // One snapshot: the binding must be that of the certificate the client sees.
-        let loaded = self.current.load_full();
-        let tls = TlsAcceptor::from(Arc::clone(&loaded.config))
+        let tls = TlsAcceptor::from(Arc::clone(&self.config))
             .accept(tcp)
             .await
             .map_err(TlsError::Handshake)?;
         Ok(ServerHandshake {
             tls,
-            endpoint_binding: loaded.endpoint_binding.clone(),
+            endpoint_binding: self.endpoint_binding.clone(),
         })
     }
-}
-
-fn load_server(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Loaded, TlsError> {
-    let chain = read_certificates(cert)?;
-    let endpoint_binding = chain
-        .first()
-        .and_then(|leaf| certificate::endpoint_binding(leaf));
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::Pem {
-        what: "a private key",
-        path: key.to_owned(),
-        source,
-    })?;
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .map_err(rustls_error("TLS versions"))?;
-    let builder = match client_ca {
-        None => builder.with_no_client_auth(),
-        Some(path) => {
-            let roots = root_store(path, &read_certificates(path)?)?;
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-                .allow_unauthenticated()
-                .build()
-                .map_err(|error| TlsError::ClientCa {
-                    path: path.to_owned(),
-                    reason: error.to_string(),
-                })?;
-            builder.with_client_cert_verifier(verifier)
-        }
-    };
-    let mut config = builder
-        .with_single_cert(chain, private)
-        .map_err(rustls_error(format!(
-            "cannot use certificate {} with key {}",
-            cert.display(),
-            key.display()
-        )))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
-    // As PostgreSQL: no resumption, so that every session is checked against the certificates in use now.
-    config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
-    Ok(Loaded {
-        config: Arc::new(config),
-        endpoint_binding,
-    })
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -9,7 +9,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// A cluster with the roles `ops`, who may do everything in the console, `monitor`, who may look, and `nobody`. All
 /// have app's password.
-async fn with_console(builder: ClusterBuilder) -> Cluster {
+pub(crate) async fn with_console(builder: ClusterBuilder) -> Cluster {
     let mut cluster = builder.without_daemon().start().await;
     let verifier = cluster.nodes[0]
         .value("SELECT rolpassword FROM pg_authid WHERE rolname = 'app'")
@@ -36,12 +36,12 @@ async fn try_console(cluster: &Cluster, user: &str, password: &str) -> Result<Cl
     client::connect(cluster.proxy_port, user, Some(password), "tandem").await
 }
 
-async fn console(cluster: &Cluster, user: &str) -> Client {
+pub(crate) async fn console(cluster: &Cluster, user: &str) -> Client {
     let found = try_console(cluster, user, "app").await;
     found.unwrap_or_else(|error| panic!("{user}: {}", client::describe(&error)))
 }
 
-fn psql(cluster: &Cluster, user: &str) -> Program {
+pub(crate) fn psql(cluster: &Cluster, user: &str) -> Program {
     cluster.psql().env("PGUSER", user).args(["-d", "tandem"])
 }
 
@@ -53,7 +53,7 @@ async fn refusal(client: &Client, sql: &str) -> String {
 }
 
 /// One row as `column=value`.
-async fn shown(client: &Client, sql: &str) -> Vec<String> {
+pub(crate) async fn shown(client: &Client, sql: &str) -> Vec<String> {
     let rows = client.query(sql, &[]).await;
     let rows = rows.unwrap_or_else(|error| panic!("{sql}: {}", client::describe(&error)));
     let line = |row: &tokio_postgres::Row| {
@@ -164,6 +164,9 @@ async fn only_who_is_listed_and_has_proved_it_gets_in_and_only_to_what_it_may() 
         "QUARANTINE SKIP n1/1",
         "QUARANTINE EDIT n1/1 SET public.t.a=1",
         "REAPPLY n1/1",
+        "PAUSE",
+        "RESUME",
+        "RECONNECT app",
         "RELOAD",
         "SHUTDOWN",
     ] {
@@ -189,8 +192,8 @@ async fn only_who_is_listed_and_has_proved_it_gets_in_and_only_to_what_it_may() 
         "42704 no node is called n9; there are n1"
     );
     assert_eq!(
-        refusal(&ops, "PAUSE app").await,
-        "0A000 PAUSE is not available in Tandem"
+        refusal(&ops, "SUSPEND").await,
+        "0A000 SUSPEND is not available in Tandem"
     );
     assert_eq!(
         refusal(&ops, "SELECT 1").await,

@@ -269,3 +269,112 @@ fn connections_end_when_they_are_old_or_not_needed_and_some_are_kept_warm() {
         "too old when it comes back"
     );
 }
+
+#[test]
+fn a_pool_that_was_made_smaller_comes_down_as_connections_become_free() {
+    let mut queue = queue(|limits| limits.size = 3);
+    let clients: Vec<_> = (0..5).map(Client::new).collect();
+    for client in &clients {
+        ask(&mut queue, SECOND, client);
+    }
+    for server in [1, 2, 3] {
+        queue.arrived(server, 0, SECOND, SECOND).expect("wanted");
+    }
+    let smaller = PoolConfig {
+        size: 1,
+        ..queue.limits().clone()
+    };
+    queue.set_limits(smaller);
+    // Two are too many, though somebody waits.
+    for server in [1, 2] {
+        assert_eq!(queue.give(server, 0, SECOND, SECOND), Err(server));
+        assert_eq!(queue.lost(SECOND), Job::None);
+    }
+    assert_eq!(clients[3].got(), None);
+    queue
+        .give(3, 0, SECOND, SECOND)
+        .expect("the one that stays");
+    assert_eq!((clients[3].got(), queue.counts().open), (Some(3), 1));
+
+    // A larger one is opened for who waits.
+    let larger = PoolConfig {
+        size: 2,
+        ..queue.limits().clone()
+    };
+    queue.set_limits(larger);
+    assert_eq!(queue.tick(SECOND).open, 1);
+}
+
+#[test]
+fn idle_connections_beyond_a_smaller_size_are_closed_at_once() {
+    let mut queue = queue(|limits| limits.size = 3);
+    let clients: Vec<_> = (0..3).map(Client::new).collect();
+    for client in &clients {
+        ask(&mut queue, SECOND, client);
+    }
+    for server in [1, 2, 3] {
+        queue.arrived(server, 0, SECOND, SECOND).expect("wanted");
+    }
+    for server in [1, 2, 3] {
+        queue.give(server, 0, SECOND, SECOND).expect("kept");
+    }
+    assert!(queue.tick(SECOND).surplus.is_empty());
+    let smaller = PoolConfig {
+        size: 1,
+        ..queue.limits().clone()
+    };
+    queue.set_limits(smaller);
+    assert_eq!(queue.tick(SECOND).surplus.len(), 2);
+}
+
+#[test]
+fn while_it_is_paused_nobody_is_served_and_nothing_is_kept() {
+    let mut queue = queue(|limits| {
+        limits.size = 3;
+        limits.min = 1;
+    });
+    let clients: Vec<_> = (0..4).map(Client::new).collect();
+    warm(&mut queue, 1, SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &clients[0]), Asked::Have(1));
+    warm(&mut queue, 2, SECOND);
+    assert_eq!(queue.pause(), [2]);
+    queue.lost(SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &clients[1]), Asked::Wait(Job::None));
+    assert_eq!(queue.give(1, 0, SECOND, SECOND), Err(1));
+    assert_eq!(queue.lost(SECOND), Job::None);
+    let due = queue.tick(SECOND);
+    assert_eq!(
+        (due.open, due.expired.len(), queue.counts().open),
+        (0, 0, 0)
+    );
+    assert_eq!(clients[1].got(), None);
+    queue.resume();
+    assert_eq!(queue.tick(SECOND).open, 1);
+    queue.arrived(3, 0, SECOND, SECOND).expect("wanted");
+    assert_eq!(clients[1].got(), Some(3));
+}
+
+#[test]
+fn a_server_that_could_not_be_opened_is_no_error_for_who_waits_while_it_is_paused() {
+    let mut queue = queue(|_| {});
+    let client = Client::new(1);
+    assert_eq!(ask(&mut queue, SECOND, &client), Asked::Wait(Job::Open));
+    queue.pause();
+    assert!(queue.failed(SECOND).is_empty());
+    assert_eq!(queue.counts().waiting, 1);
+}
+
+#[test]
+fn what_was_opened_before_a_reconnect_is_closed_when_it_is_free() {
+    let mut queue = queue(|limits| limits.size = 3);
+    let client = Client::new(1);
+    warm(&mut queue, 1, SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &client), Asked::Have(1));
+    warm(&mut queue, 2, SECOND);
+    assert_eq!(queue.renew(2 * SECOND), [2]);
+    queue.lost(2 * SECOND);
+    assert_eq!(queue.give(1, 0, SECOND, 3 * SECOND), Err(1));
+    queue.lost(3 * SECOND);
+    warm(&mut queue, 3, 3 * SECOND);
+    assert_eq!(queue.counts().idle, 1);
+}

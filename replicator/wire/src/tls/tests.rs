@@ -171,7 +171,7 @@ async fn an_expired_certificate_is_not_trusted_even_as_its_own_root() {
 }
 
 #[tokio::test]
-async fn reload_replaces_the_certificate_and_keeps_the_old_one_on_error() {
+async fn a_certificate_is_taken_with_its_own_key_only() {
     let dir = Dir::new();
     let authority = ca("ca");
     let (cert, key) = leaf(&authority, &["a.example"], "a");
@@ -181,10 +181,10 @@ async fn reload_replaces_the_certificate_and_keeps_the_old_one_on_error() {
     let before = server.endpoint_binding().unwrap();
     let client = ClientTls::new(SslMode::VerifyFull, Some(&root)).unwrap();
 
-    // A new certificate with the old key: refused, the old pair goes on.
+    // A new certificate with the old key is refused; what was read before is not touched.
     let (new_cert, new_key) = leaf(&authority, &["b.example"], "b");
     dir.put("c", &new_cert);
-    let error = server.reload().unwrap_err();
+    let error = ServerTls::load(&cert_path, &key_path, None).unwrap_err();
     assert!(
         error.to_string().contains("cannot use certificate"),
         "{error}"
@@ -193,8 +193,9 @@ async fn reload_replaces_the_certificate_and_keeps_the_old_one_on_error() {
     assert!(shake(&server, &client, "a.example").await.1.is_ok());
 
     dir.put("k", &new_key);
-    server.reload().unwrap();
-    assert_ne!(server.endpoint_binding().unwrap(), before);
+    let renewed = ServerTls::load(&cert_path, &key_path, None).unwrap();
+    assert_ne!(renewed.endpoint_binding().unwrap(), before);
+    let server = renewed;
     assert!(shake(&server, &client, "b.example").await.1.is_ok());
     assert!(shake(&server, &client, "a.example").await.1.is_err());
 }
