@@ -13,5 +13,6 @@ mod pooling;
 mod security;
 mod sessions;
 mod settings;
+mod shapes;
 mod storms;
 mod tls;
