@@ -16,8 +16,9 @@ use super::{
     Shared,
     end::End,
     owed::{By, Sent},
+    ready::{Errand, Portals},
     report, route,
-    task::{Place, Portals, Task, read_some},
+    task::{Place, Task, read_some},
 };
 use crate::{
     health::Verdict,
@@ -81,7 +82,7 @@ impl Task {
         };
         server.owed.sent(Sent::Query, By::Proxy, 0);
         server.statements.unnamed = 0;
-        self.syncing = true;
+        self.errand = Errand::Settings;
         self.registered.entry().prepare();
         let mut message = BytesMut::with_capacity(statements.len() + 6);
         message.put_u8(b'Q');
@@ -160,7 +161,7 @@ impl Task {
             server.face.set_hold(hold);
         }
         if hold.is_none()
-            && !self.syncing
+            && self.errand == Errand::None
             && server.owed.is_settled()
             && self.up.at_boundary()
             && server.scanner.at_boundary()

@@ -1,18 +1,19 @@
 //! Owns what becomes of a client's messages: which are passed on, under which names, and what must go ahead of them.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
-use bytes::{BufMut, BytesMut};
+use bytes::BufMut;
 use tandem_wire::{
     FrameError, Header, Reader, Scan, Sender, encode,
     frame::{self, HEADER_LEN},
 };
 
 use super::{
-    owed::{By, Sent},
-    prepared::{ServerStatements, Statement},
+    owed::{By, Note, Sent},
+    prepared::Statement,
+    ready::{Bound, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse},
     splice::Splice,
-    state::{Hold, Program, deallocated, program},
+    state::{Hold, deallocated, program},
     task::{Place, Refusing, StopAt, Task, whole_max},
 };
 use crate::pool::{Server, add};
@@ -245,29 +246,11 @@ impl Task {
         };
         add(&server.face.counters.queries, 1);
         let portal = Reader::new(body).cstr().unwrap_or_default();
-        let program = match portal {
-            [] => self.portals.unnamed.as_ref(),
-            name => {
-                let mut named = self.portals.named.iter();
-                let found = named.find(|(known, _)| **known == *name);
-                found.map(|(_, program)| program)
-            }
-        };
+        let bound = self.portals.get(portal);
+        let program = bound.and_then(|bound| bound.program.as_ref());
         let note = self.state.sent(program, &mut server.settings);
         server.owed.sent(Sent::Execute, By::Client, note);
         Step::Pass
-    }
-
-    /// A portal is made of a statement that does this.
-    fn note_portal(&mut self, portal: &[u8], program: Option<Program>) {
-        if portal.is_empty() {
-            self.portals.unnamed = program;
-            return;
-        }
-        self.portals.named.retain(|(known, _)| **known != *portal);
-        if let Some(program) = program {
-            self.portals.named.push((portal.into(), program));
-        }
     }
 
     fn on_parse(
@@ -296,6 +279,7 @@ impl Task {
                 self.unnamed.attempt = attempt;
                 self.unnamed.frame.clear();
                 self.unnamed.program = None;
+                self.unnamed.told = None;
                 if whole && shares {
                     self.unnamed.frame.extend_from_slice(frame);
                     self.unnamed.program = reader.cstr().ok().and_then(program);
@@ -303,9 +287,8 @@ impl Task {
                 Step::Pass
             }
             Ok(name) if !name.is_empty() && shares && whole => {
-                let known = self.statements.get(name).cloned();
                 let out = splice.make(input);
-                let Some(known) = known else {
+                let Some((_, known)) = self.statements.get(name) else {
                     let rest = reader.rest();
                     let statement = self.interner.intern(rest);
                     prepare(server, &statement, By::Client, attempt, out);
@@ -315,11 +298,11 @@ impl Task {
                     return Step::Written(frame.len());
                 };
                 // It exists already: so the server shall say, in its turn.
-                if !server.statements.has(&known) {
-                    prepare(server, &known, By::Proxy, attempt, out);
+                if !server.statements.has(&known.statement) {
+                    prepare(server, &known.statement, By::Proxy, attempt, out);
                 }
                 server.owed.sent(Sent::Parse, By::Client, 0);
-                put_parse(out, &known);
+                put_parse(out, &known.statement);
                 Step::Written(frame.len())
             }
             _ => {
@@ -343,17 +326,34 @@ impl Task {
         let Ok((portal, name)) = names else {
             return self.pass_as(Sent::Bind);
         };
-        let Some(statement) = self.ready_statement(name, input, splice) else {
-            let program = self.unnamed.program.clone().filter(|_| name.is_empty());
-            self.note_portal(portal, program);
-            return self.pass_as(Sent::Bind);
+        let (statement, attempt, bound) = match self.ready_statement(name, input, splice) {
+            Ready::Later => return Step::Stop(StopAt::Errand),
+            Ready::AsItIs => {
+                let program = self.unnamed.program.clone().filter(|_| name.is_empty());
+                self.portals.note(portal, Bound { program, untold: 0 });
+                return self.pass_as(Sent::Bind);
+            }
+            Ready::Named {
+                statement,
+                attempt,
+                untold,
+            } => {
+                let bound = Bound {
+                    program: statement.program().cloned(),
+                    untold: if untold { attempt } else { 0 },
+                };
+                (Some(statement), attempt, bound)
+            }
+            Ready::Outdated => (None, REFUSED, Bound::default()),
         };
-        self.note_portal(portal, statement.program().cloned());
-        self.note_text(statement.rest());
+        if let Some(statement) = &statement {
+            self.note_text(statement.rest());
+        }
+        self.portals.note(portal, bound);
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
-        server.owed.sent(Sent::Bind, By::Client, statement.id());
+        server.owed.sent(Sent::Bind, By::Client, attempt);
         let out = splice.make(input);
         let start = out.len();
         out.put_u8(b'B');
@@ -361,7 +361,7 @@ impl Task {
         out.put_slice(portal);
         out.put_u8(0);
         let before_name = out.len();
-        statement.write_name(out);
+        put_name(out, statement.as_deref());
         let old = HEADER_LEN + portal.len() + 1 + name.len() + 1;
         let new_name = out.len() - before_name;
         // Both names are shorter than the message, which is far below 4 GB.
@@ -375,18 +375,31 @@ impl Task {
         let name = match (reader.u8(), reader.cstr()) {
             (Ok(b'S'), Ok(name)) => name,
             (Ok(b'S'), Err(_)) => return self.pass_as(Sent::DescribeStatement),
+            (Ok(b'P'), Ok(portal)) => {
+                let untold = self.portals.get(portal).map_or(0, |bound| bound.untold);
+                return self.pass_with(Sent::DescribePortal, untold);
+            }
             _ => return self.pass_as(Sent::DescribePortal),
         };
-        let Some(statement) = self.ready_statement(name, input, splice) else {
-            return self.pass_as(Sent::DescribeStatement);
+        let (statement, attempt) = match self.ready_statement(name, input, splice) {
+            Ready::Later => return Step::Stop(StopAt::Errand),
+            Ready::AsItIs => {
+                let is_shared = name.is_empty() && self.shares();
+                let attempt = if is_shared { self.unnamed.attempt } else { 0 };
+                return self.pass_with(Sent::DescribeStatement, attempt);
+            }
+            Ready::Named {
+                statement, attempt, ..
+            } => (Some(statement), attempt),
+            Ready::Outdated => (None, REFUSED),
         };
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
         server
             .owed
-            .sent(Sent::DescribeStatement, By::Client, statement.id());
-        put_named(splice.make(input), b'D', &statement);
+            .sent(Sent::DescribeStatement, By::Client, attempt);
+        put_named(splice.make(input), b'D', statement.as_deref());
         Step::Written(HEADER_LEN + body.len())
     }
 
@@ -407,104 +420,13 @@ impl Task {
     }
 
     fn pass_as(&mut self, sent: Sent) -> Step {
+        self.pass_with(sent, 0)
+    }
+
+    fn pass_with(&mut self, sent: Sent, note: Note) -> Step {
         if let Place::Server(server) = &mut self.place {
-            server.owed.sent(sent, By::Client, 0);
+            server.owed.sent(sent, By::Client, note);
         }
         Step::Pass
-    }
-
-    /// Sees to it that the server has the client's statement of this name. None: the name can go as it is, because it is the
-    /// unnamed statement's, or one that the client has not prepared.
-    fn ready_statement(
-        &mut self,
-        name: &[u8],
-        input: &[u8],
-        splice: &mut Splice<'_>,
-    ) -> Option<Arc<Statement>> {
-        if name.is_empty() {
-            self.ready_unnamed(input, splice);
-            return None;
-        }
-        let statement = self.statements.get(name).map(Arc::clone)?;
-        let attempt = self.next_attempt();
-        let Place::Server(server) = &mut self.place else {
-            return None;
-        };
-        // One that is outdated is left to the server to refuse: this client was told another shape of its rows.
-        if !server.statements.has(&statement) && !statement.is_outdated() {
-            prepare(server, &statement, By::Proxy, attempt, splice.make(input));
-        }
-        Some(statement)
-    }
-
-    fn ready_unnamed(&mut self, input: &[u8], splice: &mut Splice<'_>) {
-        let Place::Server(server) = &mut self.place else {
-            return;
-        };
-        let (has, wants) = (server.statements.unnamed, self.unnamed.attempt);
-        if has == wants {
-            return;
-        }
-        server.statements.unnamed = wants;
-        let out = splice.make(input);
-        if wants == 0 {
-            // It must not meet another client's.
-            server.owed.sent(Sent::Close, By::Proxy, 0);
-            out.put_slice(b"C\0\0\0\x06S\0");
-        } else {
-            server.owed.sent(Sent::Parse, By::Proxy, wants);
-            out.put_slice(&self.unnamed.frame);
-        }
-    }
-}
-
-/// Prepares a statement under its own name, whatever the server has there.
-fn prepare(server: &mut Server, statement: &Statement, by: By, attempt: u64, out: &mut BytesMut) {
-    let Server {
-        statements, owed, ..
-    } = server;
-    if let Some(evicted) = statements.insert(statement, attempt) {
-        owed.sent(Sent::Close, By::Proxy, 0);
-        put_named(out, b'C', &evicted);
-    }
-    owed.sent(Sent::Close, By::Proxy, 0);
-    put_named(out, b'C', statement);
-    owed.sent(Sent::Parse, by, attempt);
-    put_parse(out, statement);
-    note_count(server);
-}
-
-fn note_count(server: &Server) {
-    let count = |statements: &ServerStatements| u32::try_from(statements.len()).unwrap_or(u32::MAX);
-    server.face.prepared.store(
-        count(&server.statements),
-        std::sync::atomic::Ordering::Relaxed,
-    );
-}
-
-/// A Describe or Close of a statement, under its name on servers.
-fn put_named(out: &mut BytesMut, tag: u8, statement: &Statement) {
-    let start = out.len();
-    out.put_u8(tag);
-    out.put_u32(0);
-    out.put_u8(b'S');
-    statement.write_name(out);
-    patch_len(out, start, out.len() - start - 1);
-}
-
-fn put_parse(out: &mut BytesMut, statement: &Statement) {
-    let start = out.len();
-    out.put_u8(b'P');
-    out.put_u32(0);
-    statement.write_name(out);
-    out.put_slice(statement.rest());
-    patch_len(out, start, out.len() - start - 1);
-}
-
-/// Sets the length of the message that begins at `start`.
-fn patch_len(out: &mut BytesMut, start: usize, len: usize) {
-    let len = u32::try_from(len).unwrap_or(u32::MAX);
-    if let Some(place) = out.get_mut(start + 1..start + HEADER_LEN) {
-        place.copy_from_slice(&len.to_be_bytes());
     }
 }

@@ -4,15 +4,29 @@ use bytes::BufMut;
 use tandem_wire::{
     Header, Scan, Sender,
     backend::{CommandComplete, ErrorFields, ParameterStatus},
+    encode,
     frame::{self, HEADER_LEN},
 };
 
 use super::{
     end::End,
-    owed::{By, Event, Sent},
+    owed::{By, Event, Note, Sent},
+    ready::{Errand, REFUSED},
+    report,
     splice::Splice,
     task::{Place, Task, whole_max},
 };
+
+/// What becomes of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The client gets it.
+    Passed,
+    /// The client never hears of it.
+    Kept,
+    /// It refuses what had to be refused, in other words: the client gets PostgreSQL's.
+    Outdated,
+}
 
 impl Task {
     /// Takes all whole messages. Answers how many bytes of `input` were taken, and whether this is the session's end.
@@ -57,20 +71,23 @@ impl Task {
             };
             let end = more.unwrap_or(rest.len());
             let body = rest.get(HEADER_LEN..end).unwrap_or_default();
-            let to = match self.on_server_message(header, body) {
-                Ok(to) => to,
+            let fate = match self.on_server_message(header, body) {
+                Ok(fate) => fate,
                 Err(end) => return (taken, Some(end)),
             };
+            if fate == Fate::Outdated {
+                encode::backend::error(splice.make(input), &report::outdated());
+            }
             match more {
                 Some(more) => {
-                    if to == By::Client && !self.put_error(header, body, input, splice) {
+                    if fate == Fate::Passed && !self.put_error(header, body, input, splice) {
                         splice.pass(input, taken..taken + more);
                     }
                     taken += more;
                 }
                 None => {
                     // Too large to be collected: from here on its bytes pass as they come.
-                    self.dropping_down = to == By::Proxy;
+                    self.dropping_down = fate != Fate::Passed;
                     if let Place::Server(server) = &mut self.place {
                         server.scanner.begin_stream(header);
                     }
@@ -103,10 +120,10 @@ impl Task {
         true
     }
 
-    /// Decides about one message, of which `body` is what has come. Answers who gets it.
-    fn on_server_message(&mut self, header: Header, body: &[u8]) -> Result<By, End> {
+    /// Decides about one message, of which `body` is what has come.
+    fn on_server_message(&mut self, header: Header, body: &[u8]) -> Result<Fate, End> {
         let Place::Server(server) = &mut self.place else {
-            return Ok(By::Client);
+            return Ok(Fate::Passed);
         };
         let reply = server
             .owed
@@ -115,6 +132,10 @@ impl Task {
         let (client, settings) = (reply.to == By::Client, &mut server.settings);
         match reply.event {
             Event::None | Event::Answered(Sent::Parse | Sent::Bind | Sent::Close, _) => {}
+            Event::Parameters(attempt) => self.on_parameters(reply.to, attempt, body),
+            Event::Answered(Sent::DescribePortal, attempt) => {
+                self.on_described(reply.to, attempt, (header.tag == b'T').then_some(body));
+            }
             Event::Parameter => {
                 if let Ok(status) = ParameterStatus::parse(body) {
                     if client {
@@ -140,37 +161,55 @@ impl Task {
                     self.note_answered(status);
                 }
             }
-            Event::Ready => self.syncing = false,
+            Event::Ready => self.errand = Errand::None,
             Event::Error(Some(Sent::Query), _) if !client => {
                 let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
                 return Err(End::CannotSync(text.unwrap_or_default()));
             }
             Event::Error(sent, note) => {
                 self.state.failed(settings);
-                self.on_error(sent, note, body);
                 // Whoever sent the message that failed, the client's own is what comes to nothing.
-                return Ok(By::Client);
+                return Ok(self.on_error(sent, note, body));
             }
         }
-        Ok(reply.to)
+        Ok(match reply.to {
+            By::Client => Fate::Passed,
+            By::Proxy => Fate::Kept,
+        })
     }
 
-    fn on_error(&mut self, sent: Option<Sent>, statement: u64, body: &[u8]) {
+    fn on_error(&mut self, sent: Option<Sent>, note: Note, body: &[u8]) -> Fate {
         self.take_back_undone();
         let Place::Server(server) = &mut self.place else {
-            return;
+            return Fate::Passed;
         };
-        if !matches!(sent, Some(Sent::Bind | Sent::DescribeStatement)) || statement == 0 {
-            return;
+        if server.owed.is_skipping() && self.errand.is_under_way() {
+            // What it was asked is thrown away with the rest.
+            self.errand = Errand::None;
         }
-        let fields = ErrorFields::parse(body);
-        match fields.as_ref().ok().and_then(|fields| fields.code()) {
-            // "cached plan must not change result type": what was prepared before the table was altered.
-            Some(b"0A000") => self.statements.outdate(statement),
-            // Somebody has deallocated it behind our back: who knows what else. Unless we did not prepare it any more.
-            Some(b"26000") => server.spent |= !self.statements.is_outdated(statement),
+        if !matches!(sent, Some(Sent::Bind | Sent::DescribeStatement)) || note == 0 {
+            return Fate::Passed;
+        }
+        let Ok(fields) = ErrorFields::parse(body) else {
+            return Fate::Passed;
+        };
+        match fields.code() {
+            // What was prepared before the table was altered. Whoever was told so gets it elsewhere too.
+            Some(b"0A000") if fields.get(b'R') == Some(report::REVALIDATE.as_bytes()) => {
+                if let Some(prepared) = self.statements.of(note) {
+                    prepared.statement.outdate();
+                    server.statements.remove(&prepared.statement);
+                }
+            }
+            Some(b"26000") if note == REFUSED => return Fate::Outdated,
+            // Somebody has deallocated it behind our back: who knows what else.
+            Some(b"26000") => {
+                server.spent = true;
+                server.statements.clear();
+            }
             _ => {}
         }
+        Fate::Passed
     }
 
     /// Forgets statements whose preparation has come to nothing.

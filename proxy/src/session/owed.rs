@@ -62,8 +62,8 @@ pub(crate) enum By {
 /// Names one attempt to prepare a statement, so that it can be taken back. 0: none.
 pub(crate) type Attempt = u64;
 
-/// What goes with a message: of a Parse its [`Attempt`], of a Bind or Describe the statement's number, of a
-/// Query or Execute what it does to the session. 0: nothing.
+/// What goes with a message: of a Parse its [`Attempt`], of a Bind or Describe that of the client's which has prepared the
+/// statement, of a Query or Execute what it does to the session. 0: nothing.
 pub(crate) type Note = u64;
 
 #[derive(Debug, Clone, Copy)]
@@ -87,8 +87,10 @@ pub(crate) struct Reply {
 pub(crate) enum Event {
     /// Nothing.
     None,
-    /// This message is answered.
+    /// This message is answered; a Describe of a statement as one of a portal, behind its parameters.
     Answered(Sent, Note),
+    /// The first half of the answer to a Describe of a statement.
+    Parameters(Note),
     /// A statement of a Query has ended; more may follow.
     Completed(Note),
     /// A COPY from the client begins.
@@ -237,7 +239,7 @@ impl Owed {
             (Sent::DescribePortal, b'T' | b'n') => {}
             (Sent::DescribeStatement, b't') => {
                 self.items.front_mut()?.sent = Sent::DescribePortal;
-                return Some(Event::None);
+                return Some(Event::Parameters(head.note));
             }
             (Sent::Execute | Sent::Query, b'G') if self.copy == CopyState::None => {
                 self.begin_copy_in();

@@ -21,6 +21,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     owed::Attempt,
+    shape::{Parameters, Shape},
     state::{Program, program},
 };
 
@@ -32,22 +33,17 @@ const NAME_PREFIX: &str = "tandem_s";
 /// A statement that some client has prepared.
 #[derive(Debug)]
 pub(crate) struct Statement {
+    /// Its number, from 1.
     id: u64,
     /// The body of its Parse behind the name: text, zero byte, types.
     rest: Box<[u8]>,
     /// What it does to the session.
     program: Option<Program>,
-    /// Its result has another shape than when it was prepared. Whoever has it was told the old one, so it is prepared nowhere any
-    /// more; who prepares the same text now gets another statement.
+    /// Its result has another shape than when it was prepared: who prepares the same text now gets another statement.
     outdated: AtomicBool,
 }
 
 impl Statement {
-    /// Its number, from 1.
-    pub(crate) fn id(&self) -> u64 {
-        self.id
-    }
-
     /// Its name on servers.
     pub(crate) fn write_name(&self, out: &mut BytesMut) {
         out.put_slice(NAME_PREFIX.as_bytes());
@@ -79,7 +75,16 @@ impl Statement {
         &self.rest
     }
 
-    fn outdate(&self) {
+    /// Its text.
+    pub(super) fn text(&self) -> &[u8] {
+        self.rest
+            .split(|byte| *byte == 0)
+            .next()
+            .unwrap_or_default()
+    }
+
+    /// Its result has another shape than when it was prepared.
+    pub(super) fn outdate(&self) {
         self.outdated.store(true, Ordering::Relaxed);
     }
 
@@ -132,10 +137,13 @@ impl Interner {
     }
 }
 
+/// What a client has under a name.
 #[derive(Debug)]
-struct Named {
-    statement: Arc<Statement>,
-    attempt: Attempt,
+pub(crate) struct Prepared {
+    /// The statement.
+    pub(super) statement: Arc<Statement>,
+    /// What the client was told of it.
+    pub(super) told: Option<Shape>,
 }
 
 type ById = BuildHasherDefault<IdHasher>;
@@ -164,14 +172,22 @@ impl Hasher for IdHasher {
 /// What one client has prepared.
 #[derive(Debug, Default)]
 pub(crate) struct ClientStatements {
-    named: HashMap<Box<[u8]>, Named>,
+    /// Which attempt has prepared what the client calls by this name.
+    named: HashMap<Box<[u8]>, Attempt>,
+    prepared: HashMap<Attempt, Prepared, ById>,
     bytes: usize,
 }
 
 impl ClientStatements {
-    /// The statement of this name.
-    pub(crate) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.named.get(name).map(|named| &named.statement)
+    /// The statement of this name, and the attempt that has prepared it.
+    pub(crate) fn get(&self, name: &[u8]) -> Option<(Attempt, &Prepared)> {
+        let attempt = *self.named.get(name)?;
+        Some((attempt, self.prepared.get(&attempt)?))
+    }
+
+    /// What this attempt has prepared.
+    pub(crate) fn of(&self, attempt: Attempt) -> Option<&Prepared> {
+        self.prepared.get(&attempt)
     }
 
     /// Notes one, which its server may still refuse. False when it would be too much.
@@ -181,63 +197,57 @@ impl ClientStatements {
         statement: Arc<Statement>,
         attempt: Attempt,
     ) -> bool {
+        self.remove(name);
         self.bytes += name.len() + statement.rest.len();
-        self.named.insert(name.into(), Named { statement, attempt });
+        self.named.insert(name.into(), attempt);
+        let told = None;
+        self.prepared.insert(attempt, Prepared { statement, told });
         self.bytes <= CLIENT_BYTES_MAX
     }
 
     /// The client has closed one.
     pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        let named = self.named.remove(name)?;
-        self.forget_size(name, &named.statement);
-        Some(named.statement)
-    }
-
-    fn forget_size(&mut self, name: &[u8], statement: &Statement) {
+        let attempt = self.named.remove(name)?;
+        let Prepared { statement, .. } = self.prepared.remove(&attempt)?;
         self.bytes = self.bytes.saturating_sub(name.len() + statement.rest.len());
+        Some(statement)
     }
 
     /// A server has refused it.
     pub(crate) fn undo(&mut self, attempt: Attempt) {
-        let name = self
-            .named
-            .iter()
-            .find(|(_, named)| named.attempt == attempt)
-            .map(|(name, _)| name.clone());
-        if let Some(name) = name {
+        if !self.prepared.contains_key(&attempt) {
+            return;
+        }
+        let mut all = self.named.iter();
+        let name = all.find(|(_, known)| **known == attempt);
+        if let Some(name) = name.map(|(name, _)| name.clone()) {
             self.remove(&name);
         }
     }
 
     /// DEALLOCATE ALL or DISCARD ALL: all are gone, but for those that came behind it: from this attempt on (0: none).
     pub(crate) fn clear(&mut self, spared_from: Attempt) {
-        self.named
-            .retain(|_, named| spared_from != 0 && named.attempt >= spared_from);
+        let is_spared = |attempt: Attempt| spared_from != 0 && attempt >= spared_from;
+        self.named.retain(|_, attempt| is_spared(*attempt));
+        self.prepared.retain(|attempt, _| is_spared(*attempt));
         self.bytes = self
             .named
             .iter()
-            .map(|(name, named)| name.len() + named.statement.rest.len())
+            .map(|(name, attempt)| {
+                let prepared = self.prepared.get(attempt);
+                name.len() + prepared.map_or(0, |prepared| prepared.statement.rest.len())
+            })
             .sum();
         if self.named.is_empty() {
-            self.named = HashMap::new();
+            *self = ClientStatements::default();
         }
     }
 
-    /// A server has found this one to be out of date.
-    pub(crate) fn outdate(&self, id: u64) {
-        if let Some(statement) = self.by_id(id) {
-            statement.outdate();
+    /// The client is told this of what the attempt has prepared.
+    pub(crate) fn tell(&mut self, attempt: Attempt, shape: Shape) {
+        if let Some(prepared) = self.prepared.get_mut(&attempt) {
+            prepared.told = Some(shape);
         }
-    }
-
-    /// Whether this one is out of date.
-    pub(crate) fn is_outdated(&self, id: u64) -> bool {
-        self.by_id(id).is_some_and(Statement::is_outdated)
-    }
-
-    fn by_id(&self, id: u64) -> Option<&Statement> {
-        let mut all = self.named.values().map(|named| &*named.statement);
-        all.find(|statement| statement.id == id)
     }
 
     /// A text of a server with the client's own names for its statements, where it names any.
@@ -276,8 +286,9 @@ impl ClientStatements {
 
     fn name_of(&self, digits: &[u8]) -> Option<&[u8]> {
         let id: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        let is_it = |attempt: &Attempt| self.of(*attempt).is_some_and(|it| it.statement.id == id);
         let mut all = self.named.iter();
-        let found = all.find(|(_, named)| named.statement.id == id);
+        let found = all.find(|(_, attempt)| is_it(attempt));
         found.map(|(name, _)| &**name)
     }
 }
@@ -286,6 +297,8 @@ impl ClientStatements {
 struct Held {
     attempt: Attempt,
     used: u64,
+    /// What the server has told of it; it stays so, or the server refuses it.
+    shape: Option<Shape>,
 }
 
 /// What one server connection holds.
@@ -296,6 +309,8 @@ pub(crate) struct ServerStatements {
     uses: u64,
     /// Which attempt made its unnamed statement; 0: it has none.
     pub(crate) unnamed: Attempt,
+    /// The first half of its answer to a Describe.
+    pub(super) describing: Option<Parameters>,
 }
 
 impl ServerStatements {
@@ -306,18 +321,32 @@ impl ServerStatements {
             max,
             uses: 0,
             unnamed: 0,
+            describing: None,
         }
     }
 
-    /// Whether this one can be used as it is. Counts as a use.
+    /// Whether this one is there. Counts as a use.
     pub(crate) fn has(&mut self, statement: &Statement) -> bool {
+        self.fits(statement, None)
+    }
+
+    /// Whether this one can be used as it is by a client that was told this of it. Counts as a use.
+    pub(crate) fn fits(&mut self, statement: &Statement, told: Option<&Shape>) -> bool {
         self.uses += 1;
-        match self.held.get_mut(&statement.id) {
-            Some(held) => {
-                held.used = self.uses;
-                true
+        let Some(held) = self.held.get_mut(&statement.id) else {
+            return false;
+        };
+        held.used = self.uses;
+        told.is_none_or(|told| held.shape.is_some_and(|shape| told.is_kept_by(&shape)))
+    }
+
+    /// The server has told this of it.
+    pub(crate) fn note_shape(&mut self, statement: &Statement, shape: Shape) {
+        if let Some(held) = self.held.get_mut(&statement.id) {
+            // A portal tells less than was told before.
+            if shape.is_whole() || held.shape.is_none() {
+                held.shape = Some(shape);
             }
-            None => false,
         }
     }
 
@@ -327,6 +356,7 @@ impl ServerStatements {
         let held = Held {
             attempt,
             used: self.uses,
+            shape: None,
         };
         self.held.insert(statement.id, held);
         if self.held.len() <= self.max {
@@ -419,15 +449,30 @@ mod tests {
         let interner = Interner::default();
         let text = b"SELECT * FROM t\0\0\0";
         let old = interner.intern(text);
-        let mut client = ClientStatements::default();
-        assert!(client.insert(b"a", Arc::clone(&old), 1));
-        assert!(!client.is_outdated(old.id()), "asking does not make it so");
         assert!(Arc::ptr_eq(&old, &interner.intern(text)));
-        client.outdate(old.id());
-        assert!(client.is_outdated(old.id()));
+        old.outdate();
         let new = interner.intern(text);
-        assert!(old.is_outdated() && !new.is_outdated() && old.id() != new.id());
+        assert!(old.is_outdated() && !new.is_outdated() && name(&old) != name(&new));
         assert!(Arc::ptr_eq(&new, &interner.intern(text)));
+    }
+
+    #[test]
+    fn a_statement_fits_whoever_was_told_nothing_or_what_the_server_told() {
+        let shape = |parameters: &[u8]| {
+            Shape::read(0, Parameters::read(parameters), None).expect("well formed")
+        };
+        let (one, another) = (shape(b"\0\0"), shape(b"\0\x01\0\0\0\x17"));
+        let statement = Interner::default().intern(b"INSERT INTO t DEFAULT VALUES\0\0\0");
+        let mut server = ServerStatements::new(10);
+        assert!(!server.fits(&statement, None));
+        server.insert(&statement, 1);
+        assert!(server.fits(&statement, None) && !server.fits(&statement, Some(&one)));
+        server.note_shape(&statement, one);
+        assert!(server.fits(&statement, None) && server.fits(&statement, Some(&one)));
+        assert!(!server.fits(&statement, Some(&another)));
+        // What is prepared anew may be another one.
+        server.insert(&statement, 2);
+        assert!(!server.fits(&statement, Some(&one)));
     }
 
     #[test]

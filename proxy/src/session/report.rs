@@ -163,6 +163,15 @@ pub(crate) fn cannot_sync(node: &str, error: &str) -> ErrorReport {
     .with_hint("Nothing of the statement has run.")
 }
 
+/// A prepared statement's answer has another shape than the client was told. PostgreSQL's own text, and the routine, by which
+/// pgjdbc knows that it has to prepare anew.
+pub(crate) fn outdated() -> ErrorReport {
+    ErrorReport::error("0A000", "cached plan must not change result type").with_routine(REVALIDATE)
+}
+
+/// Where PostgreSQL finds that out (plancache.c).
+pub(crate) const REVALIDATE: &str = "RevalidateCachedQuery";
+
 /// The client has prepared more than it may.
 pub(crate) fn too_much_prepared() -> ErrorReport {
     ErrorReport::fatal(

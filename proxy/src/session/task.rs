@@ -25,10 +25,11 @@ use super::{
     outbox::Outbox,
     owed::{Attempt, Status},
     prepared::{ClientStatements, Interner},
+    ready::{Errand, Portals, Unnamed},
     registry::{Activity, Registered, Stop},
     report,
     splice::Splice,
-    state::{Hold, Profile, Program, State},
+    state::{Hold, Profile, State},
 };
 use crate::{
     bound::Bound,
@@ -41,7 +42,7 @@ use crate::{
 const READ_MAX: usize = 16 * 1024;
 /// Messages up to this size are forwarded whole; larger ones are streamed.
 const WHOLE_MAX: usize = 64 * 1024;
-/// The same for statements, which are looked into.
+/// The same for statements and descriptions, which are looked into.
 const WHOLE_STATEMENT_MAX: usize = 1024 * 1024;
 
 thread_local! {
@@ -60,7 +61,7 @@ struct Scratch {
 /// Up to which size a message is forwarded whole.
 pub(super) fn whole_max(tag: u8, from: Sender) -> usize {
     match (from, tag) {
-        (Sender::Client, b'Q' | b'P') => WHOLE_STATEMENT_MAX,
+        (Sender::Client, b'Q' | b'P') | (Sender::Server, b'T' | b't') => WHOLE_STATEMENT_MAX,
         _ => WHOLE_MAX,
     }
 }
@@ -96,24 +97,6 @@ pub(super) enum Refusing {
     ToSync,
 }
 
-/// What portals do to the session, as far as they do anything.
-#[derive(Debug, Default)]
-pub(super) struct Portals {
-    pub(super) unnamed: Option<Program>,
-    pub(super) named: Vec<(Box<[u8]>, Program)>,
-}
-
-/// The unnamed statement, to be prepared again on another server.
-#[derive(Debug, Default)]
-pub(super) struct Unnamed {
-    /// Which attempt made it; 0: there is none.
-    pub(super) attempt: Attempt,
-    /// The whole Parse message; empty when it was too large to be kept.
-    pub(super) frame: Vec<u8>,
-    /// What it does to the session.
-    pub(super) program: Option<Program>,
-}
-
 /// One client.
 #[derive(Debug)]
 pub(crate) struct Task {
@@ -131,11 +114,11 @@ pub(crate) struct Task {
     pub(super) statements: ClientStatements,
     pub(super) unnamed: Unnamed,
     pub(super) state: State,
-    /// The server is being given the session's settings: nothing of the client's goes there before.
-    pub(super) syncing: bool,
+    /// What the proxy does with the server: nothing of the client's goes there before.
+    pub(super) errand: Errand,
     /// What others see of why it keeps its server.
     pub(super) shown_hold: Option<Hold>,
-    /// What the portals do that are bound.
+    /// What is bound.
     pub(super) portals: Portals,
     pub(super) application_name: Option<Box<str>>,
     pub(super) refusing: Refusing,
@@ -198,7 +181,7 @@ impl Task {
                 begin.session,
                 (begin.mode == PoolMode::Session).then_some(Hold::Mode),
             ),
-            syncing: false,
+            errand: Errand::None,
             shown_hold: None,
             portals: Portals::default(),
             application_name: begin.application_name,
@@ -330,7 +313,7 @@ impl Task {
                 Ok(more) => add(&server.face.counters.sent, more as u64),
             }
             let mut splice = Splice::new(output);
-            let syncing = self.syncing;
+            let settings = self.errand == Errand::Settings;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
             self.write_client(cx, splice.bytes(input))?;
             if let Some(end) = end {
@@ -339,7 +322,7 @@ impl Task {
             if let Place::Server(server) = &mut self.place {
                 keep(&mut server.received, input, taken);
             }
-            if syncing && !self.syncing {
+            if settings && self.errand == Errand::None {
                 self.synced();
             }
             // What the server was made ready for comes first.
@@ -397,7 +380,7 @@ impl Task {
             }
             Place::Server(_) | Place::Idle => {}
         }
-        if self.syncing {
+        if self.errand.is_under_way() {
             return Ok(false);
         }
         if self.goodbye != Goodbye::No && !self.stalled {
@@ -464,6 +447,10 @@ impl Task {
                 Some(StopAt::NeedServer) => {
                     self.stalled = true;
                     Ok(Next::NeedServer)
+                }
+                Some(StopAt::Errand) => {
+                    self.stalled = true;
+                    Ok(Next::Moved)
                 }
                 Some(StopAt::Goodbye) => {
                     self.goodbye = Goodbye::Said;
@@ -613,6 +600,8 @@ enum Next {
 pub(super) enum StopAt {
     /// The next one needs a server.
     NeedServer,
+    /// The server is asked something first.
+    Errand,
     /// Terminate.
     Goodbye,
     /// What it sent is no message of the protocol.

@@ -1,3 +1,5 @@
+mod shapes;
+
 use std::{fs, pin::pin, time::Duration};
 
 use futures_util::future::poll_immediate;
@@ -23,7 +25,7 @@ use crate::{
     health::ProbeSettings,
     limits::Limits,
     node,
-    pool::{Key, Pool, release},
+    pool::{Key, Pool, Server, release},
 };
 
 const READY: &[u8] = b"Z\0\0\0\x05I";
@@ -104,6 +106,20 @@ fn shared() -> (Shared, JoinSet<()>) {
     (shared, probes)
 }
 
+/// A server of this pool, and its far end.
+fn seat(pool: &Arc<Pool>) -> (UnixStream, Box<Server>) {
+    let (server, near) = UnixStream::pair().expect("a pair");
+    let parts = Parts {
+        stream: Stream::Unix(near),
+        rx: BytesMut::new(),
+        parameters: Vec::new(),
+        backend_pid: 1,
+        cancel_secret: vec![0; 4],
+    };
+    let seated = pool.seat(parts, Duration::ZERO);
+    (server, seated)
+}
+
 /// One session with the far ends of both its connections in hand.
 struct Bench {
     client: UnixStream,
@@ -125,17 +141,7 @@ impl Bench {
         };
         let pool = shared.pools.get(key, &tandem_wire::Credentials::None);
         let (client, near_client) = UnixStream::pair().expect("a pair");
-        let (server, near_server) = UnixStream::pair().expect("a pair");
-        let seated = pool.seat(
-            Parts {
-                stream: Stream::Unix(near_server),
-                rx: BytesMut::new(),
-                parameters: Vec::new(),
-                backend_pid: 1,
-                cancel_secret: vec![0; 4],
-            },
-            Duration::ZERO,
-        );
+        let (server, seated) = seat(&pool);
         let kept = if mode == PoolMode::Session {
             Some(seated)
         } else {
@@ -165,6 +171,13 @@ impl Bench {
             shared,
             _probes: probes,
         }
+    }
+
+    /// The pool's server goes, and another one is there.
+    fn another_server(&mut self) {
+        let (server, seated) = seat(&self.pool);
+        self.server = server;
+        release(seated);
     }
 
     /// Lets the session do what it can; its end, if that has come.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Value,
-    settings::{Identity, ROLE, SESSION_AUTHORIZATION, Settings, is_list_of_names},
+    settings::{Identity, ROLE, SESSION_AUTHORIZATION, Settings, Startup, is_list_of_names},
 };
 
 /// The statements that give `server`, a connection on which no transaction is open, what is committed in `wanted`. Sent
@@ -12,7 +12,8 @@ use super::{
 ///
 /// Each setting is set by whom the session itself was when it set it, since that role may be the only one that is
 /// allowed to; the session authorization and the role come last. What neither a session nor its login set is reset on the
-/// server: it is left to the server's configuration.
+/// server: it is left to the server's configuration. So is what the session's first server reported and this one does not,
+/// because majors report more and more (`scram_iterations` from 16 on, `search_path` from 18 on).
 ///
 /// A role that the session took while SET LOCAL SESSION AUTHORIZATION made it somebody else for a transaction can be one
 /// that its own authorization is not allowed to take: then the server refuses the SET ROLE.
@@ -75,7 +76,7 @@ fn changes(server: &Settings, wanted: &Settings) -> Vec<(Identity, Vec<u8>)> {
     names
         .filter_map(|name| {
             let value = wanted.committed(name);
-            if value == server.committed(name) {
+            if value == server.committed(name) || is_unknown_there(server, wanted, name) {
                 return None;
             }
             let on_server = server.layer().get(name);
@@ -94,6 +95,16 @@ fn changes(server: &Settings, wanted: &Settings) -> Vec<(Identity, Vec<u8>)> {
             }
         })
         .collect()
+}
+
+/// Whether the session only has it because its first server reported it, as this one does not: an older major may not know it.
+fn is_unknown_there(server: &Settings, wanted: &Settings, name: &[u8]) -> bool {
+    let is_reported = |startup: &Startup| startup.is_reported;
+    wanted.startup().get(name).is_some_and(is_reported)
+        && !server.startup().contains_key(name)
+        && [server, wanted]
+            .iter()
+            .all(|settings| !settings.layer().contains_key(name))
 }
 
 fn committed_identity(settings: &Settings) -> Identity {

@@ -85,7 +85,7 @@ struct Frame {
 pub(super) struct Startup {
     pub(super) value: Value,
     /// The server tells each change of it.
-    is_reported: bool,
+    pub(super) is_reported: bool,
 }
 
 /// The settings of a session, or of a server connection, as far as they differ from the server's defaults.

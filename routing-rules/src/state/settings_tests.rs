@@ -278,6 +278,23 @@ fn a_difference_is_what_has_to_be_sent() {
 }
 
 #[test]
+fn what_only_the_first_server_reports_is_left_alone_until_the_session_sets_it() {
+    let (mut newer, mut older) = (Settings::default(), Settings::default());
+    for (name, value) in [("TimeZone", "UTC"), ("scram_iterations", "4096")] {
+        newer.reported_at_login(name.as_bytes(), value.as_bytes());
+    }
+    older.reported_at_login(b"TimeZone", b"Asia/Tokyo");
+    let timezone = r#"SET "timezone" TO 'UTC'"#;
+    assert_eq!(texts(&older, &newer), [timezone]);
+    newer.apply(&effects(b"SET scram_iterations = 5000", true));
+    report(&mut newer, "scram_iterations", "5000", Status::Idle);
+    assert_eq!(
+        texts(&older, &newer),
+        [r#"SET "scram_iterations" TO '5000'"#, timezone]
+    );
+}
+
+#[test]
 fn each_setting_is_set_by_who_set_it() {
     let (mut server, mut wanted) = (Settings::default(), Settings::default());
     run(

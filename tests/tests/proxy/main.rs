@@ -18,5 +18,6 @@ mod rolling;
 mod security;
 mod sessions;
 mod settings;
+mod shapes;
 mod storms;
 mod tls;

@@ -160,22 +160,25 @@ async fn an_idle_client_does_not_notice_that_its_node_was_restarted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_client_goes_to_another_node_when_its_own_dies() {
-    let cluster = Cluster::of(&[15, 15]).proxy(SMALL_POOL).start().await;
-    let client = cluster.proxy().await;
+    // To an older one, which does not know all that the newer one reports.
+    let cluster = Cluster::of(&[18, 15]).proxy(SMALL_POOL).start().await;
+    let (node, older) = (&cluster.nodes[0], &cluster.nodes[1]);
+    older.stop_fast().await;
+    let client = eventually("a client on the newer node", LIMIT, async || {
+        cluster.try_proxy().await.map_err(|error| error.to_string())
+    })
+    .await;
     let port = client::value(&client, "SELECT current_setting('port')").await;
-    let node = cluster
-        .nodes
-        .iter()
-        .find(|node| node.port().to_string() == port)
-        .expect("a node");
+    assert_eq!(port, node.port().to_string());
+    older.start_again().await;
     node.kill9().await;
     eventually("the proxy knows", LIMIT, async || {
         let other = cluster
             .try_proxy()
             .await
             .map_err(|error| error.to_string())?;
-        match client::value(&other, "SELECT current_setting('port')").await {
-            now if now != port => Ok(()),
+        match client::try_rows(&other, "SELECT current_setting('port')").await {
+            Ok(now) if now[0][0].as_deref() != Some(&port) => Ok(()),
             _ => Err("not yet".to_owned()),
         }
     })
@@ -235,7 +238,7 @@ async fn prepared_statements_work_on_whatever_server_comes() {
                 .await
                 .expect_err("another type");
             let code = error.code().expect("an answer of the server").code();
-            assert!(["0A000", "26000"].contains(&code), "{error}");
+            assert_eq!(code, "0A000", "{error}");
         }
     }
     let anew = two.prepare("SELECT id FROM thing").await.expect("anew");

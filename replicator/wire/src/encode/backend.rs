@@ -33,6 +33,8 @@ pub struct ErrorReport {
     pub detail: Option<String>,
     /// What to do.
     pub hint: Option<String>,
+    /// The function of PostgreSQL that reports the same, where drivers go by that.
+    pub routine: Option<&'static str>,
 }
 
 impl ErrorReport {
@@ -54,6 +56,7 @@ impl ErrorReport {
             message: message.into(),
             detail: None,
             hint: None,
+            routine: None,
         }
     }
 
@@ -71,6 +74,13 @@ impl ErrorReport {
         self
     }
 
+    /// Names the function of PostgreSQL that reports the same.
+    #[must_use]
+    pub fn with_routine(mut self, routine: &'static str) -> Self {
+        self.routine = Some(routine);
+        self
+    }
+
     fn fields(&self) -> Vec<(u8, String)> {
         let mut fields = vec![
             (b'S', self.severity.to_owned()),
@@ -80,6 +90,7 @@ impl ErrorReport {
         ];
         fields.extend(self.detail.iter().map(|text| (b'D', field_text(text))));
         fields.extend(self.hint.iter().map(|text| (b'H', field_text(text))));
+        fields.extend(self.routine.map(|name| (b'R', name.to_owned())));
         fields
     }
 }
