@@ -2,14 +2,16 @@
 //!
 //! `BENCH_ROUNDS` (1), `BENCH_SIZE` (1.0, stretches the time of each cell), `BENCH_SAMPLES` (a file: samples of
 //! earlier runs count too), `BENCH_WAYS` (names, by comma), `PGBOUNCER_CURRENT` (a program). With the only case
-//! `tables` nothing is measured.
+//! `tables` nothing is measured. The idle cases want a run of their own each: memory that was given back before counts
+//! for nothing.
 
 use std::error::Error;
 use std::path::PathBuf;
 
 use tandem_bench::proxy::{CASES, Samples, Stage, measure};
 
-#[tokio::main]
+// One thread: the order in which the generator's clients get on is theirs then, not that of a scheduler's queues.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
     tandem_wire::tls::install_crypto_provider();
     let file = std::env::var_os("BENCH_SAMPLES").map(PathBuf::from);

@@ -4,42 +4,39 @@ use std::error::Error;
 
 use super::generator::Generator;
 use super::samples::Samples;
-use super::stage::{Stage, Way};
+use super::stage::Stage;
 use crate::resident_memory;
 
 /// Resident memory per client, which has asked one query. The kernel's socket buffers are not among it.
 pub(super) async fn measure(
     stage: &Stage,
     samples: &mut Samples,
-    scale: f64,
+    tls: bool,
 ) -> Result<(), Box<dyn Error>> {
+    let (case, counts) = if tls {
+        ("idle, TLS", &[1_000_u32][..])
+    } else {
+        ("idle", &[1_000, 10_000][..])
+    };
     for way in stage.ways.iter().filter(|way| way.crowds) {
-        for (count, tls) in [(1_000.0, false), (10_000.0, false), (1_000.0, true)] {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let count = (count * scale) as usize;
-            let kind = if tls { ", TLS" } else { "" };
-            let row = format!("{count} clients{kind}");
-            let bytes = per_client(stage, way, count, tls).await?;
-            samples.add("idle", &row, "RSS bytes per client", way.name, bytes)?;
+        let pid = way.pid.ok_or("not a proxy")?;
+        let generator = Generator::new(stage, way, tls)?;
+        // What the first clients cost is not that of the others.
+        let mut clients = generator.crowd(40).await?;
+        let (before, first) = (resident_memory(pid)?, clients.len());
+        for &count in counts {
+            let more = (count as usize + first).saturating_sub(clients.len());
+            clients.extend(generator.crowd(more).await?);
+            let grown = resident_memory(pid)?.saturating_sub(before);
+            let bytes = f64::from(u32::try_from(grown)?) / f64::from(count);
+            samples.add(
+                case,
+                &format!("{count} clients"),
+                "RSS bytes per client",
+                way.name,
+                bytes,
+            )?;
         }
     }
     Ok(())
-}
-
-async fn per_client(
-    stage: &Stage,
-    way: &Way,
-    count: usize,
-    tls: bool,
-) -> Result<f64, Box<dyn Error>> {
-    let pid = way.pid.ok_or("not a proxy")?;
-    let generator = Generator::new(stage, way, tls)?;
-    // What the first clients cost is not theirs.
-    drop(generator.crowd(40).await?);
-    let before = resident_memory(pid)?;
-    let clients = generator.crowd(count).await?;
-    let after = resident_memory(pid)?;
-    drop(clients);
-    #[allow(clippy::cast_precision_loss)]
-    Ok(after.saturating_sub(before) as f64 / count as f64)
 }

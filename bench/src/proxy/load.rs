@@ -96,17 +96,18 @@ fn add(samples: &mut Samples, case: &str, row: &str, way: &Way, ran: &Ran) -> Do
 }
 
 /// `pgbench -S`.
-pub(super) async fn select(stage: &Stage, samples: &mut Samples, time: Duration) -> Done {
-    for clients in ["1", "8", "32", "100"] {
-        for mode in MODES {
-            for way in &stage.ways {
-                let pgbench = stage.pgbench(way).args(["-S", "-c", clients, "-M", mode]);
-                if prepares(way, mode) {
-                    let ran = run(way, pgbench, time).await?;
-                    let row = format!("{mode}, {clients} clients");
-                    add(samples, "pgbench -S", &row, way, &ran)?;
-                }
-            }
+pub(super) async fn select(
+    stage: &Stage,
+    samples: &mut Samples,
+    clients: &str,
+    time: Duration,
+) -> Done {
+    for mode in MODES {
+        for way in stage.ways.iter().filter(|way| prepares(way, mode)) {
+            let pgbench = stage.pgbench(way).args(["-S", "-c", clients, "-M", mode]);
+            let ran = run(way, pgbench, time).await?;
+            let row = format!("{mode}, {clients} clients");
+            add(samples, "pgbench -S", &row, way, &ran)?;
         }
     }
     Ok(())
@@ -126,13 +127,11 @@ pub(super) async fn tpcb(stage: &Stage, samples: &mut Samples, time: Duration) -
         ("extended", "32"),
         ("prepared", "8"),
     ] {
-        for way in &stage.ways {
+        for way in stage.ways.iter().filter(|way| prepares(way, mode)) {
             let pgbench = stage.pgbench(way).args(["-c", clients, "-M", mode]);
-            if prepares(way, mode) {
-                let ran = run(way, pgbench, time).await?;
-                let row = format!("{mode}, {clients} clients");
-                add(samples, "TPC-B", &row, way, &ran)?;
-            }
+            let ran = run(way, pgbench, time).await?;
+            let row = format!("{mode}, {clients} clients");
+            add(samples, "TPC-B", &row, way, &ran)?;
         }
     }
     Ok(())
@@ -161,14 +160,13 @@ pub(super) async fn rate(stage: &Stage, samples: &mut Samples, time: Duration) -
 }
 
 /// `pgbench -S -C`: a login for each transaction. pgbench derives its SCRAM keys anew each time, which is most of the time
-/// that it takes: the proxy's CPU is what counts.
+/// that it takes: the proxy's CPU is what counts. The servers have no TLS, so neither have the ways that are no pools.
 pub(super) async fn churn(stage: &Stage, samples: &mut Samples, time: Duration) -> Done {
-    for clients in ["8", "32"] {
+    for (row, mode) in [("8 clients", "disable"), ("8 clients, TLS", "prefer")] {
         for way in &stage.ways {
-            let pgbench = stage.pgbench(way).args(["-S", "-C", "-c", clients]);
-            let ran = run(way, pgbench, time).await?;
-            let row = format!("{clients} clients");
-            add(samples, "pgbench -S -C", &row, way, &ran)?;
+            let pgbench = stage.pgbench(way).env("PGSSLMODE", mode);
+            let ran = run(way, pgbench.args(["-S", "-C", "-c", "8"]), time).await?;
+            add(samples, "pgbench -S -C", row, way, &ran)?;
         }
     }
     Ok(())

@@ -18,8 +18,19 @@ pub use samples::Samples;
 pub use stage::{Stage, Way};
 
 /// A measurement, by the name that the command line has for it.
-pub const CASES: [&str; 8] = [
-    "select", "tpcb", "rate", "churn", "logins", "idle", "crowd", "storm",
+pub const CASES: [&str; 12] = [
+    "idle",
+    "idle-tls",
+    "select-1",
+    "select-8",
+    "select-32",
+    "select-100",
+    "tpcb",
+    "rate",
+    "churn",
+    "logins",
+    "crowd",
+    "storm",
 ];
 
 /// Measures one case once. `scale` stretches or shortens how long each cell takes.
@@ -34,12 +45,16 @@ pub async fn measure(
 ) -> Result<(), Box<dyn Error>> {
     let time = |seconds: f64| Duration::from_secs_f64(seconds * scale);
     match case {
-        "select" => load::select(stage, samples, time(2.0)).await,
+        "select-1" => load::select(stage, samples, "1", time(2.0)).await,
+        "select-8" => load::select(stage, samples, "8", time(2.0)).await,
+        "select-32" => load::select(stage, samples, "32", time(2.0)).await,
+        "select-100" => load::select(stage, samples, "100", time(2.0)).await,
         "tpcb" => load::tpcb(stage, samples, time(3.0)).await,
         "rate" => load::rate(stage, samples, time(3.0)).await,
         "churn" => load::churn(stage, samples, time(3.0)).await,
         "logins" => storm::logins(stage, samples, time(3.0)).await,
-        "idle" => idle::measure(stage, samples, scale).await,
+        "idle" => idle::measure(stage, samples, false).await,
+        "idle-tls" => idle::measure(stage, samples, true).await,
         "crowd" => crowd::measure(stage, samples, time(8.0)).await,
         "storm" => storm::measure(stage, samples, time(4.0)).await,
         other => Err(format!("there is no case {other:?}; there are {}", CASES.join(", ")).into()),

@@ -55,7 +55,10 @@ async fn cluster(workers: u32) -> Result<Cluster, Box<dyn Error>> {
             "pool_mode = \"transaction\"\npool_size = 20\nworkers = {workers}\nmax_client_connections = 15000"
         ))
         .sections("[proxy.tls]\ncert = \"server.crt\"\nkey = \"server.key\"\nmode = \"allow\"");
-    Ok(builder.start_in(scratch).await)
+    let mut cluster = builder.without_daemon().start_in(scratch).await;
+    cluster.daemon.log_little();
+    cluster.daemon.start().await;
+    Ok(cluster)
 }
 
 impl Stage {
@@ -144,10 +147,13 @@ impl Stage {
         .await;
     }
 
-    /// pgbench on a way, without vacuuming.
+    /// pgbench on a way, without vacuuming and without TLS.
     pub fn pgbench(&self, way: &Way) -> Program {
         let pgbench = Program::pgbench(self.clusters[0].nodes[0].install());
-        pgbench.port(way.port).args(["-n", "-j", "2"])
+        pgbench
+            .port(way.port)
+            .env("PGSSLMODE", "disable")
+            .args(["-n", "-j", "2"])
     }
 
     /// Where to put files.
