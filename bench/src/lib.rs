@@ -1,5 +1,6 @@
 //! What the benchmarks share: medians, and the CPU time and memory of processes.
 
+pub mod proxy;
 pub mod replication;
 
 use std::path::Path;
@@ -13,6 +14,18 @@ pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied()
+}
+
+/// The smallest value that at least this part of `sorted` does not exceed; `None` of nothing.
+pub fn quantile(sorted: &[f64], part: f64) -> Option<f64> {
+    let last = sorted.len().checked_sub(1)?;
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        clippy::cast_precision_loss
+    )]
+    let index = (sorted.len() as f64 * part).ceil() as usize;
+    sorted.get(index.saturating_sub(1).min(last)).copied()
 }
 
 /// Fields of `/proc/PID/stat` behind the name in parentheses, which may hold spaces itself.
@@ -65,41 +78,26 @@ pub fn cpu_time_with_children(pid: u32) -> std::io::Result<Duration> {
 /// # Errors
 /// When it has ended.
 pub fn peak_memory(pid: u32) -> std::io::Result<u64> {
+    status_bytes(pid, "VmHWM:")
+}
+
+/// The memory that a process has resident now, in bytes (VmRSS of proc_pid_status(5)).
+///
+/// # Errors
+/// When it has ended.
+pub fn resident_memory(pid: u32) -> std::io::Result<u64> {
+    status_bytes(pid, "VmRSS:")
+}
+
+fn status_bytes(pid: u32, label: &str) -> std::io::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let kilobytes = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .find_map(|line| line.strip_prefix(label))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     kilobytes
         .map(|kilobytes| kilobytes * 1024)
-        .ok_or_else(|| std::io::Error::other("no VmHWM: the process has ended"))
-}
-
-/// The process of the given name that this one has started.
-///
-/// # Errors
-/// When /proc cannot be read.
-pub fn child_named(name: &str) -> std::io::Result<Option<u32>> {
-    let own = std::process::id().to_string();
-    for entry in Path::new("/proc").read_dir()?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|text| text.parse().ok())
-        else {
-            continue;
-        };
-        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else {
-            continue;
-        };
-        // The kernel keeps 15 characters of a name.
-        let short: String = name.chars().take(15).collect();
-        if stat_fields(&stat).get(1) == Some(&own.as_str()) && stat.contains(&format!("({short})"))
-        {
-            return Ok(Some(pid));
-        }
-    }
-    Ok(None)
+        .ok_or_else(|| std::io::Error::other(format!("no {label} line: the process has ended")))
 }
 
 #[cfg(test)]
@@ -110,6 +108,17 @@ mod tests {
     fn the_median_is_the_middle_one_in_order() {
         assert_eq!(median(&[9.0, 1.0, 5.0]), Some(5.0));
         assert_eq!(median(&[]), None);
+    }
+
+    #[test]
+    fn a_quantile_is_one_of_the_values() {
+        let values: Vec<_> = (1..=100).map(f64::from).collect();
+        let of = |part| quantile(&values, part);
+        assert_eq!(of(0.5), Some(50.0));
+        assert_eq!(of(0.99), Some(99.0));
+        assert_eq!(of(1.0), Some(100.0));
+        assert_eq!(of(0.0), Some(1.0));
+        assert_eq!(quantile(&[], 0.5), None);
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub enum DaemonError {
     /// The threads that serve clients.
     #[error("the threads for clients cannot be started: {0}")]
     Workers(#[source] std::io::Error),
+    /// A listener cannot be given to a worker.
+    #[error("a listener cannot be given to a worker thread: {0}")]
+    Listener(#[source] std::io::Error),
     /// An address that was bound cannot be told.
     #[error("the system does not tell the address of a socket: {0}")]
     Address(#[source] std::io::Error),
@@ -178,14 +181,19 @@ impl Daemon {
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
         let mut accepting = JoinSet::new();
-        for listener in listeners {
-            accepting.spawn(accept_loop(
+        for (listener, worker) in listeners.into_iter().zip(workers.handles().iter().cycle()) {
+            let listener = {
+                let _entered = worker.enter();
+                listener.rehome().map_err(DaemonError::Listener)?
+            };
+            let accepts = accept_loop(
                 listener,
                 Arc::clone(&shared),
                 Arc::clone(&workers),
                 stop_seen.clone(),
                 deadline_seen.clone(),
-            ));
+            );
+            accepting.spawn_on(accepts, worker);
         }
         for address in &proxy_addresses {
             tracing::info!(%address, "listening for clients");

@@ -25,6 +25,7 @@ use tokio::{
 
 use crate::{
     config::Listen,
+    pool::current_worker,
     session::{Shared, registry::Stop, serve, stopping},
     workers::Workers,
 };
@@ -180,16 +181,19 @@ impl Listener {
         }
     }
 
+    /// Registers it with the reactor of the runtime that this is called on.
+    pub(crate) fn rehome(self) -> io::Result<Listener> {
+        Ok(match self {
+            Listener::Tcp(listener) => Listener::Tcp(TcpListener::from_std(listener.into_std()?)?),
+            Listener::Unix(listener, file) => {
+                Listener::Unix(UnixListener::from_std(listener.into_std()?)?, file)
+            }
+        })
+    }
+
     async fn accept(&self) -> io::Result<Stream> {
         match self {
-            Listener::Tcp(listener) => {
-                let (tcp, _) = listener.accept().await?;
-                // A peer that is gone already shows when its startup packet is read.
-                if let Err(error) = tune_tcp(&tcp) {
-                    tracing::debug!(%error, "socket options of a client were not set");
-                }
-                Ok(Stream::Tcp(tcp))
-            }
+            Listener::Tcp(listener) => Ok(Stream::Tcp(listener.accept().await?.0)),
             Listener::Unix(listener, _) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
     }
@@ -208,6 +212,8 @@ pub(crate) fn bind_tcp(address: SocketAddr, shared: bool) -> io::Result<TcpListe
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
+    // Accepted connections take over what is set here (tcp(7) on Linux): no system calls for each.
+    tune_tcp(&socket)?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket.into())
@@ -272,7 +278,8 @@ fn opened(listener: UnixListener, path: PathBuf) -> Result<Listener, ListenError
     Ok(Listener::Unix(listener, file))
 }
 
-/// Accepts until the daemon stops, then waits for the sessions, until `deadline` once it is set.
+/// Accepts until the daemon stops, then waits for the sessions, until `deadline` once it is set. Runs on a worker, so that a
+/// session on the same one begins and ends without another thread.
 pub(crate) async fn accept_loop(
     listener: Listener,
     shared: Arc<Shared>,
@@ -326,7 +333,8 @@ pub(crate) async fn accept_loop(
 /// Begins a session.
 fn begin(sessions: &mut JoinSet<()>, shared: &Arc<Shared>, workers: &Workers, stream: Stream) {
     let shared = Arc::clone(shared);
-    let session = async move { serve(&shared, stream).await };
+    let home = current_worker();
+    let session = async move { serve(&shared, stream, home).await };
     if let Some(worker) = workers.next() {
         sessions.spawn_on(session, worker);
     }
@@ -401,6 +409,29 @@ mod tests {
         assert!(
             error.contains(&address.to_string()) && error.contains("another process"),
             "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn accepted_connections_have_the_socket_options_of_the_listener() {
+        let any = Listen::Tcp("127.0.0.1:0".parse().expect("valid"));
+        let listener = Listener::bind(&any).await.expect("bound");
+        let Ok(ListenAddress::Tcp(address)) = listener.address() else {
+            panic!("a TCP address")
+        };
+        let (client, accepted) =
+            tokio::join!(tokio::net::TcpStream::connect(address), listener.accept());
+        let (_client, accepted) = (client.expect("connected"), accepted.expect("accepted"));
+        let tcp = accepted.tcp().expect("TCP");
+        assert!(tcp.nodelay().expect("an option"));
+        let socket = socket2::SockRef::from(tcp);
+        assert!(socket.keepalive().expect("an option"));
+        let seconds = Duration::from_secs;
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), seconds(30));
+        #[cfg(target_os = "linux")]
+        assert_eq!(
+            socket.tcp_user_timeout().expect("an option"),
+            Some(seconds(60))
         );
     }
 

@@ -33,6 +33,7 @@ pub struct Daemon {
     program: PathBuf,
     config: PathBuf,
     log: PathBuf,
+    log_filter: &'static str,
     admin_port: u16,
     child: Option<Child>,
 }
@@ -62,9 +63,15 @@ impl Daemon {
             program: program(),
             config: config.to_owned(),
             log: log.to_owned(),
+            log_filter: "tandem=debug,tandem_replicator=debug,info",
             admin_port,
             child: None,
         }
+    }
+
+    /// From its next start on it logs what it logs by default, and not every detail: for measurements.
+    pub fn log_little(&mut self) {
+        self.log_filter = "info";
     }
 
     /// Its configuration file.
@@ -106,7 +113,7 @@ impl Daemon {
             .current_dir("/");
         command
             .env_clear()
-            .env("TANDEM_LOG", "tandem=debug,tandem_replicator=debug,info")
+            .env("TANDEM_LOG", self.log_filter)
             .env("RUST_BACKTRACE", "1");
         command
             .stdin(Stdio::null())

@@ -47,7 +47,7 @@ use crate::{
     health::HealthBoard,
     limits::{Counted, Limits},
     node::Nodes,
-    pool::Pools,
+    pool::{Pools, current_worker},
     reload::Settings,
 };
 pub(crate) use end::farewell;
@@ -176,9 +176,15 @@ struct Ready {
     _place: Place,
 }
 
-/// Serves one accepted connection to its end, on the worker that this runs on.
-pub(crate) async fn serve(shared: &Shared, stream: Stream) {
-    let stream = match stream.rehome() {
+/// Serves one accepted connection to its end, on the worker that this runs on. `home`: the worker whose reactor it is
+/// registered with.
+pub(crate) async fn serve(shared: &Shared, stream: Stream, home: usize) {
+    let moved = if home == current_worker() {
+        Ok(stream)
+    } else {
+        stream.rehome()
+    };
+    let stream = match moved {
         Ok(stream) => stream,
         Err(error) => {
             tracing::warn!(%error, "a client's connection could not be moved to a worker");
@@ -377,7 +383,13 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
             server.close();
         }
     };
-    tokio::join!(farewell(&mut client, &bytes), close);
+    let say = async {
+        // Closing a socket says that nothing more comes; TLS has a message for it.
+        if !bytes.is_empty() || client.is_tls() {
+            farewell(&mut client, &bytes).await;
+        }
+    };
+    tokio::join!(say, close);
     tracing::debug!(
         peer = about.peer,
         user = about.user,

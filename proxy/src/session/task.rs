@@ -167,7 +167,10 @@ impl Task {
             client: begin.client,
             up: Scanner::new(Sender::Client),
             stalled: !begin.from_client.is_empty(),
-            from_client: begin.from_client,
+            // An idle client keeps no buffer, not even the login's.
+            from_client: Some(begin.from_client)
+                .filter(|rest| !rest.is_empty())
+                .unwrap_or_default(),
             to_client: Outbox::default(),
             place: Place::Idle,
             pool: begin.pool,

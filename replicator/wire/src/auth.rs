@@ -24,6 +24,9 @@ pub use scram::{ClientKeys, ScramVerifier};
 pub use server::{Method, Proven, authenticate_client};
 pub use verifier::{Verifier, VerifierError};
 
+/// Bytes that are read of a client's answer at once.
+const ANSWER_LEN: usize = 512;
+
 /// What can log in to a server as a user.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub enum Credentials {
@@ -126,6 +129,8 @@ impl ClientIo {
                     return Ok(frame.slice(frame::HEADER_LEN..));
                 }
             }
+            // Room for any answer but the longest, so that one read brings it.
+            self.rx.reserve(ANSWER_LEN);
             if self.stream.read_buf(&mut self.rx).await? == 0 {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -96,8 +97,8 @@ impl Stream {
 ///
 /// # Errors
 /// What the system says.
-pub fn tune_tcp(tcp: &TcpStream) -> io::Result<()> {
-    let socket = SockRef::from(tcp);
+pub fn tune_tcp(socket: &impl AsFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()

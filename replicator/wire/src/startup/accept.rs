@@ -237,11 +237,13 @@ async fn handshake(
 /// Reads one packet and not a byte more: what follows may be meant for TLS, or for whoever gets the stream next.
 async fn read_packet(stream: &mut Stream) -> Result<Vec<u8>, AcceptError> {
     let mut packet = vec![0; 4];
-    let (first, others) = packet.split_at_mut(1);
-    if stream.read(first).await? == 0 {
+    let read = stream.read(&mut packet).await?;
+    if read == 0 {
         return Err(AcceptError::Closed);
     }
-    stream.read_exact(others).await?;
+    stream
+        .read_exact(packet.get_mut(read..).unwrap_or_default())
+        .await?;
     let length = packet_len(&packet)?.ok_or(StartupError::Length)?;
     packet.resize(length, 0);
     stream
