@@ -415,7 +415,7 @@ mod tests {
     #[tokio::test]
     async fn accepted_connections_have_the_socket_options_of_the_listener() {
         let any = Listen::Tcp("127.0.0.1:0".parse().expect("valid"));
-        let listener = Listener::bind(&any).await.expect("bound");
+        let listener = Listener::bind(&any, false).await.expect("bound");
         let Ok(ListenAddress::Tcp(address)) = listener.address() else {
             panic!("a TCP address")
         };
@@ -424,7 +424,7 @@ mod tests {
         let (_client, accepted) = (client.expect("connected"), accepted.expect("accepted"));
         let tcp = accepted.tcp().expect("TCP");
         assert!(tcp.nodelay().expect("an option"));
-        let socket = socket2::SockRef::from(tcp);
+        let socket = SockRef::from(tcp);
         assert!(socket.keepalive().expect("an option"));
         let seconds = Duration::from_secs;
         assert_eq!(socket.tcp_keepalive_time().expect("an option"), seconds(30));
