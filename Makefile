@@ -61,7 +61,9 @@ lint:
 bench: deps
 	@scripts/estimate.sh release 20
 	$(CARGO) build --locked --release -p tandem-tests -p tandem-bench --bins
-	$(TARGET)/release/session-proxy
+	BENCH_ROUNDS=1 $(TARGET)/release/proxy idle
+	BENCH_ROUNDS=1 $(TARGET)/release/proxy idle-tls
+	$(TARGET)/release/proxy select-8 select-32 tpcb rate churn logins crowd storm
 	$(TARGET)/release/replication
 
 # The seeds that follow each other from SOAK_SEED on (random where none is given), for SOAK_MINUTES; before that the

@@ -12,7 +12,7 @@ use crate::{cpu_time, quantile};
 
 type Done = Result<(), Box<dyn Error>>;
 
-const MODES: [&str; 3] = ["simple", "extended", "prepared"];
+pub(super) const MODES: [&str; 3] = ["simple", "extended", "prepared"];
 /// Of what the first proxy can do at most, in the fixed-rate case.
 const LOAD: f64 = 0.4;
 
@@ -21,6 +21,7 @@ const LOAD: f64 = 0.4;
 pub(super) struct Ran {
     /// Without the time of the logins, unless each transaction has its own.
     pub(super) tps: f64,
+    pub(super) transactions: f64,
     /// Microseconds of the proxy's CPU per transaction.
     pub(super) cpu_us: Option<f64>,
     /// Microseconds from when a transaction was due to its end, in order of size; empty when nobody asked.
@@ -57,6 +58,7 @@ pub(super) async fn run(
     };
     Ok(Ran {
         tps: number("tps = ").unwrap_or_default(),
+        transactions,
         cpu_us,
         latencies: Vec::new(),
     })
@@ -103,10 +105,12 @@ pub(super) async fn select(
     time: Duration,
 ) -> Done {
     for mode in MODES {
-        for way in stage.ways.iter().filter(|way| prepares(way, mode)) {
+        let row = format!("{mode}, {clients} clients");
+        let there = stage.ways.iter().filter(|way| prepares(way, mode));
+        // There and back again: a machine that gets slower or faster meanwhile does so for all.
+        for way in there.clone().chain(there.rev()) {
             let pgbench = stage.pgbench(way).args(["-S", "-c", clients, "-M", mode]);
             let ran = run(way, pgbench, time).await?;
-            let row = format!("{mode}, {clients} clients");
             add(samples, "pgbench -S", &row, way, &ran)?;
         }
     }
@@ -114,7 +118,7 @@ pub(super) async fn select(
 }
 
 /// PgBouncer 1.18 knows nothing of prepared statements.
-fn prepares(way: &Way, mode: &str) -> bool {
+pub(super) fn prepares(way: &Way, mode: &str) -> bool {
     way.name != "pgbouncer 1.18" || mode != "prepared"
 }
 

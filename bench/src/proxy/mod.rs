@@ -5,6 +5,7 @@
 mod crowd;
 mod generator;
 mod idle;
+mod instructions;
 mod load;
 mod peers;
 mod samples;
@@ -18,7 +19,7 @@ pub use samples::Samples;
 pub use stage::{Stage, Way};
 
 /// A measurement, by the name that the command line has for it.
-pub const CASES: [&str; 12] = [
+pub const CASES: [&str; 13] = [
     "idle",
     "idle-tls",
     "select-1",
@@ -31,6 +32,7 @@ pub const CASES: [&str; 12] = [
     "logins",
     "crowd",
     "storm",
+    "instructions",
 ];
 
 /// Measures one case once. `scale` stretches or shortens how long each cell takes.
@@ -45,14 +47,15 @@ pub async fn measure(
 ) -> Result<(), Box<dyn Error>> {
     let time = |seconds: f64| Duration::from_secs_f64(seconds * scale);
     match case {
-        "select-1" => load::select(stage, samples, "1", time(2.0)).await,
-        "select-8" => load::select(stage, samples, "8", time(2.0)).await,
-        "select-32" => load::select(stage, samples, "32", time(2.0)).await,
-        "select-100" => load::select(stage, samples, "100", time(2.0)).await,
-        "tpcb" => load::tpcb(stage, samples, time(3.0)).await,
-        "rate" => load::rate(stage, samples, time(3.0)).await,
+        "select-1" => load::select(stage, samples, "1", time(1.0)).await,
+        "select-8" => load::select(stage, samples, "8", time(1.0)).await,
+        "select-32" => load::select(stage, samples, "32", time(1.0)).await,
+        "select-100" => load::select(stage, samples, "100", time(1.0)).await,
+        "tpcb" => load::tpcb(stage, samples, time(2.0)).await,
+        "rate" => load::rate(stage, samples, time(2.0)).await,
         "churn" => load::churn(stage, samples, time(3.0)).await,
         "logins" => storm::logins(stage, samples, time(3.0)).await,
+        "instructions" => instructions::measure(stage, samples, time(1.0)).await,
         "idle" => idle::measure(stage, samples, false).await,
         "idle-tls" => idle::measure(stage, samples, true).await,
         "crowd" => crowd::measure(stage, samples, time(8.0)).await,

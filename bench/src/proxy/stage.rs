@@ -156,6 +156,12 @@ impl Stage {
             .args(["-n", "-j", "2"])
     }
 
+    /// The program that [`Self::pgbench`] runs.
+    pub fn pgbench_path(&self) -> std::path::PathBuf {
+        let install = self.clusters[0].nodes[0].install();
+        install.client_program("pgbench").unwrap_or_default()
+    }
+
     /// Where to put files.
     pub fn dir(&self) -> &std::path::Path {
         self.clusters[0].dir()

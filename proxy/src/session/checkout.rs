@@ -1,6 +1,7 @@
 //! Owns how a client comes to a server, and gives it back.
 
 use std::{
+    pin::Pin,
     sync::atomic::Ordering,
     task::{Context, Poll},
 };
@@ -11,6 +12,7 @@ use tandem_wire::{
     backend::ParameterStatus,
     frame::{self, HEADER_LEN},
 };
+use tokio::io::{AsyncRead, ReadBuf};
 
 use super::{
     Shared,
@@ -18,7 +20,7 @@ use super::{
     owed::{By, Sent},
     ready::{Errand, Portals},
     report, route,
-    task::{Place, Task, read_some},
+    task::{Place, Task},
 };
 use crate::{
     health::Verdict,
@@ -63,7 +65,10 @@ impl Task {
             shared.health.evidence(server.face.node);
             return false;
         }
-        if self.take(server) {
+        let cancelled = self.take(server);
+        // Whether it lives was asked until it had nothing more to say.
+        self.dry.server = true;
+        if cancelled {
             self.release_server();
             self.refuse(&report::cancelled());
         } else {
@@ -110,6 +115,7 @@ impl Task {
         server.face.set_hold(self.shown_hold);
         self.place = Place::Server(server);
         self.note_served();
+        self.dry.server = false;
         cancelled
     }
 
@@ -188,10 +194,15 @@ impl Task {
 /// Looks at what has come from a server while nobody used it: notices and new settings, or its end.
 fn is_alive(cx: &mut Context<'_>, server: &mut Server) -> bool {
     loop {
-        match read_some(cx, &mut server.stream, &mut server.received) {
+        // Nothing has come, but for once in a while: a buffer for it would be thrown away each time.
+        let mut space = [0; 256];
+        let mut chunk = ReadBuf::new(&mut space);
+        match Pin::new(&mut server.stream).poll_read(cx, &mut chunk) {
             Poll::Pending => break,
-            Poll::Ready(Ok(0) | Err(_)) => return false,
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(())) if !chunk.filled().is_empty() => {
+                server.received.extend_from_slice(chunk.filled());
+            }
+            Poll::Ready(Ok(()) | Err(_)) => return false,
         }
     }
     if server.received.is_empty() {

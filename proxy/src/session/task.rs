@@ -141,7 +141,16 @@ pub(crate) struct Task {
     /// Numbers the attempts of this session to prepare something; the session's number is in the upper half.
     attempts: Attempt,
     waker: Option<Waker>,
+    /// Sockets that had nothing to read in this poll. Their next byte wakes the task: no need to ask them again in it.
+    pub(super) dry: Dry,
     published: Activity,
+}
+
+/// See [`Task::dry`].
+#[derive(Debug, Default)]
+pub(super) struct Dry {
+    client: bool,
+    pub(super) server: bool,
 }
 
 /// What a client begins with.
@@ -199,6 +208,7 @@ impl Task {
             goodbye: Goodbye::No,
             attempts: Attempt::from(begin.session) << 32,
             waker: None,
+            dry: Dry::default(),
             published: Activity::Idle,
         };
         if let Some(server) = begin.server {
@@ -219,6 +229,7 @@ impl Task {
             self.registered.entry().register(cx.waker());
             self.waker = Some(cx.waker().clone());
         }
+        self.dry = Dry::default();
         loop {
             match self.turn(cx, shared) {
                 Ok(true) => {}
@@ -300,6 +311,9 @@ impl Task {
     }
 
     fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.dry.server {
+            return Ok(false);
+        }
         SCRATCH.with_borrow_mut(|Scratch { input, output }| {
             let Place::Server(server) = &mut self.place else {
                 return Ok(false);
@@ -307,7 +321,10 @@ impl Task {
             input.clear();
             input.extend_from_slice(&server.received);
             let read = match read_some(cx, &mut server.stream, input) {
-                Poll::Pending => return Ok(false),
+                Poll::Pending => {
+                    self.dry.server = true;
+                    return Ok(false);
+                }
                 Poll::Ready(read) => read,
             };
             match read {
@@ -401,6 +418,9 @@ impl Task {
     }
 
     fn read_client(&mut self, cx: &mut Context<'_>) -> Result<Next, End> {
+        if self.dry.client && !self.stalled {
+            return Ok(Next::Blocked);
+        }
         SCRATCH.with_borrow_mut(|Scratch { input, output }| {
             // A large message is collected where it is; anything else in the thread's buffer.
             let large = self.from_client.len() > READ_MAX;
@@ -423,6 +443,7 @@ impl Task {
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => return Err(End::ClientLost(error)),
                     Poll::Pending => {
+                        self.dry.client = true;
                         if large {
                             self.from_client = own;
                         }
@@ -633,7 +654,7 @@ fn keep(held: &mut BytesMut, input: &[u8], taken: usize) {
 }
 
 /// Reads once, behind what is there.
-pub(super) fn read_some(
+fn read_some(
     cx: &mut Context<'_>,
     stream: &mut Stream,
     buffer: &mut BytesMut,

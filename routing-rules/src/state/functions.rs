@@ -73,22 +73,34 @@ impl Effects {
     }
 }
 
-/// The last tokens, the newest first.
+/// How many tokens [`Before`] remembers.
+const REMEMBERED: usize = 4;
+
+/// The last tokens, in a ring: moving them along costs more than looking at them.
 #[derive(Debug, Default)]
-struct Before<'t>([Option<Token<'t>>; 4]);
+struct Before<'t> {
+    ring: [Option<Token<'t>>; REMEMBERED],
+    newest: usize,
+}
 
 impl<'t> Before<'t> {
     fn push(&mut self, token: Token<'t>) {
-        self.0.rotate_right(1);
-        self.0[0] = Some(token);
+        self.newest = (self.newest + 1) % REMEMBERED;
+        self.ring[self.newest] = Some(token);
+    }
+
+    /// The newest is at place 0.
+    fn at(&self, place: usize) -> Option<&Token<'t>> {
+        self.ring[(self.newest + REMEMBERED - place) % REMEMBERED].as_ref()
     }
 
     fn is_sign(&self, place: usize, sign: &str) -> bool {
-        self.0[place].is_some_and(|token| token.is_sign(sign))
+        self.at(place).is_some_and(|token| token.is_sign(sign))
     }
 
     fn is_word(&self, place: usize, words: &[&str]) -> bool {
-        self.0[place].is_some_and(|token| words.iter().any(|word| token.is_word(word)))
+        self.at(place)
+            .is_some_and(|token| words.iter().any(|word| token.is_word(word)))
     }
 
     /// SELECT .. INTO TEMP x: `token` is the x. A table can be named temp itself, but then no name follows.
@@ -135,15 +147,17 @@ fn is_name(token: &Token<'_>) -> bool {
 
 /// A parenthesis opens behind these tokens; whether that calls `set_config`.
 fn call(before: &Before<'_>, calls: Calls, effects: &mut Effects) -> bool {
-    let Some(name) = before.0[0].filter(is_name) else {
+    let Some(name) = before.at(0).filter(|token| is_name(token)) else {
         return false;
     };
-    let qualifier = before.0[2].filter(|token| before.is_sign(1, ".") && is_name(token));
+    let qualifier = before
+        .at(2)
+        .filter(|token| before.is_sign(1, ".") && is_name(token));
     let mut buffer = [0; BUFFER];
     let mut qualifier_buffer = [0; BUFFER];
-    let function = folded(&name, &mut buffer);
+    let function = folded(name, &mut buffer);
     let is_catalog =
-        qualifier.is_none_or(|token| folded(&token, &mut qualifier_buffer) == Some(b"pg_catalog"));
+        qualifier.is_none_or(|token| folded(token, &mut qualifier_buffer) == Some(b"pg_catalog"));
     match function.and_then(pin_of) {
         Some(pin) => effects.pins.insert(pin),
         None if is_catalog && function == Some(b"set_config") => {
