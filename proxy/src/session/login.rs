@@ -95,7 +95,11 @@ impl Login<'_> {
         let (place, found) = match outcome {
             Ok(outcome) => outcome?,
             Err(_) => {
-                self.shared.gate.failed(self.address);
+                // Who waits for the end of a pause has guessed nothing.
+                let paused = self.shared.pools.paused().covers(&self.startup.database);
+                if !paused {
+                    self.shared.gate.failed(self.address);
+                }
                 return Err(Ended::new(&report::login_timeout()));
             }
         };

@@ -98,7 +98,10 @@ async fn connections_of_a_pool_that_is_large_enough_survive_every_reload() {
         cluster.change_config(|text| text.replace(old, new));
         client::execute(&console(&cluster, "ops").await, "RELOAD").await;
         assert_eq!(client::value(&inside, "SELECT 'on'").await, "on");
-        assert_eq!(backends(&cluster).await, before, "after {new}");
+        // One more may have been on its way when the load ended.
+        let now = backends(&cluster).await;
+        let survive = before.iter().all(|pid| now.contains(pid));
+        assert!(survive, "{now:?} after {new}, {before:?} before");
     }
     let error = cluster.try_proxy().await.expect_err("one is there");
     assert_eq!(

@@ -131,6 +131,12 @@ async fn a_rolling_restart_under_load_is_no_error_for_clients_that_come_again() 
         let ended = cluster.daemon.terminate().await;
         assert!(ended.success(), "{ended}");
         assert!(!cluster.daemon.log().contains("panicked"));
+        // Two that wait could each take a node, and then wait for each other.
+        next.status_when("the next one replicates", LIMIT, |status| {
+            let nodes = status["replication"]["nodes"].as_array();
+            nodes.is_some_and(|nodes| nodes.iter().all(|node| node["state"] == "up"))
+        })
+        .await;
         cluster.daemon = next;
     }
     end.store(true, Ordering::Relaxed);
