@@ -71,7 +71,7 @@ class Suite:
         self._connect = connect
 
     def options(self, client):
-        return f"-c tandem.key={client % self.keys}" if self.keys else ""
+        return f"-c tandem.key=client:{client % self.keys}" if self.keys else ""
 
     async def connect(self, client, **settings):
         return await self._connect(self, client, **settings)

@@ -18,15 +18,23 @@ const LIMIT: Duration = Duration::from_secs(150);
 const SMALL_POOL: &str = "pool_mode = \"transaction\"\npool_size = 2\nmax_prepared_statements = 8";
 const SCHEMA: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s happy'); \
     CREATE TABLE item (client int, scenario text, n int, body text, PRIMARY KEY (client, scenario, n));";
+/// So that a client's connections go to one node.
+const RULES: &str = "[default]\nwrite = \"home\"\n[placement.client]\nstrategy = \"hash\"\n";
 const ONE: &[u32] = &[15];
 const THREE: &[u32] = &[15, 15, 15];
 
 async fn cluster_of(majors: &[u32]) -> Cluster {
-    Cluster::of(majors)
+    let mut cluster = Cluster::of(majors)
         .schema(SCHEMA)
         .proxy(SMALL_POOL)
+        .without_daemon()
         .start()
-        .await
+        .await;
+    std::fs::write(cluster.dir().join("rules.toml"), RULES).expect("the rules");
+    cluster.daemon.start().await;
+    // What is written before the nodes are taken is nobody's.
+    cluster.converge(LIMIT).await;
+    cluster
 }
 
 /// How many homes the clients' keys have. With one node all clients share a pool, with more they have one on each.

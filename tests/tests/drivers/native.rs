@@ -28,7 +28,7 @@ pub(crate) async fn connect(cluster: &Cluster, id: i32, keys: i32) -> Client {
         .dbname(DATABASE)
         .application_name(format!("client {id}"));
     if keys > 0 {
-        config.options(format!("-c tandem.key={}", id % keys));
+        config.options(format!("-c tandem.key=client:{}", id % keys));
     }
     client::connect_with(&config)
         .await
