@@ -317,7 +317,7 @@ async fn random_readers_see_every_transaction_whole_once_and_in_order_whatever_h
                     from = Some(bench.open(100, &[]).await.end);
                 }
                 _ => {
-                    bench.restart();
+                    bench.restart().await;
                     let least = readers.iter().filter_map(|reader| reader.seen.last()).min();
                     let least = least.copied().unwrap_or(0);
                     from = Some(bench.open(least, &[]).await.end);

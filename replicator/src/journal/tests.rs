@@ -74,8 +74,9 @@ impl Bench {
         opened
     }
 
-    /// As another process would find it.
-    fn restart(&mut self) {
+    /// As another process would find it: no read that a reader did not wait for holds the files any more.
+    async fn restart(&mut self) {
+        drop(self.journal.files().await.take());
         self.journal = Self::journal(&self.dir, self.bytes_max);
     }
 
@@ -177,7 +178,7 @@ async fn a_journal_goes_on_where_another_process_left_it() {
         .await
         .expect("open");
     bench.journal.note(Lsn(150)).await.expect("open");
-    bench.restart();
+    bench.restart().await;
     let opened = bench.open(150, &[(2, 110)]).await;
     assert_eq!(opened.end, Lsn(150));
     // What the stream repeats is not there twice.
@@ -218,7 +219,7 @@ async fn a_target_that_went_back_behind_what_is_kept_is_told_of_the_hole() {
 async fn a_lost_journal_is_a_hole_for_those_who_depend_on_it_and_for_nobody_else() {
     let mut bench = Bench::new(1 << 30).await;
     bench.append([110, 120, 130]).await;
-    bench.restart();
+    bench.restart().await;
     std::fs::remove_dir_all(bench.dir.path().join("node-1")).expect("removed");
     bench.open(130, &[(2, 115)]).await;
     let Run::Hole(hole) = bench.run(&mut cursor(110), 110).await else {
@@ -299,7 +300,7 @@ async fn where_all_keep_up_a_full_disk_holds_nothing_back() {
     assert_eq!(bench.journal.problem(), None);
     bench.append([299, 300]).await;
     assert_eq!(bench.read(&mut reader, 299).await, [300]);
-    bench.restart();
+    bench.restart().await;
     assert_eq!(bench.open(299, &[]).await.end, Lsn(300));
 }
 
@@ -414,7 +415,7 @@ async fn a_file_that_somebody_removed_does_not_count_as_safe() {
 async fn a_server_that_lost_what_was_read_from_it_is_refused() {
     let mut bench = Bench::new(1 << 30).await;
     bench.append([110, 120]).await;
-    bench.restart();
+    bench.restart().await;
     let known = known(bench.id, 110);
     let opened = bench
         .journal
@@ -462,7 +463,7 @@ async fn random_readers_see_every_entry_once_and_in_order_whatever_happens_betwe
                     }
                 }
                 _ => {
-                    bench.restart();
+                    bench.restart().await;
                     let least = readers.iter().filter_map(|(_, seen)| seen.last()).min();
                     bench.open(least.copied().unwrap_or(0), &[]).await;
                     for (cursor, seen) in &mut readers {
