@@ -15,8 +15,10 @@ use super::{
 };
 use crate::{
     config::{Config, Setting},
-    pool::Key,
-    session::{Shared, route},
+    session::{
+        Shared,
+        route::{self, Hints},
+    },
 };
 
 /// What is shown to a user.
@@ -257,17 +259,12 @@ fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
     let settings = shared.settings.load();
     let database = &settings.config.replication.database;
     let database = asked.database.as_deref().unwrap_or(database);
-    let key = asked.key.iter();
-    let who = Key {
-        node: 0,
-        database: database.to_owned(),
-        user: user.to_owned(),
-        params: key
-            .map(|key| ("tandem.key".to_owned(), key.clone()))
-            .collect(),
+    let hints = Hints {
+        application_name: asked.application_name.as_deref().map(Into::into),
+        key: asked.key.as_deref().map(Into::into),
     };
     let unusable = route::unusable(shared);
-    let row = match route::choose(shared, &who, asked.application_name.as_deref(), &unusable) {
+    let row = match route::choose(shared, user, database, &hints, &unusable) {
         Some((node, why)) => {
             let node = shared.nodes.get(node);
             vec![node.map(|node| node.name().to_owned()), Some(why)]

@@ -9,6 +9,8 @@ pub(super) enum Carry {
     Used,
     /// It becomes this key of `[proxy]`, a number.
     Number(&'static str),
+    /// It becomes this key of `[proxy]`, yes or no; PgBouncer says 1 or 0.
+    Flag(&'static str),
     /// It becomes this key of `[limits]`, a number; 0 is no limit.
     Limit(&'static str),
     /// It becomes this key of `[proxy]`, a time; PgBouncer gives seconds.
@@ -24,7 +26,7 @@ pub(super) enum Carry {
     },
 }
 
-use Carry::{Limit, Lost, Needless, Number, Seconds, SecondsOrZero, Used};
+use Carry::{Flag, Limit, Lost, Needless, Number, Seconds, SecondsOrZero, Used};
 
 const fn lost(default: &'static str, instead: &'static str) -> Carry {
     Lost { default, instead }
@@ -207,7 +209,7 @@ pub(super) const SETTINGS: &[(&str, Carry)] = &[
     ),
     ("listen_backlog", Needless),
     ("sbuf_loopcnt", Needless),
-    ("so_reuseport", lost("0", "one Tandem uses several threads")),
+    ("so_reuseport", Flag("so_reuseport")),
     ("tcp_defer_accept", Needless),
     ("tcp_socket_buffer", Needless),
     ("tcp_keepalive", Needless),
@@ -277,7 +279,7 @@ impl Import {
             Some(Lost { default, instead }) if value != default && !value.is_empty() => {
                 self.note(entry, format!("`{key}` has no counterpart"), instead);
             }
-            Some(Number(_) | Limit(_)) if value.parse::<u32>().is_err() => {
+            Some(Number(_) | Limit(_) | Flag(_)) if value.parse::<u32>().is_err() => {
                 self.note(entry, format!("`{key}` is no number"), "write it by hand");
             }
             Some(Seconds(_) | SecondsOrZero(_)) if carry_time(key, value).is_none() => {

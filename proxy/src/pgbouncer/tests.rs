@@ -156,6 +156,7 @@ fn what_is_written_is_a_valid_configuration() {
         Some("SELECT * FROM pooler.user_lookup($1)")
     );
     assert_eq!(config.proxy.listen.len(), 2);
+    assert!(config.proxy.so_reuseport);
     assert_eq!(config.nodes[0].sslmode, tandem_wire::tls::SslMode::VerifyCa);
 }
 
@@ -171,7 +172,6 @@ fn a_file_for_every_database_needs_to_be_told_which_one() {
         "pgbouncer.ini:12: Tandem has a users file or a query, not both",
         "pgbouncer.ini:15: the query is not run as this user",
         "pgbouncer.ini:16: `logfile` has no counterpart",
-        "pgbouncer.ini:19: `so_reuseport` has no counterpart",
         "pgbouncer.ini:29: `log_connections` has no counterpart",
         "pgbouncer.ini:30: `client_idle_timeout` has no counterpart",
         "pgbouncer.ini:32: daemons do not know each other",

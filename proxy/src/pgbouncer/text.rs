@@ -56,6 +56,11 @@ impl Import {
                         line(key, Value::from(i64::from(number)));
                     }
                 }
+                Carry::Flag(key) => {
+                    if let Ok(number) = value.parse::<u32>() {
+                        line(key, Value::from(number != 0));
+                    }
+                }
                 Carry::Seconds(key) | Carry::SecondsOrZero(key) => {
                     if let Some(time) = carry_time(setting, value) {
                         line(key, Value::from(time));

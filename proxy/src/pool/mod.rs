@@ -1,4 +1,5 @@
-//! Owns the server connections that clients share: one pool per node, database, user and startup parameters.
+//! Owns the server connections that clients share: one pool per node, database and user, and per startup
+//! parameters that cannot be set later.
 //!
 //! A pool's queue (`queue.rs`) decides, under a lock that is held for a few instructions; opening and checking happen in
 //! tasks of their own, so that a client that goes away takes no connection with it. Whoever has a [`Server`] uses it alone;
@@ -7,6 +8,7 @@
 //! **Invariant:** a server goes from one client to the next through [`release`] only, which closes whatever is not settled.
 
 pub(crate) mod figures;
+mod kinds;
 mod open;
 mod pause;
 mod queue;
@@ -35,24 +37,20 @@ use crate::{
     config::{PoolConfig, PoolMode},
     health::HealthBoard,
     node::{Node, Nodes},
-    session::{
-        prepared::Interner,
-        state::{APPLICATION_NAME, Profile},
-    },
+    session::prepared::Interner,
 };
+use kinds::Kinds;
 use pause::Paused;
 use queue::{Asked, Job, Queue};
 use wait::Ticket;
 
+pub(crate) use kinds::{Kind, Known};
 pub(crate) use open::OpenError;
 pub(crate) use server::{CancelUnderWay, Face, Server, add};
 pub(crate) use wait::{Wait, WaitError};
 
 /// How often the queues are looked at for what is due by time; also the resolution of their clock.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Application names whose clients share what is known of their login.
-const PROFILES_MAX: usize = 100;
 
 thread_local! {
     static WORKER: Cell<usize> = const { Cell::new(0) };
@@ -78,7 +76,7 @@ pub(crate) struct Key {
     pub(crate) node: usize,
     pub(crate) database: String,
     pub(crate) user: String,
-    /// Further startup parameters, as the client sent them, but for `application_name`.
+    /// What else a server is told at its login: what no session can set. All that its client said in session mode.
     pub(crate) params: Params,
 }
 
@@ -123,26 +121,19 @@ pub(crate) struct Pools {
     sessions: AtomicU32,
 }
 
-/// The servers of one node, database, user and startup parameters.
+/// The servers of one [`Key`].
 #[derive(Debug)]
 pub(crate) struct Pool {
     key: Key,
     env: Arc<Env>,
     queue: Mutex<Queue<Box<Server>, Arc<Ticket>>>,
     credentials: Mutex<Credentials>,
-    /// What the newest server reported at login, and what clients begin with then, by their `application_name`.
-    profiles: Mutex<Profiles>,
+    /// What its servers make of what clients set at login.
+    kinds: Mutex<Kinds>,
     /// Everyone that exists, for figures.
     faces: Mutex<Vec<Weak<Face>>>,
     /// What went through servers that are closed, and how clients have waited.
     totals: Mutex<figures::Totals>,
-}
-
-/// What clients begin with.
-#[derive(Debug, Default)]
-struct Profiles {
-    reported: Option<Params>,
-    by_name: HashMap<String, Profile>,
 }
 
 /// The limits of pools by a configuration.
@@ -232,7 +223,7 @@ impl Pools {
             env: Arc::clone(&self.env),
             queue: Mutex::new(queue),
             credentials: Mutex::new(credentials.clone()),
-            profiles: Mutex::default(),
+            kinds: Mutex::default(),
             faces: Mutex::default(),
             totals: Mutex::default(),
         });
@@ -289,29 +280,19 @@ impl Pool {
         self.env.node(self.key.node).map_or("?", |node| node.name())
     }
 
-    /// What a client with these startup parameters begins with, once a server was opened.
-    pub(crate) fn profile(&self, params: &[(String, String)]) -> Option<Profile> {
-        let name = params.iter().find(|(name, _)| name == APPLICATION_NAME);
-        let name = name.map_or("", |(_, name)| name.as_str());
-        let mut profiles = lock(&self.profiles);
-        if let Some(profile) = profiles.by_name.get(name) {
-            return Some(profile.clone());
-        }
-        let profile = Profile::new(params, profiles.reported.as_deref()?);
-        if profiles.by_name.len() >= PROFILES_MAX {
-            profiles.by_name.clear();
-        }
-        profiles.by_name.insert(name.to_owned(), profile.clone());
-        Some(profile)
+    /// What is known of clients that set this at login.
+    pub(crate) fn know(&self, settings: &Params) -> Known {
+        lock(&self.kinds).know(settings)
     }
 
-    /// A server was opened, and reports this.
-    fn note_reported(&self, reported: &Params) {
-        let mut profiles = lock(&self.profiles);
-        if profiles.reported.as_ref() != Some(reported) {
-            profiles.reported = Some(Arc::clone(reported));
-            profiles.by_name.clear();
-        }
+    /// A server was asked what it makes of this kind of settings.
+    pub(crate) fn learn(&self, kind: Params, said: Kind) {
+        lock(&self.kinds).learn(kind, said);
+    }
+
+    /// Whether it has ever had a server.
+    pub(crate) fn has_served(&self) -> bool {
+        lock(&self.kinds).is_any()
     }
 
     /// What its servers are opened with.

@@ -2,11 +2,8 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use tandem_wire::{ConnectError, Connection, Sender, connection::Parts, encode, frame};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    time::timeout,
-};
+use tandem_wire::{ConnectError, Connection, connection::Parts, encode};
+use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{Pool, Server, lock, wait::Ticket};
 use crate::{
@@ -97,7 +94,7 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
 impl Pool {
     /// Makes a server of a new connection, begun at `born` from the daemon's start. It is counted already.
     pub(crate) fn seat(self: &Arc<Pool>, parts: Parts, born: Duration) -> Box<Server> {
-        self.note_reported(&parts.parameters.clone().into());
+        lock(&self.kinds).note_reported(&parts.parameters.clone().into());
         let env = &self.env;
         let id = env
             .servers
@@ -137,26 +134,15 @@ async fn is_alive(server: &mut Server) -> io::Result<bool> {
     server.stream.write_all(&out).await?;
     server.stream.flush().await?;
     loop {
-        match frame::peek(&server.received, Sender::Server) {
-            Ok(Some(header)) if server.received.len() >= header.frame_len() => {
-                let frame = server.received.split_to(header.frame_len());
-                match (header.tag, frame.get(frame::HEADER_LEN..)) {
-                    (b'Z', Some(b"I")) => return Ok(server.received.is_empty()),
-                    (b'N', _) => {}
-                    (b'S', Some(body)) => {
-                        if let Ok(status) = tandem_wire::backend::ParameterStatus::parse(body) {
-                            server.settings.reported(status.name, status.value);
-                        }
-                    }
-                    _ => return Ok(false),
+        match server.message().await? {
+            (b'Z', body) if *body == *b"I" => return Ok(server.received.is_empty()),
+            (b'N', _) => {}
+            (b'S', body) => {
+                if let Ok(status) = tandem_wire::backend::ParameterStatus::parse(&body) {
+                    server.settings.reported(status.name, status.value);
                 }
             }
-            Ok(_) => {
-                if server.stream.read_buf(&mut server.received).await? == 0 {
-                    return Ok(false);
-                }
-            }
-            Err(_) => return Ok(false),
+            _ => return Ok(false),
         }
     }
 }

@@ -12,15 +12,16 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tandem_wire::{Scanner, Secret, Sender, Stream, connection::Parts};
-use tokio::io::AsyncWrite;
+use tandem_wire::{
+    Scanner, Secret, Sender, Stream,
+    connection::Parts,
+    frame::{self, HEADER_LEN},
+};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::{Key, Pool, current_worker, lock};
 use crate::session::{
-    outbox::Outbox,
-    owed::Owed,
-    prepared::ServerStatements,
-    state::{Hold, ServerSettings},
+    outbox::Outbox, owed::Owed, prepared::ServerStatements, profile::ServerSettings, state::Hold,
 };
 
 /// A server connection. Whoever has it uses it alone; dropping it closes it and makes room in its pool.
@@ -195,6 +196,25 @@ impl Server {
             self.home = here;
         }
         Ok(self)
+    }
+
+    /// The next message that it sends: its type and its body. For what the proxy asks while no client has it.
+    ///
+    /// # Errors
+    /// The connection ends, or what comes is no message.
+    pub(crate) async fn message(&mut self) -> io::Result<(u8, BytesMut)> {
+        loop {
+            let header = frame::peek(&self.received, Sender::Server).map_err(io::Error::other)?;
+            if let Some(header) = header
+                && self.received.len() >= header.frame_len()
+            {
+                let mut frame = self.received.split_to(header.frame_len());
+                return Ok((header.tag, frame.split_off(HEADER_LEN)));
+            }
+            if self.stream.read_buf(&mut self.received).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
     }
 
     /// The pool that it belongs to, as long as that exists.

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::{BufMut, BytesMut};
+use bytes::BytesMut;
 use tandem_wire::{
     Sender,
     backend::ParameterStatus,
@@ -18,13 +18,13 @@ use super::{
     Shared,
     end::End,
     owed::{By, Sent},
-    ready::{Errand, Portals},
+    ready::{Errand, Portals, put_query},
     report, route,
     task::{Place, Task},
 };
 use crate::{
     health::Verdict,
-    pool::{Server, Turn, WaitError, add, release},
+    pool::{Key, Server, Turn, WaitError, add, release},
 };
 
 impl Task {
@@ -78,30 +78,32 @@ impl Task {
     }
 
     /// Gives the server the session's settings, if it has others.
-    fn sync(&mut self, cx: &mut Context<'_>) {
+    pub(super) fn sync(&mut self, cx: &mut Context<'_>) {
         let Place::Server(server) = &mut self.place else {
             return;
         };
-        let Some(statements) = self.state.sync(&mut server.settings) else {
+        let texts = self.state.sync(&mut server.settings);
+        if texts.is_empty() {
             return;
-        };
-        server.owed.sent(Sent::Query, By::Proxy, 0);
+        }
+        let mut messages = BytesMut::new();
+        for text in texts {
+            server.owed.sent(Sent::Query, By::Proxy, 0);
+            put_query(&mut messages, &text);
+        }
         server.statements.unnamed = 0;
         self.errand = Errand::Settings;
         self.registered.entry().prepare();
-        let mut message = BytesMut::with_capacity(statements.len() + 6);
-        message.put_u8(b'Q');
-        // Settings are far below 2 GB.
-        message.put_u32(u32::try_from(statements.len() + 5).unwrap_or(u32::MAX));
-        message.put_slice(&statements);
-        message.put_u8(0);
-        self.write_server(cx, &message);
+        self.write_server(cx, &messages);
     }
 
-    /// The server has the session's settings, or what was asked of it is not wanted any more.
+    /// The server has the session's settings, or what was asked of it is not wanted any more: a cancel request is for the
+    /// message that waits for it, if one does.
     pub(super) fn synced(&mut self) {
-        if self.registered.entry().prepared() {
-            self.release_server();
+        if self.registered.entry().prepared() && self.stalled {
+            if self.state.hold().is_none() {
+                self.release_server();
+            }
             self.refuse(&report::cancelled());
         }
     }
@@ -123,10 +125,13 @@ impl Task {
     fn change_node(&mut self, shared: &Shared) -> bool {
         let key = self.pool.key();
         let unusable = route::unusable(shared);
-        match route::choose(shared, key, self.application_name.as_deref(), &unusable) {
+        match route::choose(shared, &key.user, &key.database, &self.hints, &unusable) {
             Some((node, why)) if node != key.node => {
                 tracing::debug!(node, why, "a session goes to another node");
-                let elsewhere = route::elsewhere(key, node);
+                let elsewhere = Key {
+                    node,
+                    ..key.clone()
+                };
                 self.pool = shared.pools.get(elsewhere, &self.pool.credentials());
                 if let Some(node) = shared.nodes.get(node) {
                     self.counted = node.count_session();
@@ -192,7 +197,7 @@ impl Task {
 }
 
 /// Looks at what has come from a server while nobody used it: notices and new settings, or its end.
-fn is_alive(cx: &mut Context<'_>, server: &mut Server) -> bool {
+pub(super) fn is_alive(cx: &mut Context<'_>, server: &mut Server) -> bool {
     loop {
         // Nothing has come, but for once in a while: a buffer for it would be thrown away each time.
         let mut space = [0; 256];

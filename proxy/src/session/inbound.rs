@@ -11,9 +11,13 @@ use tandem_wire::{
 use super::{
     owed::{By, Note, Sent},
     prepared::Statement,
-    ready::{Bound, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse},
+    program::{deallocated, program},
+    ready::{
+        Bound, Errand, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse,
+        put_query, put_unnamed,
+    },
     splice::Splice,
-    state::{Hold, deallocated, program},
+    state::Hold,
     task::{Place, Refusing, StopAt, Task, whole_max},
 };
 use crate::pool::{Server, add};
@@ -42,6 +46,9 @@ impl Task {
             let rest = input.get(taken..).unwrap_or_default();
             if rest.is_empty() {
                 return (taken, None);
+            }
+            if self.errand == Errand::Discard {
+                return (taken, Some(StopAt::Errand));
             }
             let scan = match self.up.next(rest) {
                 Ok(scan) => scan,
@@ -150,7 +157,12 @@ impl Task {
                 client(server, Sent::FunctionCall)
             }
             b'E' => self.on_execute(body),
-            b'S' => client(server, Sent::Sync),
+            b'S' => {
+                if self.state.discards() {
+                    self.errand = Errand::Discard;
+                }
+                client(server, Sent::Sync)
+            }
             b'c' | b'f' => client(server, Sent::CopyEnd),
             b'P' => self.on_parse(header, input, at, splice),
             b'B' => self.on_bind(header, input, body, splice),
@@ -203,14 +215,26 @@ impl Task {
             server.owed.sent(Sent::Query, By::Client, 0);
             return Step::Pass;
         }
-        let program = program(body.strip_suffix(b"\0").unwrap_or(body));
+        let text = body.strip_suffix(b"\0").unwrap_or(body);
+        let program = program(text);
         let named = deallocated(program.as_ref()).and_then(|name| self.statements.remove(name));
         if let Some(statement) = named {
             return self.deallocate(&statement, input, HEADER_LEN + body.len(), splice);
         }
-        let note = self.state.sent(program.as_ref(), &mut server.settings);
+        let settings = &mut server.settings;
+        let (program, step) = match self.state.restoring(text, program.as_ref(), settings) {
+            Some((text, does)) => {
+                put_query(splice.make(input), &text);
+                (Some(does), Step::Written(HEADER_LEN + body.len()))
+            }
+            None => (program, Step::Pass),
+        };
+        let note = self.state.sent(program.as_ref(), settings);
         server.owed.sent(Sent::Query, By::Client, note);
-        Step::Pass
+        if self.state.discards() {
+            self.errand = Errand::Discard;
+        }
+        step
     }
 
     /// DEALLOCATE of a statement that has another name on the server; some drivers say it in SQL.
@@ -273,6 +297,9 @@ impl Task {
         let mut reader = Reader::new(body);
         let name = reader.cstr();
         let whole = frame.len() == header.frame_len();
+        let rest = reader.rest();
+        let instead = (whole && shares).then(|| self.state.restoring_prepared(rest));
+        let instead = instead.flatten();
         match name {
             Ok([]) if server.owed.sent(Sent::Parse, By::Client, attempt) => {
                 server.statements.unnamed = attempt;
@@ -280,17 +307,29 @@ impl Task {
                 self.unnamed.frame.clear();
                 self.unnamed.program = None;
                 self.unnamed.told = None;
+                if let Some((rest, does)) = instead {
+                    let out = splice.make(input);
+                    let start = out.len();
+                    put_unnamed(out, &rest);
+                    self.unnamed
+                        .frame
+                        .extend_from_slice(out.get(start..).unwrap_or_default());
+                    self.unnamed.program = Some(does);
+                    return Step::Written(frame.len());
+                }
                 if whole && shares {
                     self.unnamed.frame.extend_from_slice(frame);
-                    self.unnamed.program = reader.cstr().ok().and_then(program);
+                    self.unnamed.program = Reader::new(rest).cstr().ok().and_then(program);
                 }
                 Step::Pass
             }
             Ok(name) if !name.is_empty() && shares && whole => {
                 let out = splice.make(input);
                 let Some((_, known)) = self.statements.get(name) else {
-                    let rest = reader.rest();
-                    let statement = self.interner.intern(rest);
+                    let statement = match instead {
+                        Some((rest, does)) => self.interner.intern_instead(&rest, &does),
+                        None => self.interner.intern(rest),
+                    };
                     prepare(server, &statement, By::Client, attempt, out);
                     if !self.statements.insert(name, statement, attempt) {
                         return Step::Stop(StopAt::TooMuchPrepared);

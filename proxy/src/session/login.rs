@@ -1,6 +1,6 @@
 //! Owns a client's way from the startup packet to its first ReadyForQuery.
 
-use std::{fmt::Write as _, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt::Write as _, future::poll_fn, net::IpAddr, sync::Arc, task::Poll, time::Duration};
 
 use bytes::BytesMut;
 use tandem_wire::{
@@ -13,9 +13,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Place, Shared,
+    ask::ask,
+    checkout::is_alive,
+    parameters::Parameters,
+    profile::Profile,
     registry::Registered,
-    report, route,
-    state::{APPLICATION_NAME, Profile},
+    report,
+    route::{self, Hints},
     turning_away,
 };
 use crate::{
@@ -23,7 +27,7 @@ use crate::{
     config::PoolMode,
     health::Verdict,
     node::CountedSession,
-    pool::{Key, Params, Pool, Server, WaitError, release},
+    pool::{Key, Kind, Known, Params, Pool, Server, WaitError, release},
 };
 
 /// Cancel keys in protocol 3.2 are as long as PostgreSQL 18's; in 3.0 they have four bytes.
@@ -47,6 +51,7 @@ pub(super) struct Welcome {
     /// The one that the client keeps.
     pub(super) server: Option<Box<Server>>,
     pub(super) profile: Profile,
+    pub(super) hints: Hints,
     pub(super) registered: Registered,
     pub(super) counted: CountedSession,
     pub(super) place: Place,
@@ -57,7 +62,16 @@ struct Found {
     pool: Arc<Pool>,
     server: Option<Box<Server>>,
     profile: Profile,
+    hints: Hints,
     counted: CountedSession,
+}
+
+/// What comes of trying a pool.
+enum Entered {
+    /// The client is in, perhaps with a server that it keeps.
+    In(Option<Box<Server>>, Profile),
+    /// These of its settings are for another pool: its servers say them when they log in.
+    Apart(Arc<[String]>),
 }
 
 /// A login that failed.
@@ -155,33 +169,33 @@ impl Login<'_> {
     async fn connect(&self, credentials: &Credentials) -> Result<Found, Ended> {
         let shared = self.shared;
         let (user, database) = (&self.startup.user, &self.startup.database);
-        let params = &self.startup.params;
         let mode = shared.settings.load().config.proxy.pool.mode;
-        // Who shares no server need not give up its name.
-        let shared_params: Params = params
-            .iter()
-            .filter(|(name, _)| mode == PoolMode::Session || name != APPLICATION_NAME)
-            .cloned()
-            .collect();
-        let mut who = Key {
-            node: 0,
-            database: database.clone(),
-            user: user.clone(),
-            params: shared_params,
-        };
-        let name = route::param(params, APPLICATION_NAME);
+        let mut parameters = Parameters::new(&self.startup.params, mode);
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
-        while let Some((index, why)) = route::choose(shared, &who, name, &unusable) {
+        while let Some((index, why)) =
+            route::choose(shared, user, database, &parameters.hints, &unusable)
+        {
             let Some(node) = shared.nodes.get(index) else {
                 break;
             };
             // Counted from now on, so that many who come at once do not all choose the same node.
             let counted = node.count_session();
-            who.node = index;
-            let pool = shared.pools.get(who.clone(), credentials);
             let another = unusable.iter().filter(|unusable| !**unusable).count() > 1;
-            let outcome = self.enter(&pool, another).await;
+            let (pool, outcome) = loop {
+                let key = Key {
+                    node: index,
+                    database: database.clone(),
+                    user: user.clone(),
+                    params: Arc::clone(&parameters.login),
+                };
+                let pool = shared.pools.get(key, credentials);
+                match self.enter(&pool, another, mode, &parameters.settings).await {
+                    Ok(Entered::Apart(names)) => parameters.set_apart(&names),
+                    Ok(Entered::In(server, profile)) => break (pool, Ok((server, profile))),
+                    Err(error) => break (pool, Err(error)),
+                }
+            };
             let error = match outcome {
                 Ok((server, profile)) => {
                     tracing::debug!(
@@ -196,6 +210,7 @@ impl Login<'_> {
                         pool,
                         server,
                         profile,
+                        hints: parameters.hints,
                         counted,
                     });
                 }
@@ -214,6 +229,10 @@ impl Login<'_> {
                     return Err(Ended::new(&report::out_of_descriptors()));
                 }
                 Some(WaitError::Open(_)) => {}
+                // It works, for others.
+                Some(error @ WaitError::TooLong(_)) if pool.has_served() => {
+                    return Err(Ended::new(&report::no_server(node.name(), error)));
+                }
                 Some(WaitError::TooLong(_)) | None => shared.health.evidence(index),
             }
             let error = error.map_or_else(
@@ -238,37 +257,73 @@ impl Login<'_> {
         )))
     }
 
-    /// What the client is greeted with, and the server that it keeps. The first client of a pool waits until its first server
-    /// has said what the settings are; while its database is paused it waits for that. An error without a reason: it took too long.
+    /// What the client is greeted with, and the server that it keeps. The first client with its settings waits until a server
+    /// has said what it makes of them. An error without a reason: it took too long, or a server was lost.
     async fn enter(
         &self,
         pool: &Arc<Pool>,
         another: bool,
-    ) -> Result<(Option<Box<Server>>, Profile), Option<WaitError>> {
-        let params = &self.startup.params;
-        let mode = self.shared.settings.load().config.proxy.pool.mode;
-        let keeps = mode == PoolMode::Session;
-        if !keeps && let Some(profile) = pool.profile(params) {
-            return Ok((None, profile));
+        mode: PoolMode,
+        settings: &Params,
+    ) -> Result<Entered, Option<WaitError>> {
+        if mode == PoolMode::Session {
+            let server = self.first_server(pool, another).await?;
+            let Known::Begins(profile) = pool.know(settings) else {
+                return Err(None);
+            };
+            return Ok(Entered::In(Some(server), profile));
         }
+        loop {
+            match pool.know(settings) {
+                Known::Begins(profile) => return Ok(Entered::In(None, profile)),
+                Known::Refused(names) => return Ok(Entered::Apart(names)),
+                Known::Nothing => release(self.first_server(pool, another).await?),
+                Known::Ask { .. } => {
+                    pool.resumed().await;
+                    // In turn, as for a statement.
+                    let mut server = pool.server().await?;
+                    if !poll_fn(|cx| Poll::Ready(is_alive(cx, &mut server))).await {
+                        continue;
+                    }
+                    // Somebody else may have asked meanwhile.
+                    let Known::Ask { kind, reported } = pool.know(settings) else {
+                        release(server);
+                        continue;
+                    };
+                    let limit = self.shared.connect_timeout.get();
+                    let asked = timeout(limit, ask(&mut server, &kind, &reported)).await;
+                    let Ok(Ok(said)) = asked else {
+                        return Err(None);
+                    };
+                    release(server);
+                    match said {
+                        Kind::Refused {
+                            names,
+                            lasting: false,
+                        } => return Ok(Entered::Apart(names)),
+                        said => pool.learn(kind, said),
+                    }
+                }
+            }
+        }
+    }
+
+    /// A server, from a pool that is not known to have any. While the database is paused this waits for the end of that.
+    async fn first_server(
+        &self,
+        pool: &Arc<Pool>,
+        another: bool,
+    ) -> Result<Box<Server>, Option<WaitError>> {
         let limit = self.shared.connect_timeout.get();
         let limit = if another { limit.min(HOP_MAX) } else { limit };
-        let server = loop {
+        loop {
             pool.resumed().await;
             match timeout(limit, pool.server()).await {
-                Ok(server) => break server?,
+                Ok(server) => return Ok(server?),
                 Err(_) if pool.is_paused() => {}
                 Err(_) => return Err(None),
             }
-        };
-        let profile = pool
-            .profile(params)
-            .unwrap_or_else(|| Profile::new(params, &[]));
-        if keeps {
-            return Ok((Some(server), profile));
         }
-        release(server);
-        Ok((None, profile))
     }
 
     /// Sends what a server sends after a login, with our own cancel key.
@@ -299,6 +354,7 @@ impl Login<'_> {
             pool: found.pool,
             server: found.server,
             profile: found.profile,
+            hints: found.hints,
             registered,
             counted: found.counted,
             place,

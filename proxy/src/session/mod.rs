@@ -1,5 +1,6 @@
 //! Owns one client from accept to close: startup, login, choice of a node, relay, goodbye.
 
+mod ask;
 mod checkout;
 mod end;
 mod inbound;
@@ -7,7 +8,10 @@ mod login;
 mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod owed;
+mod parameters;
 pub(crate) mod prepared;
+pub(crate) mod profile;
+mod program;
 mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
@@ -54,8 +58,6 @@ pub(crate) use end::farewell;
 use end::{Boundary, End};
 use login::Ended;
 use registry::{Registry, Stop};
-use route::param;
-use state::APPLICATION_NAME;
 use task::{Begin, Task};
 
 /// What all sessions share.
@@ -264,10 +266,9 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
     };
     match login.run(&mut io, deadline).await {
         Ok(welcome) => {
-            let name = param(&startup.params, APPLICATION_NAME);
-            let application_name = name.map(str::to_owned);
+            let name = welcome.hints.application_name.as_deref();
             let about = Arc::new(About {
-                application_name: application_name.clone(),
+                application_name: name.map(str::to_owned),
                 tls: tls.is_some(),
                 peer,
                 user: startup.user,
@@ -281,7 +282,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     from_client: io.rx,
                     server: welcome.server,
                     profile: welcome.profile,
-                    application_name: application_name.map(Into::into),
+                    hints: welcome.hints,
                     pool: welcome.pool,
                     interner: Arc::clone(&shared.pools.statements),
                     counted: welcome.counted,

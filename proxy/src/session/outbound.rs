@@ -1,6 +1,6 @@
 //! Owns what becomes of a server's messages: whether they are owed, who gets them, and what they tell of the server.
 
-use bytes::BufMut;
+use bytes::{BufMut, BytesMut};
 use tandem_wire::{
     Header, Scan, Sender,
     backend::{CommandComplete, ErrorFields, ParameterStatus},
@@ -11,7 +11,7 @@ use tandem_wire::{
 use super::{
     end::End,
     owed::{By, Event, Note, Sent},
-    ready::{Errand, REFUSED},
+    ready::{Errand, REFUSED, patch_len},
     report,
     splice::Splice,
     task::{Place, Task, whole_max},
@@ -26,6 +26,10 @@ enum Fate {
     Kept,
     /// It refuses what had to be refused, in other words: the client gets PostgreSQL's.
     Outdated,
+    /// It tells the end of a statement that was sent instead of the client's, which has this command tag.
+    Tagged(&'static str),
+    /// The server is ready, and has thrown away all that was set: the client is told first what its settings are.
+    Discarded,
 }
 
 impl Task {
@@ -75,9 +79,23 @@ impl Task {
                 Ok(fate) => fate,
                 Err(end) => return (taken, Some(end)),
             };
-            if fate == Fate::Outdated {
-                encode::backend::error(splice.make(input), &report::outdated());
-            }
+            let fate = match fate {
+                Fate::Outdated => {
+                    encode::backend::error(splice.make(input), &report::outdated());
+                    Fate::Kept
+                }
+                Fate::Tagged(tag) => {
+                    put_texts(splice.make(input), b'C', &[tag.as_bytes()]);
+                    Fate::Kept
+                }
+                Fate::Discarded => {
+                    for (name, value) in self.state.discarded() {
+                        put_texts(splice.make(input), b'S', &[&name, &value]);
+                    }
+                    Fate::Passed
+                }
+                fate => fate,
+            };
             match more {
                 Some(more) => {
                     if fate == Fate::Passed && !self.put_error(header, body, input, splice) {
@@ -130,6 +148,7 @@ impl Task {
             .reply(header.tag, body)
             .map_err(End::ServerMismatch)?;
         let (client, settings) = (reply.to == By::Client, &mut server.settings);
+        let discards = self.errand == Errand::Discard;
         match reply.event {
             Event::None | Event::Answered(Sent::Parse | Sent::Bind | Sent::Close, _) => {}
             Event::Parameters(attempt) => self.on_parameters(reply.to, attempt, body),
@@ -138,6 +157,11 @@ impl Task {
             }
             Event::Parameter => {
                 if let Ok(status) = ParameterStatus::parse(body) {
+                    if client && discards && self.state.is_default(status.name) {
+                        // What the client's login asked for is to come.
+                        settings.now.reported(status.name, status.value);
+                        return Ok(Fate::Kept);
+                    }
                     if client {
                         self.state.reported(status.name, status.value, settings);
                     } else {
@@ -146,10 +170,14 @@ impl Task {
                 }
             }
             Event::Completed(note) | Event::Answered(Sent::Execute, note) if client => {
-                if header.tag != b'I' {
-                    self.state.succeeded(note, settings);
-                }
+                let tag = match header.tag {
+                    b'I' => None,
+                    _ => self.state.succeeded(note, settings),
+                };
                 self.on_complete(header, body);
+                if let Some(tag) = tag {
+                    return Ok(Fate::Tagged(tag));
+                }
             }
             Event::Completed(_) | Event::Answered(..) => {}
             Event::CopyBegun => self.take_back_undone(),
@@ -160,8 +188,13 @@ impl Task {
                 if !owes {
                     self.note_answered(status);
                 }
+                if discards && !owes {
+                    self.errand = Errand::None;
+                    return Ok(Fate::Discarded);
+                }
             }
-            Event::Ready => self.errand = Errand::None,
+            Event::Ready if server.owed.is_quiet() => self.errand = Errand::None,
+            Event::Ready => {}
             Event::Error(Some(Sent::Query), _) if !client => {
                 let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
                 return Err(End::CannotSync(text.unwrap_or_default()));
@@ -242,4 +275,16 @@ impl Task {
             self.statements.clear(server.owed.oldest_attempt());
         }
     }
+}
+
+/// A message of terminated texts, which hold no zero byte.
+fn put_texts(out: &mut BytesMut, tag: u8, texts: &[&[u8]]) {
+    let start = out.len();
+    out.put_u8(tag);
+    out.put_u32(0);
+    for text in texts {
+        out.put_slice(text);
+        out.put_u8(0);
+    }
+    patch_len(out, start, out.len() - start - 1);
 }

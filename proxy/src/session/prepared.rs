@@ -21,8 +21,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     owed::Attempt,
+    program::{Program, program},
     shape::{Parameters, Shape},
-    state::{Program, program},
 };
 
 /// Bytes of statements that one client may have prepared.
@@ -111,6 +111,22 @@ struct Known {
 impl Interner {
     /// The statement with this text and these types.
     pub(crate) fn intern(&self, rest: &[u8]) -> Arc<Statement> {
+        let text = || rest.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.find_or_make(rest, |_| true, || program(text()))
+    }
+
+    /// The statement with this text and these types, which stands for another one that does this.
+    pub(super) fn intern_instead(&self, rest: &[u8], does: &Program) -> Arc<Statement> {
+        let is_it = |known: &Statement| known.program.as_ref() == Some(does);
+        self.find_or_make(rest, is_it, || Some(Arc::clone(does)))
+    }
+
+    fn find_or_make(
+        &self,
+        rest: &[u8],
+        is_it: impl Fn(&Statement) -> bool,
+        program: impl FnOnce() -> Option<Program>,
+    ) -> Arc<Statement> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.by_hash.len() >= known.sweep_at.max(1024) {
             known.by_hash.retain(|_, same| {
@@ -123,12 +139,12 @@ impl Interner {
         let found = same
             .iter()
             .filter_map(Weak::upgrade)
-            .find(|each| *each.rest == *rest && !each.is_outdated());
+            .find(|each| *each.rest == *rest && !each.is_outdated() && is_it(each));
         found.unwrap_or_else(|| {
             let statement = Arc::new(Statement {
                 id: self.next.fetch_add(1, Ordering::Relaxed) + 1,
                 rest: rest.into(),
-                program: program(rest.split(|byte| *byte == 0).next().unwrap_or_default()),
+                program: program(),
                 outdated: AtomicBool::new(false),
             });
             same.push(Arc::downgrade(&statement));

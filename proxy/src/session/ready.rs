@@ -12,9 +12,9 @@ use bytes::{BufMut, BytesMut};
 use super::{
     owed::{Attempt, By, Note, Sent},
     prepared::{Prepared, ServerStatements, Statement},
+    program::Program,
     shape::{Parameters, Shape, varies},
     splice::Splice,
-    state::Program,
     task::{Place, Task},
 };
 use crate::pool::Server;
@@ -33,6 +33,8 @@ pub(super) enum Errand {
     None,
     /// It is given the session's settings.
     Settings,
+    /// It throws away all that the client has set, also what its login asked for: it will need that again.
+    Discard,
     /// It is asked what shape this has that the next message needs: by the attempt of the client that prepared it.
     Shape(Attempt),
     /// It has said so: the next message's statement is as the client was told, or not.
@@ -44,7 +46,7 @@ pub(super) enum Errand {
 impl Errand {
     /// Whether the client has to wait.
     pub(super) fn is_under_way(self) -> bool {
-        matches!(self, Errand::Settings | Errand::Shape(_))
+        matches!(self, Errand::Settings | Errand::Discard | Errand::Shape(_))
     }
 }
 
@@ -327,12 +329,33 @@ pub(super) fn put_named(out: &mut BytesMut, tag: u8, statement: Option<&Statemen
     patch_len(out, start, out.len() - start - 1);
 }
 
+/// A Parse of a statement under its name on servers.
 pub(super) fn put_parse(out: &mut BytesMut, statement: &Statement) {
     let start = out.len();
     out.put_u8(b'P');
     out.put_u32(0);
     statement.write_name(out);
     out.put_slice(statement.rest());
+    patch_len(out, start, out.len() - start - 1);
+}
+
+/// A Parse of the unnamed statement; `rest` is what stands behind the name.
+pub(super) fn put_unnamed(out: &mut BytesMut, rest: &[u8]) {
+    let start = out.len();
+    out.put_u8(b'P');
+    out.put_u32(0);
+    out.put_u8(0);
+    out.put_slice(rest);
+    patch_len(out, start, out.len() - start - 1);
+}
+
+/// A Query.
+pub(super) fn put_query(out: &mut BytesMut, text: &[u8]) {
+    let start = out.len();
+    out.put_u8(b'Q');
+    out.put_u32(0);
+    out.put_slice(text);
+    out.put_u8(0);
     patch_len(out, start, out.len() - start - 1);
 }
 

@@ -7,16 +7,18 @@
 use std::{collections::VecDeque, fmt, sync::Arc};
 
 use tandem_routing_rules::{
-    lex::split,
+    lex::Lexer,
     state::{
-        Change, Discard, Doubt, Effect, Effects, Names, Pin, Pins, Settings, Status as Ready,
-        Value, difference, effects,
+        Change, Discard, Doubt, Effect, Pin, Pins, Settings, Status as Ready, Value,
+        is_temporary_first,
     },
 };
-use xxhash_rust::xxh3::Xxh3;
 
-use super::owed::{Note, Status};
-use crate::pool::Params;
+use super::{
+    owed::{Note, Status},
+    profile::{Profile, ServerSettings},
+    program::{Program, program, restoring},
+};
 
 /// Marks of a transaction that are kept before they are played to the model after all.
 const TRAIL_MAX: usize = 64;
@@ -55,52 +57,6 @@ impl fmt::Display for Hold {
     }
 }
 
-/// What the statements of one text do, where they do anything; in order.
-pub(super) type Program = Arc<[Effects]>;
-
-/// What the statements of a text do to the session. None: nothing.
-pub(super) fn program(text: &[u8]) -> Option<Program> {
-    let mut all = Vec::new();
-    let mut any = false;
-    // Most texts are one statement, for which there is nothing to split.
-    if let Some(statement) = only_statement(text) {
-        let one = effects(statement, true);
-        return (one != Effects::default()).then(|| [one].into());
-    }
-    for statement in split(text, true) {
-        let one = match statement {
-            Ok(statement) => effects(statement.text, true),
-            // Nothing of it will run.
-            Err(_) => return None,
-        };
-        any |= one != Effects::default();
-        all.push(one);
-    }
-    any.then(|| all.into())
-}
-
-/// The statement of a text that surely has no second one.
-fn only_statement(text: &[u8]) -> Option<&[u8]> {
-    let trimmed = text.trim_ascii_end();
-    let statement = trimmed.strip_suffix(b";").unwrap_or(trimmed);
-    (!statement.contains(&b';')).then_some(statement)
-}
-
-/// The protocol-level statement that a text deallocates, if that is all it does.
-pub(super) fn deallocated(program: Option<&Program>) -> Option<&[u8]> {
-    match program.map(|program| &**program) {
-        Some(
-            [
-                Effects {
-                    effect: Effect::Deallocate(Names::One(name)),
-                    ..
-                },
-            ],
-        ) => Some(name),
-        _ => None,
-    }
-}
-
 /// What has happened in a transaction, as far as the model must know if it has to know anything.
 #[derive(Debug)]
 enum Mark {
@@ -135,124 +91,9 @@ pub(super) struct State {
     notes: Note,
     pins: Pins,
     hold: Option<Hold>,
+    /// A DISCARD ALL is on its way to a server whose login did not ask for what the session's did.
+    discards: bool,
 }
-
-/// The settings of a server connection.
-#[derive(Debug)]
-pub(crate) struct ServerSettings {
-    /// As after its login.
-    login: Settings,
-    now: Settings,
-    /// The version of the session whose settings it has; 0: of none.
-    version: u64,
-    /// The session that may have changed more than is known; 0: none.
-    touched_by: u32,
-}
-
-/// What sessions with the same startup parameters begin with.
-#[derive(Debug, Clone)]
-pub(crate) struct Profile {
-    settings: Settings,
-    version: u64,
-    /// What the client is told at its login.
-    pub(crate) greeting: Params,
-}
-
-impl Profile {
-    /// Of clients with these startup parameters; `reported` is what a server of their pool reports at login.
-    pub(crate) fn new(params: &[(String, String)], reported: &[(String, String)]) -> Profile {
-        let mut greeting = reported.to_vec();
-        let name = params.iter().find(|(name, _)| name == APPLICATION_NAME);
-        if let Some((_, name)) = name {
-            for (_, value) in greeting
-                .iter_mut()
-                .filter(|(reported, _)| reported == APPLICATION_NAME)
-            {
-                *value = cleaned(name);
-            }
-        }
-        Profile {
-            settings: at_login(params, &greeting),
-            version: version_at_login(params, &greeting),
-            greeting: greeting.into(),
-        }
-    }
-}
-
-/// The parameter in which clients may differ that share servers: nothing depends on it, and some put a process number there.
-pub(crate) const APPLICATION_NAME: &str = "application_name";
-
-/// `pg_clean_ascii`: what is not printable ASCII becomes a question mark; and `NAMEDATALEN - 1`.
-fn cleaned(name: &str) -> String {
-    name.bytes()
-        .take(63)
-        .map(|byte| match byte {
-            b' '..=b'~' => char::from(byte),
-            _ => '?',
-        })
-        .collect()
-}
-
-/// Settings after a login.
-fn at_login(params: &[(String, String)], reported: &[(String, String)]) -> Settings {
-    let params = params
-        .iter()
-        .filter(|(name, _)| !matches!(name.as_str(), "options" | "replication"));
-    let mut settings =
-        Settings::new(params.map(|(name, value)| (name.as_bytes(), value.as_bytes())));
-    for (name, value) in reported {
-        settings.reported_at_login(name.as_bytes(), value.as_bytes());
-    }
-    settings
-}
-
-/// The version of sessions that begin with these settings.
-fn version_at_login(params: &[(String, String)], reported: &[(String, String)]) -> u64 {
-    let mut hash = Xxh3::new();
-    for (name, value) in params.iter().chain(reported) {
-        for text in [name, value] {
-            hash.update(text.as_bytes());
-            hash.update(&[0]);
-        }
-    }
-    hash.digest().max(1)
-}
-
-impl ServerSettings {
-    /// Of a connection that has just logged in.
-    pub(crate) fn new(
-        params: &[(String, String)],
-        reported: &[(String, String)],
-    ) -> ServerSettings {
-        let login = at_login(params, reported);
-        ServerSettings {
-            now: login.clone(),
-            login,
-            version: 0,
-            touched_by: 0,
-        }
-    }
-
-    /// A ParameterStatus while nobody uses the server.
-    pub(crate) fn reported(&mut self, name: &[u8], value: &[u8]) {
-        self.now.reported(name, value);
-        // Outside of a transaction there is nothing to disagree on.
-        let _ = self.now.ready(Ready::Idle);
-        self.version = 0;
-    }
-}
-
-impl ServerSettings {
-    /// A ParameterStatus that comes of our own setting.
-    pub(super) fn confirmed(&mut self, name: &[u8], value: &[u8]) {
-        self.now.reported(name, value);
-        let _ = self.now.ready(Ready::Idle);
-    }
-}
-
-/// What throws away all that a session may have left behind, but for prepared statements.
-const CLEANUP: &[u8] = b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
 
 impl State {
     /// After the login.
@@ -268,8 +109,9 @@ impl State {
             notes: 0,
             pins: Pins::default(),
             hold,
+            discards: false,
         };
-        state.check_lexing();
+        state.check_settings();
         state
     }
 
@@ -283,8 +125,13 @@ impl State {
         self.hold.get_or_insert(hold);
     }
 
-    /// A text in the old way of writing strings, or in such an encoding, could be read wrongly.
-    fn check_lexing(&mut self) {
+    /// A text in the old way of writing strings, or in such an encoding, could be read wrongly; and not every CREATE says that
+    /// it makes something temporary.
+    fn check_settings(&mut self) {
+        if is_temporary_first(self.settings.value(b"search_path")) {
+            self.pins.insert(Pin::TemporaryObject);
+            self.keep(Hold::Pin(Pin::TemporaryObject));
+        }
         let is = |name: &[u8], values: &[&str]| match self.settings.value(name) {
             Value::Text(text) => values
                 .iter()
@@ -307,25 +154,63 @@ impl State {
         }
     }
 
-    /// The statements that put a server's settings right for this session, if it needs any. The server is taken to have them.
-    pub(super) fn sync(&self, server: &mut ServerSettings) -> Option<Vec<u8>> {
+    /// What puts a server's settings right for this session, if it needs anything: texts, one behind the other. The server is
+    /// taken to have them.
+    pub(super) fn sync(&self, server: &mut ServerSettings) -> Vec<Vec<u8>> {
         let touched = server.touched_by != 0 && server.touched_by != self.session;
         if !touched && server.version == self.version {
+            return Vec::new();
+        }
+        let statements = server.lead_to(&self.settings, self.session);
+        server.did(statements.iter().map(Vec::as_slice));
+        server.version = self.version;
+        // A text is read as a whole in the encoding that is set before it.
+        let encoding = statements.iter().take_while(|text| text.is_ascii()).count();
+        let (before, behind) = statements.split_at(encoding);
+        let texts = [before, behind].into_iter();
+        let texts = texts.filter(|statements| !statements.is_empty());
+        texts
+            .map(|statements| statements.join(&b"; "[..]))
+            .collect()
+    }
+
+    /// The text to send instead of this one, and what it does, if it resets what the session's login asked for.
+    pub(super) fn restoring(
+        &self,
+        text: &[u8],
+        program: Option<&Program>,
+        server: &ServerSettings,
+    ) -> Option<(Vec<u8>, Program)> {
+        restoring(text, program?, &self.settings, Some(server.login()))
+    }
+
+    /// The same for a statement to be prepared, perhaps on other servers too: `rest` is what stands behind the name in a Parse.
+    pub(super) fn restoring_prepared(&self, rest: &[u8]) -> Option<(Vec<u8>, Program)> {
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let (text, types) = rest.split_at(end);
+        let first = Lexer::new(text, true).significant().next()?;
+        if !first.is_word("reset") && !first.is_word("set") {
             return None;
         }
-        let mut statements = Vec::new();
-        if touched {
-            statements.push(CLEANUP.to_vec());
-            server.now = server.login.clone();
-            server.touched_by = 0;
-        }
-        for statement in difference(&server.now, &self.settings) {
-            server.now.apply(&effects(&statement, true));
-            statements.push(statement);
-        }
-        let _ = server.now.ready(Ready::Idle);
-        server.version = self.version;
-        (!statements.is_empty()).then(|| statements.join(&b"; "[..]))
+        let (mut text, does) = restoring(text, &program(text)?, &self.settings, None)?;
+        text.extend_from_slice(types);
+        Some((text, does))
+    }
+
+    /// Whether the server will have to be given what the session's login asked for.
+    pub(super) fn discards(&self) -> bool {
+        self.discards
+    }
+
+    /// Whether a setting is again what the session's login made of it.
+    pub(super) fn is_default(&self, name: &[u8]) -> bool {
+        self.settings.is_default(&name.to_ascii_lowercase())
+    }
+
+    /// What the client has to be told after a DISCARD ALL, as a server would that had its login.
+    pub(super) fn discarded(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.discards = false;
+        self.settings.untold()
     }
 
     /// A text, or a portal, goes to the server. What of it counts whether it succeeds or not counts now. Answers the note
@@ -334,7 +219,8 @@ impl State {
         let Some(program) = program else {
             return 0;
         };
-        for one in program.iter() {
+        for step in program.iter() {
+            let one = &step.effects;
             self.pins = self.pins.with(one.pins);
             let lasting = one.pins.iter().find(|pin| !pin.ends_with_transaction());
             if let Some(pin) = lasting {
@@ -346,8 +232,12 @@ impl State {
                 Some(Doubt::SetConfig) => self.keep(Hold::SetConfig),
                 Some(Doubt::Syntax) => self.keep(Hold::Unclear),
             }
-            if let Effect::Prepare { .. } = one.effect {
-                self.keep(Hold::Prepared);
+            match one.effect {
+                Effect::Prepare { .. } => self.keep(Hold::Prepared),
+                Effect::Discard(Discard::All) => {
+                    self.discards |= self.settings.is_lost_by_reset(Some(server.login()));
+                }
+                _ => {}
             }
         }
         self.notes += 1;
@@ -366,10 +256,14 @@ impl State {
         self.notes += 1;
     }
 
-    /// A statement of this note has succeeded.
-    pub(super) fn succeeded(&mut self, note: Note, server: &mut ServerSettings) {
+    /// A statement of this note has succeeded. Answers the command tag for the client, where that is another one.
+    pub(super) fn succeeded(
+        &mut self,
+        note: Note,
+        server: &mut ServerSettings,
+    ) -> Option<&'static str> {
         if note == 0 {
-            return;
+            return None;
         }
         while self
             .pending
@@ -378,20 +272,17 @@ impl State {
         {
             self.pending.pop_front();
         }
-        let Some(pending) = self.pending.front_mut() else {
-            return;
-        };
+        let pending = self.pending.front_mut()?;
         let (program, place) = (Arc::clone(&pending.program), pending.done);
         pending.done += 1;
-        let Some(one) = program.get(place) else {
-            return;
-        };
+        let step = program.get(place)?;
+        let one = &step.effects;
         self.pins = self.pins.without(one.releases);
         // What was sent behind it has its pins again.
         let rest = program.iter().skip(place + 1);
         let behind = self.pending.iter().skip(1);
         for later in rest.chain(behind.flat_map(|pending| pending.program.iter())) {
-            self.pins = self.pins.with(later.pins);
+            self.pins = self.pins.with(later.effects.pins);
         }
         let last = note == self.notes;
         match (&one.effect, self.hold) {
@@ -418,13 +309,15 @@ impl State {
             Change::Set { value, .. } => *value == Value::Default,
             Change::FromCurrent { .. } => false,
         };
-        if one.changes.iter().any(resets) || matches!(one.effect, Effect::Discard(_)) {
-            // What RESET gives on the server may be another `application_name`.
+        let reset = one.changes.iter().any(resets) || matches!(one.effect, Effect::Discard(_));
+        if reset && step.instead.is_none() {
+            // What RESET gives on the server may be something else.
             server.version = 0;
         }
         if changes || matches!(one.effect, Effect::Transaction(_)) {
-            self.mark(Mark::Applied(program, place), server);
+            self.mark(Mark::Applied(Arc::clone(&program), place), server);
         }
+        step.instead.as_ref().map(|instead| instead.tag)
     }
 
     /// A statement has failed.
@@ -455,7 +348,7 @@ impl State {
         self.mark(Mark::Ready(status), server);
         if status == Ready::Idle {
             self.live = false;
-            self.check_lexing();
+            self.check_settings();
         }
     }
 
@@ -489,13 +382,16 @@ impl State {
             }
             return;
         }
+        if let Mark::Applied(program, place) = mark {
+            if let Some(step) = program.get(place) {
+                self.settings.apply(&step.effects);
+                server.now.apply(step.on_server());
+            }
+            return;
+        }
         for settings in [&mut self.settings, &mut server.now] {
             match &mark {
-                Mark::Applied(program, place) => {
-                    if let Some(one) = program.get(*place) {
-                        settings.apply(one);
-                    }
-                }
+                Mark::Applied(..) => {}
                 Mark::Failed => settings.failed(),
                 Mark::Ready(status) => {
                     if let Err(disagreement) = settings.ready(*status) {

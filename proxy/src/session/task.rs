@@ -25,11 +25,13 @@ use super::{
     outbox::Outbox,
     owed::{Attempt, Status},
     prepared::{ClientStatements, Interner},
+    profile::Profile,
     ready::{Errand, Portals, Unnamed},
     registry::{Activity, Registered, Stop},
     report,
+    route::Hints,
     splice::Splice,
-    state::{Hold, Profile, State},
+    state::{Hold, State},
 };
 use crate::{
     bound::Bound,
@@ -120,7 +122,7 @@ pub(crate) struct Task {
     pub(super) shown_hold: Option<Hold>,
     /// What is bound.
     pub(super) portals: Portals,
-    pub(super) application_name: Option<Box<str>>,
+    pub(super) hints: Hints,
     pub(super) refusing: Refusing,
     /// The message being streamed from the client goes nowhere.
     pub(super) dropping_up: bool,
@@ -136,7 +138,7 @@ pub(crate) struct Task {
     /// The beginning of the statement that the server works on, while slow ones are logged.
     pub(super) text: Box<[u8]>,
     /// `from_client` holds a whole message.
-    stalled: bool,
+    pub(super) stalled: bool,
     goodbye: Goodbye,
     /// Numbers the attempts of this session to prepare something; the session's number is in the upper half.
     attempts: Attempt,
@@ -159,7 +161,7 @@ pub(super) struct Begin {
     pub(super) from_client: BytesMut,
     pub(super) server: Option<Box<Server>>,
     pub(super) profile: Profile,
-    pub(super) application_name: Option<Box<str>>,
+    pub(super) hints: Hints,
     pub(super) pool: Arc<Pool>,
     pub(super) interner: Arc<Interner>,
     pub(super) counted: CountedSession,
@@ -196,7 +198,7 @@ impl Task {
             errand: Errand::None,
             shown_hold: None,
             portals: Portals::default(),
-            application_name: begin.application_name,
+            hints: begin.hints,
             refusing: Refusing::No,
             dropping_up: false,
             dropping_down: false,
@@ -333,7 +335,7 @@ impl Task {
                 Ok(more) => add(&server.face.counters.sent, more as u64),
             }
             let mut splice = Splice::new(output);
-            let settings = self.errand == Errand::Settings;
+            let errand = self.errand;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
             self.write_client(cx, splice.bytes(input))?;
             if let Some(end) = end {
@@ -342,12 +344,16 @@ impl Task {
             if let Place::Server(server) = &mut self.place {
                 keep(&mut server.received, input, taken);
             }
-            if settings && self.errand == Errand::None {
+            let done = self.errand == Errand::None;
+            if errand == Errand::Settings && done {
                 self.synced();
             }
             // What the server was made ready for comes first.
             if !self.stalled {
                 self.release_if_done();
+            }
+            if errand == Errand::Discard && done {
+                self.sync(cx);
             }
             Ok(true)
         })

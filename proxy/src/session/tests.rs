@@ -11,8 +11,9 @@ use tokio::{
 };
 
 use super::{
+    profile::Profile,
     registry::Cancel,
-    state::Profile,
+    route::Hints,
     task::{Begin, Task},
     *,
 };
@@ -154,7 +155,7 @@ impl Bench {
             from_client: BytesMut::new(),
             server: kept,
             profile: Profile::new(&[], &[]),
-            application_name: None,
+            hints: Hints::default(),
             pool: Arc::clone(&pool),
             interner: Arc::clone(&shared.pools.statements),
             counted: node.count_session(),

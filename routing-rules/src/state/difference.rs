@@ -89,8 +89,11 @@ fn changes(server: &Settings, wanted: &Settings) -> Vec<(Identity, Vec<u8>)> {
                 }
                 None if is_reset => None,
                 _ => {
-                    let by = wanted.layer().get(name).map(|setting| setting.by.clone());
-                    Some((by.unwrap_or_default(), set(name, value)))
+                    let Some(setting) = wanted.layer().get(name) else {
+                        let set = set(name, value, ascii_literal);
+                        return Some((Identity::default(), set));
+                    };
+                    Some((setting.by.clone(), set(name, value, literal)))
                 }
             }
         })
@@ -139,33 +142,35 @@ fn become_identity(current: &mut Identity, next: Identity, statements: &mut Vec<
     *current = next;
 }
 
-fn set(name: &[u8], value: &Value) -> Vec<u8> {
-    let value = match value {
+fn set(name: &[u8], value: &Value, quote: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    if let Value::Text(text) = value
+        && is_list_of_names(name)
+    {
         // SET would quote it.
-        Value::Text(text) if is_list_of_names(name) => {
-            return [
-                b"SELECT pg_catalog.set_config(",
-                literal(name).as_slice(),
-                b", ",
-                literal(text).as_slice(),
-                b", false)",
-            ]
-            .concat();
-        }
-        Value::Text(text) => literal(text),
+        return [
+            b"SELECT pg_catalog.set_config(",
+            quote(name).as_slice(),
+            b", ",
+            quote(text).as_slice(),
+            b", false)",
+        ]
+        .concat();
+    }
+    [b"SET ", assignment(name, value, quote).as_slice()].concat()
+}
+
+/// What stands behind SET.
+pub(super) fn assignment(name: &[u8], value: &Value, quote: impl Fn(&[u8]) -> Vec<u8>) -> Vec<u8> {
+    let value = match value {
+        Value::Text(text) => quote(text),
         Value::List(names) => {
-            let names: Vec<Vec<u8>> = names.iter().map(|name| literal(name)).collect();
+            let names: Vec<Vec<u8>> = names.iter().map(|name| quote(name)).collect();
             names.join(&b", "[..])
         }
         Value::Default => b"DEFAULT".to_vec(),
     };
-    [
-        b"SET ",
-        quoted_name(name).as_slice(),
-        b" TO ",
-        value.as_slice(),
-    ]
-    .concat()
+    let name = quoted_name(name);
+    [name.as_slice(), b" TO ", value.as_slice()].concat()
 }
 
 /// A name whose parts are quoted.
@@ -175,8 +180,25 @@ fn quoted_name(name: &[u8]) -> Vec<u8> {
     parts.join(&b"."[..])
 }
 
+/// A string literal of bytes in the database's encoding, as those of a startup message are, whatever `client_encoding` is.
+pub(super) fn ascii_literal(text: &[u8]) -> Vec<u8> {
+    if text.is_ascii() {
+        return literal(text);
+    }
+    let mut escaped = b"E'".to_vec();
+    for &byte in text {
+        match byte {
+            b'\'' | b'\\' => escaped.extend([byte, byte]),
+            0x80.. => escaped.extend(format!("\\x{byte:02X}").bytes()),
+            _ => escaped.push(byte),
+        }
+    }
+    escaped.push(b'\'');
+    escaped
+}
+
 /// A string literal that means the same whatever `standard_conforming_strings` is.
-fn literal(text: &[u8]) -> Vec<u8> {
+pub(super) fn literal(text: &[u8]) -> Vec<u8> {
     if !text.contains(&b'\\') {
         return quoted(text, b"'");
     }

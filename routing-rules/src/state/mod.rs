@@ -10,6 +10,7 @@ mod effect;
 mod functions;
 mod parse;
 mod pin;
+mod restore;
 mod set;
 mod settings;
 
@@ -25,4 +26,6 @@ pub use effect::{
 pub use functions::HARMLESS_FUNCTIONS;
 pub use parse::effects;
 pub use pin::{Pin, Pins};
+pub use restore::Restoring;
+pub use set::is_temporary_first;
 pub use settings::{Disagreement, Settings, Status, Value};

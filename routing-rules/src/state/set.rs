@@ -249,15 +249,16 @@ fn changed(change: Change, effects: &mut Effects) {
         if name == b"seed" {
             effects.pins.insert(Pin::RandomSeed);
         }
-        if name == b"search_path" && begins_with_temporary(value) {
+        if name == b"search_path" && is_temporary_first(value) {
             effects.pins.insert(Pin::TemporaryObject);
         }
     }
     effects.changes.push(change);
 }
 
-/// Whether new objects go to the temporary schema.
-fn begins_with_temporary(search_path: &Value) -> bool {
+/// Whether new objects go to the temporary schema with this `search_path`.
+#[must_use]
+pub fn is_temporary_first(search_path: &Value) -> bool {
     let first = match search_path {
         Value::Default => return false,
         Value::List(names) => names.first().map(Vec::as_slice),

@@ -84,6 +84,8 @@ struct Frame {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Startup {
     pub(super) value: Value,
+    /// The client asked for it. What is only reported comes from the server.
+    pub(super) is_sent: bool,
     /// The server tells each change of it.
     pub(super) is_reported: bool,
 }
@@ -125,8 +127,12 @@ impl Settings {
     pub fn new<'a>(startup: impl IntoIterator<Item = (&'a [u8], &'a [u8])>) -> Self {
         let startup = startup.into_iter().map(|(name, value)| {
             let value = Value::Text(value.into());
-            let is_reported = false;
-            (normalized(name), Startup { value, is_reported })
+            let startup = Startup {
+                value,
+                is_sent: true,
+                is_reported: false,
+            };
+            (normalized(name), startup)
         });
         Self {
             startup: Arc::new(startup.collect()),
@@ -141,12 +147,15 @@ impl Settings {
 
     /// A ParameterStatus of the login: what RESET gives from now on.
     pub fn reported_at_login(&mut self, name: &[u8], value: &[u8]) {
-        if !is_read_only(name) {
+        let name = normalized(name);
+        if !is_read_only(&name) {
+            let is_sent = self.startup.get(&name).is_some_and(|known| known.is_sent);
             let startup = Startup {
                 value: Value::Text(value.into()),
+                is_sent,
                 is_reported: true,
             };
-            Arc::make_mut(&mut self.startup).insert(normalized(name), startup);
+            Arc::make_mut(&mut self.startup).insert(name, startup);
         }
     }
 
@@ -159,6 +168,32 @@ impl Settings {
                 .insert(name.clone(), Value::Text(value.into()));
             self.news.insert(name);
         }
+    }
+
+    /// What a ParameterStatus has to say, because the last one said otherwise, of settings that are what the login made them:
+    /// names as the server writes them, and values. It counts as said.
+    pub fn untold(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut untold = Vec::new();
+        for (name, told) in std::mem::take(&mut self.reported) {
+            let startup = self.startup.get(&name);
+            let startup = startup.filter(|startup| startup.is_reported && startup.value != told);
+            match startup.map(|startup| &startup.value) {
+                Some(Value::Text(value)) if self.is_default(&name) => {
+                    untold.push((spelled(name), value.clone()));
+                }
+                _ => {
+                    self.reported.insert(name, told);
+                }
+            }
+        }
+        untold
+    }
+
+    /// Whether a setting is at this moment what RESET gives.
+    #[must_use]
+    pub fn is_default(&self, name: &[u8]) -> bool {
+        let value = self.visible(name);
+        value.is_none_or(|value| *value == Value::Default)
     }
 
     /// Takes over what the server said of the settings that it or a statement spoke of since the last time.
@@ -183,9 +218,7 @@ impl Settings {
         if Some(&value) == at_login {
             self.reported.remove(name);
         }
-        let is_default = self
-            .visible(name)
-            .is_none_or(|value| *value == Value::Default);
+        let is_default = self.is_default(name);
         if *self.value(name) == value || is_changed && is_default && self.startup.contains_key(name)
         {
             return;
@@ -491,6 +524,16 @@ pub(super) fn normalized(name: &[u8]) -> Vec<u8> {
     match name.as_slice() {
         b"sort_mem" => b"work_mem".to_vec(),
         b"vacuum_mem" => b"maintenance_work_mem".to_vec(),
+        _ => name,
+    }
+}
+
+/// A reported setting's name as the server writes it (`guc_tables.c`).
+fn spelled(name: Vec<u8>) -> Vec<u8> {
+    match name.as_slice() {
+        b"datestyle" => b"DateStyle".to_vec(),
+        b"intervalstyle" => b"IntervalStyle".to_vec(),
+        b"timezone" => b"TimeZone".to_vec(),
         _ => name,
     }
 }

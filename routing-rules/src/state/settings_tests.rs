@@ -415,3 +415,18 @@ proptest! {
         let _ = effects(&[word.as_bytes(), &text].concat(), true);
     }
 }
+
+#[test]
+fn what_the_client_was_told_last_is_mended_once() {
+    let mut settings = Settings::new([(&b"timezone"[..], &b"Asia/Tokyo"[..])]);
+    settings.reported_at_login(b"TimeZone", b"Asia/Tokyo");
+    settings.apply(&effects(b"SET timezone = 'UTC'", true));
+    settings.reported(b"TimeZone", b"UTC");
+    assert!(settings.ready(Status::Idle).is_ok());
+    assert!(settings.untold().is_empty());
+    settings.apply(&effects(b"DISCARD ALL", true));
+    assert!(settings.ready(Status::Idle).is_ok());
+    let told = (b"TimeZone".to_vec(), b"Asia/Tokyo".to_vec());
+    assert_eq!(settings.untold(), [told]);
+    assert!(settings.untold().is_empty());
+}

@@ -1,121 +1,13 @@
 //! Every message flow of the protocol, sent to a node directly and through the proxy: the answers must be the same, byte by byte.
 
-use std::time::Duration;
+use tandem_tests::Cluster;
+use tandem_wire::Connection;
 
-use bytes::BytesMut;
-use tandem_tests::{
-    Cluster,
-    template::{APP, DATABASE},
-};
-use tandem_wire::{
-    ConnectOptions, Connection, Credentials, Secret, connect,
-    encode::frontend as put,
-    tls::{ClientTls, SslMode},
-};
+use crate::script::{Script, open, play, script};
 
-const LIMIT: Duration = Duration::from_secs(10);
 const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text);
     CREATE TABLE child (id int PRIMARY KEY, item int REFERENCES item DEFERRABLE INITIALLY DEFERRED);
     CREATE VIEW items AS SELECT * FROM item;";
-
-/// One thing a client does.
-enum Do {
-    /// Sends these bytes at once.
-    Send(BytesMut),
-    /// Reads until the server has been ready so many times.
-    Ready(usize),
-    /// Reads until a message of this type has come.
-    Until(u8),
-}
-
-/// Messages, one behind the other.
-#[derive(Default)]
-struct Script {
-    steps: Vec<Do>,
-    open: BytesMut,
-}
-
-impl Script {
-    fn q(mut self, sql: &str) -> Self {
-        put::query(&mut self.open, sql).expect("a message");
-        self
-    }
-    fn p(mut self, name: &str, sql: &str) -> Self {
-        put::parse(&mut self.open, name, sql, []).expect("a message");
-        self
-    }
-    fn b(mut self, portal: &str, name: &str, values: &[&str]) -> Self {
-        let values = values.iter().map(|value| Some(value.as_bytes()));
-        put::bind_text(&mut self.open, portal, name, values).expect("a message");
-        self
-    }
-    fn e(mut self, portal: &str, rows: i32) -> Self {
-        put::execute(&mut self.open, portal, rows).expect("a message");
-        self
-    }
-    fn ds(mut self, name: &str) -> Self {
-        put::describe_statement(&mut self.open, name).expect("a message");
-        self
-    }
-    fn dp(mut self, name: &str) -> Self {
-        put::describe_portal(&mut self.open, name).expect("a message");
-        self
-    }
-    fn cs(mut self, name: &str) -> Self {
-        put::close_statement(&mut self.open, name).expect("a message");
-        self
-    }
-    fn cp(mut self, name: &str) -> Self {
-        put::close_portal(&mut self.open, name).expect("a message");
-        self
-    }
-    fn s(mut self) -> Self {
-        put::sync(&mut self.open);
-        self
-    }
-    fn h(mut self) -> Self {
-        put::flush(&mut self.open);
-        self
-    }
-    fn d(mut self, data: &str) -> Self {
-        put::copy_data(&mut self.open, data.as_bytes()).expect("a message");
-        self
-    }
-    fn c(mut self) -> Self {
-        put::copy_done(&mut self.open);
-        self
-    }
-    fn f(mut self, why: &str) -> Self {
-        put::copy_fail(&mut self.open, why).expect("a message");
-        self
-    }
-    /// A function call without arguments.
-    fn call(mut self, oid: u32) -> Self {
-        self.open.extend_from_slice(b"F\0\0\0\x0e");
-        self.open.extend_from_slice(&oid.to_be_bytes());
-        self.open.extend_from_slice(&[0, 0, 0, 0, 0, 0]);
-        self
-    }
-    fn send(mut self) -> Self {
-        let bytes = std::mem::take(&mut self.open);
-        self.steps.push(Do::Send(bytes));
-        self
-    }
-    fn ready(mut self, times: usize) -> Self {
-        self = self.send();
-        self.steps.push(Do::Ready(times));
-        self
-    }
-    fn until(mut self, tag: u8) -> Self {
-        self = self.send();
-        self.steps.push(Do::Until(tag));
-        self
-    }
-}
-
-fn script() -> Script {
-    Script::default()
-}
 
 /// OID of `pg_catalog.pi()`, in all versions.
 const PI: u32 = 1610;
@@ -548,47 +440,9 @@ fn scripts() -> Vec<(&'static str, Script)> {
     ]
 }
 
-async fn open(port: u16) -> Connection {
-    let options = ConnectOptions {
-        host: "127.0.0.1".to_owned(),
-        port,
-        user: APP.to_owned(),
-        database: DATABASE.to_owned(),
-        credentials: Credentials::Password(Secret::new(APP)),
-        tls: ClientTls::new(SslMode::Disable, None).expect("no TLS"),
-        params: vec![("application_name".to_owned(), "flows".to_owned())],
-        connect_timeout: LIMIT,
-    };
-    connect(&options).await.expect("a login")
-}
-
-/// Plays a script; answers everything that came, one message a line.
-async fn play(connection: &mut Connection, script: &Script) -> String {
-    let mut heard = String::new();
-    for step in &script.steps {
-        let (tag, mut times) = match step {
-            Do::Send(bytes) => {
-                connection.out().extend_from_slice(bytes);
-                connection.flush().await.expect("sent");
-                continue;
-            }
-            Do::Ready(times) => (b'Z', *times),
-            Do::Until(tag) => (*tag, 1),
-        };
-        while times > 0 {
-            let frame = match tokio::time::timeout(LIMIT, connection.recv()).await {
-                Ok(Ok(frame)) => frame,
-                Ok(Err(error)) => return format!("{heard}{error}"),
-                Err(_) => return format!("{heard}nothing more came"),
-            };
-            if frame.tag == tag {
-                times -= 1;
-            }
-            let body = frame.body.escape_ascii().to_string();
-            heard.push_str(&format!("{} {body}\n", char::from(frame.tag)));
-        }
-    }
-    heard
+async fn login(port: u16) -> Connection {
+    let params = [("application_name", "flows")];
+    open(port, &params).await.expect("a login")
 }
 
 async fn assert_same_answers(major: u32, proxy: &str) {
@@ -601,16 +455,16 @@ async fn assert_same_answers(major: u32, proxy: &str) {
     for (name, script) in scripts() {
         let clean = "TRUNCATE item, child";
         node.value(clean).await;
-        let mut direct = open(node.port()).await;
+        let mut direct = login(node.port()).await;
         let expected = play(&mut direct, &script).await;
         direct.close().await;
         node.value(clean).await;
-        let mut through = open(cluster.proxy_port).await;
+        let mut through = login(cluster.proxy_port).await;
         let heard = play(&mut through, &script).await;
         assert_eq!(heard, expected, "{name}, PostgreSQL {major}");
         // And whoever comes next gets the right answers too.
         let after = script_after();
-        let mut next = open(cluster.proxy_port).await;
+        let mut next = login(cluster.proxy_port).await;
         let heard = play(&mut next, &after).await;
         assert!(
             heard.contains("\\x00\\x00\\x00\\x07correct"),
