@@ -8,15 +8,18 @@ use std::{
 use tokio::time::Instant;
 
 use super::answer::{Row, text};
-use crate::session::registry::{Registry, Seen};
+use crate::session::{
+    registry::{Registry, Seen},
+    route::Hints,
+};
 
-/// Who a client is. Kept once per session; the log uses it too.
+/// Who a client is. Kept once per session; the log and the choice of another node use it too.
 #[derive(Debug)]
 pub(crate) struct About {
     pub(crate) peer: String,
     pub(crate) user: String,
     pub(crate) database: String,
-    pub(crate) application_name: Option<String>,
+    pub(crate) hints: Hints,
     pub(crate) tls: bool,
     pub(crate) since: Instant,
 }
@@ -98,7 +101,7 @@ impl Clients {
                 now.and_then(|seen| seen.server).map(|pid| pid.to_string()),
                 text(&about.since.elapsed().as_secs()),
                 super::answer::yes_no(about.tls),
-                about.application_name.clone(),
+                about.hints.application_name.as_deref().map(str::to_owned),
                 text(&pid),
             ]
         };

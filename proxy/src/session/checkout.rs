@@ -125,7 +125,13 @@ impl Task {
     fn change_node(&mut self, shared: &Shared) -> bool {
         let key = self.pool.key();
         let unusable = route::unusable(shared);
-        match route::choose(shared, &key.user, &key.database, &self.hints, &unusable) {
+        match route::choose(
+            shared,
+            &key.user,
+            &key.database,
+            &self.about.hints,
+            &unusable,
+        ) {
             Some((node, why)) if node != key.node => {
                 tracing::debug!(node, why, "a session goes to another node");
                 let elsewhere = Key {

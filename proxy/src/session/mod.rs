@@ -266,9 +266,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
     };
     match login.run(&mut io, deadline).await {
         Ok(welcome) => {
-            let name = welcome.hints.application_name.as_deref();
             let about = Arc::new(About {
-                application_name: name.map(str::to_owned),
+                hints: welcome.hints,
                 tls: tls.is_some(),
                 peer,
                 user: startup.user,
@@ -282,7 +281,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     from_client: io.rx,
                     server: welcome.server,
                     profile: welcome.profile,
-                    hints: welcome.hints,
+                    about: Arc::clone(&about),
                     pool: welcome.pool,
                     interner: Arc::clone(&shared.pools.statements),
                     counted: welcome.counted,

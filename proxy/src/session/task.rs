@@ -29,13 +29,13 @@ use super::{
     ready::{Errand, Portals, Unnamed},
     registry::{Activity, Registered, Stop},
     report,
-    route::Hints,
     splice::Splice,
     state::{Hold, State},
 };
 use crate::{
     bound::Bound,
     config::PoolMode,
+    console::clients::About,
     node::CountedSession,
     pool::{Pool, Server, Wait, WaitError, add},
 };
@@ -122,7 +122,7 @@ pub(crate) struct Task {
     pub(super) shown_hold: Option<Hold>,
     /// What is bound.
     pub(super) portals: Portals,
-    pub(super) hints: Hints,
+    pub(super) about: Arc<About>,
     pub(super) refusing: Refusing,
     /// The message being streamed from the client goes nowhere.
     pub(super) dropping_up: bool,
@@ -161,7 +161,7 @@ pub(super) struct Begin {
     pub(super) from_client: BytesMut,
     pub(super) server: Option<Box<Server>>,
     pub(super) profile: Profile,
-    pub(super) hints: Hints,
+    pub(super) about: Arc<About>,
     pub(super) pool: Arc<Pool>,
     pub(super) interner: Arc<Interner>,
     pub(super) counted: CountedSession,
@@ -198,7 +198,7 @@ impl Task {
             errand: Errand::None,
             shown_hold: None,
             portals: Portals::default(),
-            hints: begin.hints,
+            about: begin.about,
             refusing: Refusing::No,
             dropping_up: false,
             dropping_down: false,

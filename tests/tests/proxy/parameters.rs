@@ -16,7 +16,7 @@ const POOL_OF_TWO: &str = "pool_mode = \"transaction\"\npool_size = 2";
 const BACKENDS: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND backend_type = 'client backend'";
 
 /// A client with these `options`.
-async fn open_with(port: u16, options: &str) -> Result<Client, tokio_postgres::Error> {
+pub(crate) async fn open_with(port: u16, options: &str) -> Result<Client, tokio_postgres::Error> {
     let mut config = tokio_postgres::Config::new();
     config
         .host("127.0.0.1")
@@ -39,7 +39,7 @@ async fn clients_with_all_sorts_of_parameters_share_one_pool() {
             "Asia/Tokyo",
         ),
         ("--search-path=a,b", "search_path", "a,b"),
-        ("-c client_encoding=latin1", "client_encoding", "LATIN1"),
+        ("-c intervalstyle=iso_8601", "intervalstyle", "iso_8601"),
         ("-c a.b=it\\ is", "a.b", "it is"),
     ];
     let mut clients = JoinSet::new();
@@ -285,6 +285,7 @@ async fn what_a_server_refuses_is_told_at_login_in_its_words() {
         ("log_connections", "on"),
         ("server_version", "1"),
         ("transaction_timeout", "1h"),
+        ("transaction_isolation", "serializable"),
         ("role", "nobody"),
         ("session_authorization", "postgres"),
         ("options", "-c"),
@@ -339,11 +340,6 @@ async fn what_only_a_login_can_say_is_said_at_login() {
         ),
         ("-c role=other_role -c work_mem=5MB", "role", "other_role"),
         ("-e -c work_mem=5MB", "datestyle", "ISO, DMY"),
-        (
-            "-c transaction_isolation=serializable -c work_mem=5MB",
-            "transaction_isolation",
-            "read committed",
-        ),
     ] {
         let client = open_with(cluster.proxy_port, options)
             .await

@@ -8,6 +8,8 @@ use tandem_tests::{
 };
 use tokio_postgres::Client;
 
+use crate::parameters::open_with;
+
 const LIMIT: Duration = Duration::from_secs(20);
 const POOL_OF_TWO: &str = "pool_mode = \"transaction\"\npool_size = 2";
 /// A setting of one's own is empty, not missing, on a server where anybody ever had it.
@@ -200,10 +202,17 @@ async fn what_a_function_does_out_of_sight_is_never_seen_by_another() {
     }
 }
 
+/// What logins ask for.
+const LOGINS: [&str; 3] = [
+    "",
+    "-c work_mem=5MB -c search_path=own,public -c timezone=Asia/Tokyo -c application_name=second",
+    "-c statement_timeout=2h -c extra_float_digits=2 -c datestyle=SQL -c a.b=login",
+];
+
 /// A step of a random history.
 fn step(random: &mut fastrand::Rng) -> String {
     let n = random.u32(1..9);
-    let pick = random.usize(0..30);
+    let pick = random.usize(0..35);
     match pick {
         0..=2 => format!("SET work_mem = '{n}MB'"),
         3 => format!("SET LOCAL work_mem = '{n}{n}MB'"),
@@ -229,6 +238,11 @@ fn step(random: &mut fastrand::Rng) -> String {
         26 => format!("SET extra_float_digits = {}; SELECT 1", n % 4),
         27 => format!("SET application_name = 'name {n}'"),
         28 => "DISCARD ALL".to_owned(),
+        29 => "RESET TimeZone".to_owned(),
+        30 => "SET LOCAL timezone TO DEFAULT".to_owned(),
+        31 => "SET search_path TO DEFAULT".to_owned(),
+        32 => "RESET ALL; SET extra_float_digits TO DEFAULT; SELECT 1".to_owned(),
+        33 => format!("SET a.b = 'w{n}'; RESET a.b; SELECT 1/0"),
         _ => "SELECT 'nothing'".to_owned(),
     }
 }
@@ -250,11 +264,10 @@ async fn random_histories_of_settings_end_as_on_a_connection_of_ones_own() {
     node.value("CREATE ROLE other_role").await;
     node.value("GRANT other_role TO app").await;
     let mut sessions = Vec::new();
-    for _ in 0..3 {
-        let direct = client::connect(node.port(), APP, Some(APP), DATABASE)
-            .await
-            .expect("a login");
-        sessions.push((direct, cluster.proxy().await));
+    for options in LOGINS {
+        let direct = open_with(node.port(), options).await.expect("a login");
+        let through = open_with(cluster.proxy_port, options).await;
+        sessions.push((direct, through.expect("a login")));
     }
     let mut random = fastrand::Rng::with_seed(seed);
     let mut history = vec![Vec::new(); sessions.len()];
