@@ -79,7 +79,7 @@ const PARAMETERS: &[(&str, &str)] = &[
 ];
 const SHOW: &str = "SELECT current_setting('work_mem'), current_setting('search_path'), current_setting('timezone'), \
     current_setting('datestyle'), current_setting('application_name'), current_setting('statement_timeout'), \
-    current_setting('extra_float_digits'), nullif(current_setting('a.b', true), ''), current_setting('client_encoding'), chr(233)";
+    current_setting('extra_float_digits'), nullif(current_setting('a.b', true), ''), current_setting('client_encoding'), chr(165)";
 
 trait Shows {
     fn show(self) -> Self;
@@ -265,6 +265,34 @@ async fn a_session_is_what_its_login_asked_for_and_is_again_after_a_reset() {
             "{backends} servers"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_keeps_its_server_is_put_right_on_it() {
+    let cluster = Cluster::of(&[15]).proxy(POOL_OF_TWO).start().await;
+    // In this encoding texts cannot be looked into for certain, so the session keeps its server.
+    let params = [("client_encoding", "SJIS"), ("TimeZone", "Asia/Tokyo")];
+    let script = script()
+        .q("SET timezone = 'UTC'; SET client_encoding = 'UTF8'")
+        .ready(1)
+        .q("RESET ALL")
+        .ready(1)
+        .show()
+        .q("SET timezone = 'UTC'; SELECT chr(12450)")
+        .ready(1)
+        .q("DISCARD ALL")
+        .ready(1)
+        .show()
+        .q("DISCARD ALL")
+        .q("SELECT chr(12450)")
+        .q(SHOW)
+        .ready(3);
+    let port = cluster.nodes[0].port();
+    let mut direct = open(port, &params).await.expect("a login");
+    let mut through = open(cluster.proxy_port, &params).await.expect("a login");
+    let expected = play(&mut direct, &script).await;
+    let heard = play(&mut through, &script).await;
+    assert_eq!(in_any_order(&heard), in_any_order(&expected));
 }
 
 #[tokio::test(flavor = "multi_thread")]
