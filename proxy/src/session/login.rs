@@ -170,6 +170,9 @@ impl Login<'_> {
             params: shared_params,
         };
         let name = route::param(params, APPLICATION_NAME);
+        let limit = shared.connect_timeout.get();
+        // Who waits in vain is told by the choice below.
+        let _ = timeout(limit, shared.health.first_verdicts()).await;
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
         while let Some((index, why)) = route::choose(shared, &who, name, &unusable) {

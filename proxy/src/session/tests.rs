@@ -67,6 +67,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         interval: Duration::from_secs(3600),
         timeout: Bound::new(Duration::from_secs(1)),
         database: "app".into(),
+        slot: None,
     };
     let bound = Bound::new(Duration::from_secs(1));
     let health = HealthBoard::start(&nodes, &settings, &mut probes);

@@ -3,6 +3,7 @@
 mod admin;
 mod cancel;
 mod console;
+mod first_start;
 mod flows;
 mod fuzz;
 mod host_rules;
