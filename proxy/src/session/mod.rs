@@ -338,7 +338,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
         End::NoServer(report) => report::bytes(report),
-        End::CannotSync(error) => report::bytes(&report::cannot_sync(name, error)),
+        End::NotReady(error) => report::bytes(&report::not_ready(name, error)),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             report::bytes(&report::node_violation(name))
@@ -355,7 +355,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::NoServer(_) | End::CannotSync(_) => {
+        End::NoServer(_) | End::NotReady(_) => {
             tracing::info!(
                 peer = about.peer,
                 user = about.user,

@@ -243,6 +243,13 @@ impl ServerSettings {
 }
 
 impl ServerSettings {
+    /// All that sessions have left there is thrown away.
+    pub(super) fn cleaned(&mut self) {
+        self.now = self.login.clone();
+        self.touched_by = 0;
+        self.version = 0;
+    }
+
     /// A ParameterStatus that comes of our own setting.
     pub(super) fn confirmed(&mut self, name: &[u8], value: &[u8]) {
         self.now.reported(name, value);
@@ -251,7 +258,8 @@ impl ServerSettings {
 }
 
 /// What throws away all that a session may have left behind, but for prepared statements.
-const CLEANUP: &[u8] = b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+pub(super) const CLEANUP: &[u8] =
+    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
 
 impl State {
@@ -316,8 +324,7 @@ impl State {
         let mut statements = Vec::new();
         if touched {
             statements.push(CLEANUP.to_vec());
-            server.now = server.login.clone();
-            server.touched_by = 0;
+            server.cleaned();
         }
         for statement in difference(&server.now, &self.settings) {
             server.now.apply(&effects(&statement, true));

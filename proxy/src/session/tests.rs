@@ -1,3 +1,4 @@
+mod replaced;
 mod shapes;
 
 use std::{fs, pin::pin, time::Duration};

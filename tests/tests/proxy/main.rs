@@ -13,6 +13,7 @@ mod login;
 mod loss;
 mod pause;
 mod pooling;
+mod ready;
 mod reload;
 mod rolling;
 mod security;
