@@ -86,7 +86,8 @@ impl Task {
         let Place::Server(server) = &mut self.place else {
             return;
         };
-        match self.state.sync(&mut server.settings) {
+        let sequences = self.pool.has_looked();
+        match self.state.sync(&mut server.settings, sequences) {
             Some(statements) => {
                 self.registered.entry().prepare();
                 self.run_errand(Errand::Settings { cleaned }, &statements, cx);
@@ -138,6 +139,10 @@ impl Task {
             Errand::Cleanup => {
                 server.settings.cleaned();
                 self.sync(true, cx);
+            }
+            Errand::Sequences => {
+                self.state.forgotten(&mut server.settings);
+                self.synced();
             }
             _ => self.synced(),
         }

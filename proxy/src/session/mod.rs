@@ -12,6 +12,7 @@ mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod sequences;
 mod shape;
 mod slow;
 mod splice;

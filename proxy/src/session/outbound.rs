@@ -190,6 +190,11 @@ impl Task {
                 self.begin_refusing();
                 Ok(Fate::Passed)
             }
+            // The transaction has failed: the client's statement will be told so.
+            Errand::Sequences if !is_fatal && !self.is_untouched() => {
+                self.errand = Errand::None;
+                Ok(Fate::Kept)
+            }
             _ => {
                 let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
                 Err(End::NotReady(text.unwrap_or_default()))

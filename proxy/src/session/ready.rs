@@ -41,6 +41,8 @@ pub(super) enum Errand {
     },
     /// All that sessions may have left there is thrown away.
     Cleanup,
+    /// It is made to forget others' values of sequences.
+    Sequences,
     /// It is asked what shape this has that the next message needs: by the attempt of the client that prepared it.
     Shape(Attempt),
     /// It has said so: the next message's statement is as the client was told, or not.

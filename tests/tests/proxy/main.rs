@@ -17,6 +17,7 @@ mod ready;
 mod reload;
 mod rolling;
 mod security;
+mod sequences;
 mod sessions;
 mod settings;
 mod shapes;

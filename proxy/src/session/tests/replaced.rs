@@ -9,10 +9,6 @@ const SETTINGS: &[u8] = b"SET \"work_mem\" TO '7MB'";
 const REFUSAL: &[u8] = b"SERROR\0VERROR\0C22023\0Mrole \"x\" does not exist\0\0";
 const ENDED: &[u8] = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0";
 
-fn query(text: &[u8]) -> Vec<u8> {
-    frame(b'Q', &[text, b"\0"].concat())
-}
-
 /// As PostgreSQL answers so many SET in one string.
 fn done(count: usize) -> Vec<u8> {
     [frame(b'C', b"SET\0").repeat(count), READY.to_vec()].concat()
@@ -28,39 +24,6 @@ fn bench() -> Bench {
     let params = [("work_mem".to_owned(), "7MB".to_owned())];
     bench.task.state = State::new(Profile::new(&params, &[]), 1, None);
     bench
-}
-
-fn read(server: &UnixStream) -> Vec<u8> {
-    let mut got = vec![0; 1 << 16];
-    let count = server.try_read(&mut got).unwrap_or(0);
-    got.truncate(count);
-    got
-}
-
-impl Bench {
-    async fn client_sends(&mut self, bytes: &[u8]) {
-        self.client.write_all(bytes).await.expect("sent");
-        assert!(self.run().await.is_none());
-    }
-
-    async fn server_answers(&mut self, bytes: &[u8]) {
-        self.server.write_all(bytes).await.expect("sent");
-        assert!(self.run().await.is_none());
-    }
-
-    fn assert_server_got(&self, expected: &[u8]) {
-        let got = read(&self.server);
-        assert!(got == expected, "{}", got.escape_ascii());
-    }
-
-    fn assert_heard(&self, expected: &[u8]) {
-        let heard = self.heard();
-        assert!(heard == expected, "{}", heard.escape_ascii());
-    }
-
-    fn idle(&self) -> usize {
-        self.shared.pools.figures().pools[0].servers_idle
-    }
 }
 
 #[tokio::test]
