@@ -12,23 +12,31 @@ const POOL_OF_ONE: &str = "workers = 1\npool_mode = \"transaction\"\npool_size =
 /// What only the role `chief` may set, who it is, and what anybody may set.
 const LOOK: &str = "SELECT current_user || ' ' || current_setting('log_planner_stats') || ' ' || current_setting('work_mem')";
 
-async fn with_chief(cluster: &Cluster) -> Client {
+/// How a session becomes the role `chief`: what allows it, and what does it.
+const AS_ROLE: [&str; 2] = ["GRANT chief TO app", "SET ROLE chief"];
+const AS_SESSION: [&str; 2] = [
+    "ALTER ROLE app SUPERUSER",
+    "SET SESSION AUTHORIZATION chief",
+];
+
+async fn with_chief(cluster: &Cluster, [allow, take]: [&str; 2]) -> Client {
     cluster.nodes[0]
         .execute("CREATE ROLE chief SUPERUSER")
         .await;
-    cluster.nodes[0].execute("GRANT chief TO app").await;
+    cluster.nodes[0].execute(allow).await;
     let one = cluster.proxy().await;
     client::execute(&one, "SET work_mem = '7MB'").await;
-    client::execute(&one, "SET ROLE chief").await;
+    client::execute(&one, take).await;
     client::execute(&one, "SET log_planner_stats = on").await;
     one
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_set_as_a_role_that_is_gone_does_not_disturb_the_next_client() {
-    for goes_back in [false, true] {
+    let cases = [(AS_ROLE, false), (AS_ROLE, true), (AS_SESSION, false)];
+    for (how, goes_back) in cases {
         let cluster = Cluster::of(&[15]).proxy(POOL_OF_ONE).start().await;
-        let one = with_chief(&cluster).await;
+        let one = with_chief(&cluster, how).await;
         if goes_back {
             client::execute(&one, "RESET ROLE").await;
         }
@@ -48,7 +56,8 @@ async fn what_was_set_as_a_role_that_is_gone_does_not_disturb_the_next_client() 
 async fn a_session_whose_role_is_gone_is_told_so_and_goes_on_when_it_is_back() {
     let cluster = Cluster::of(&[15]).proxy(POOL_OF_ONE).start().await;
     let node = &cluster.nodes[0];
-    let (one, other) = (with_chief(&cluster).await, cluster.proxy().await);
+    let one = with_chief(&cluster, AS_ROLE).await;
+    let other = cluster.proxy().await;
     node.execute("DROP ROLE chief").await;
     let pid = client::value(&other, "SELECT pg_backend_pid()").await;
     for _ in 0..3 {
