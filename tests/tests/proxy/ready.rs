@@ -33,9 +33,13 @@ async fn with_chief(cluster: &Cluster, [allow, take]: [&str; 2]) -> Client {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_set_as_a_role_that_is_gone_does_not_disturb_the_next_client() {
-    let cases = [(AS_ROLE, false), (AS_ROLE, true), (AS_SESSION, false)];
-    for (how, goes_back) in cases {
-        let cluster = Cluster::of(&[15]).proxy(POOL_OF_ONE).start().await;
+    let cases = [
+        (15, AS_ROLE, false),
+        (18, AS_ROLE, true),
+        (18, AS_SESSION, false),
+    ];
+    for (major, how, goes_back) in cases {
+        let cluster = Cluster::of(&[major]).proxy(POOL_OF_ONE).start().await;
         let one = with_chief(&cluster, how).await;
         if goes_back {
             client::execute(&one, "RESET ROLE").await;

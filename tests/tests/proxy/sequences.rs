@@ -13,7 +13,7 @@ const LOOKS: [&str; 3] = [
 ];
 
 async fn cluster() -> Cluster {
-    Cluster::of(&[15])
+    Cluster::of(&[18])
         .schema(THING)
         .proxy(POOL_OF_TWO)
         .start()
