@@ -12,6 +12,7 @@ mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod sequences;
 mod shape;
 mod slow;
 mod splice;
@@ -338,7 +339,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
         End::NoServer(report) => report::bytes(report),
-        End::CannotSync(error) => report::bytes(&report::cannot_sync(name, error)),
+        End::NotReady(error) => report::bytes(&report::not_ready(name, error)),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             report::bytes(&report::node_violation(name))
@@ -355,7 +356,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::NoServer(_) | End::CannotSync(_) => {
+        End::NoServer(_) | End::NotReady(_) => {
             tracing::info!(
                 peer = about.peer,
                 user = about.user,

@@ -116,6 +116,8 @@ pub(crate) struct Task {
     pub(super) state: State,
     /// What the proxy does with the server: nothing of the client's goes there before.
     pub(super) errand: Errand,
+    /// How many servers in a row broke before they were ready that nobody had used before.
+    pub(super) broken: u8,
     /// What others see of why it keeps its server.
     pub(super) shown_hold: Option<Hold>,
     /// What is bound.
@@ -194,6 +196,7 @@ impl Task {
                 (begin.mode == PoolMode::Session).then_some(Hold::Mode),
             ),
             errand: Errand::None,
+            broken: 0,
             shown_hold: None,
             portals: Portals::default(),
             application_name: begin.application_name,
@@ -270,7 +273,14 @@ impl Task {
                 let polled = wait.poll(cx);
                 self.wait_goes_on(polled, cx, shared)
             }
-            Place::Server(_) => self.read_server(cx),
+            Place::Server(_) => match self.read_server(cx) {
+                // The client need not know: nothing of its was there.
+                Err(end) if self.is_untouched() && end.is_of_server() => {
+                    self.replace_server(end, cx, shared)?;
+                    Ok(true)
+                }
+                read => read,
+            },
         }
     }
 
@@ -333,7 +343,6 @@ impl Task {
                 Ok(more) => add(&server.face.counters.sent, more as u64),
             }
             let mut splice = Splice::new(output);
-            let settings = self.errand == Errand::Settings;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
             self.write_client(cx, splice.bytes(input))?;
             if let Some(end) = end {
@@ -342,9 +351,7 @@ impl Task {
             if let Place::Server(server) = &mut self.place {
                 keep(&mut server.received, input, taken);
             }
-            if settings && self.errand == Errand::None {
-                self.synced();
-            }
+            self.go_on_readying(cx);
             // What the server was made ready for comes first.
             if !self.stalled {
                 self.release_if_done();
@@ -524,8 +531,13 @@ impl Task {
 
     /// Answers the message that waits for a server with an error.
     pub(super) fn refuse(&mut self, report: &ErrorReport) {
-        self.asked = None;
         encode::backend::error(self.to_client.buffer(), report);
+        self.begin_refusing();
+    }
+
+    /// The message that waits for a server is answered with an error.
+    pub(super) fn begin_refusing(&mut self) {
+        self.asked = None;
         self.refusing = match self.from_client.first() {
             Some(b'Q' | b'F') => Refusing::One,
             _ => Refusing::ToSync,
