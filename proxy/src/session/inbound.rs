@@ -11,9 +11,10 @@ use tandem_wire::{
 use super::{
     owed::{By, Note, Sent},
     prepared::Statement,
+    program::{deallocated, program},
     ready::{Bound, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse},
     splice::Splice,
-    state::{Hold, deallocated, program},
+    state::Hold,
     task::{Place, Refusing, StopAt, Task, whole_max},
 };
 use crate::pool::{Server, add};

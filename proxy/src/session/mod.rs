@@ -8,6 +8,7 @@ mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod owed;
 pub(crate) mod prepared;
+mod program;
 mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
@@ -170,7 +171,8 @@ pub(crate) async fn turning_away(shared: &Shared) {
 
 /// A client who has logged in.
 struct Ready {
-    task: Task,
+    /// In a box of its own size: what holds it would keep room for it more than once.
+    task: Box<Task>,
     about: Arc<About>,
     _listed: Listed,
     _place: Place,
@@ -276,7 +278,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
             });
             let pid = welcome.registered.pid();
             Some(Ready {
-                task: Task::new(Begin {
+                task: Box::new(Task::new(Begin {
                     client: io.stream,
                     from_client: io.rx,
                     server: welcome.server,
@@ -289,7 +291,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     session: shared.pools.next_session(),
                     mode: proxy.pool.mode,
                     slow_statement: shared.slow_statement.clone(),
-                }),
+                })),
                 _listed: shared.console.clients.list(pid, &about),
                 about,
                 _place: welcome.place,
@@ -322,7 +324,7 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 }
 
 /// Tells client, server, health and log about the end of a session.
-async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
+async fn conclude(shared: &Shared, task: Box<Task>, end: End, about: &About) {
     let hold = task
         .state
         .hold()
