@@ -171,8 +171,7 @@ pub(crate) async fn turning_away(shared: &Shared) {
 
 /// A client who has logged in.
 struct Ready {
-    /// In a box of its own size: what holds it would keep room for it more than once.
-    task: Box<Task>,
+    task: Task,
     about: Arc<About>,
     _listed: Listed,
     _place: Place,
@@ -194,21 +193,16 @@ pub(crate) async fn serve(shared: &Shared, stream: Stream, home: usize) {
         }
     };
     // In a box of its own, so that the login's buffers and futures do not stay with an idle session.
-    let Some(ready) = Box::pin(begin(shared, stream)).await else {
+    let Some(mut ready) = Box::pin(begin(shared, stream)).await else {
         return;
     };
-    let Ready {
-        mut task,
-        about,
-        _listed,
-        _place,
-    } = ready;
-    let end = task.run(shared).await;
-    Box::pin(conclude(shared, task, end, &about)).await;
+    let end = ready.task.run(shared).await;
+    Box::pin(conclude(shared, ready, end)).await;
 }
 
-/// Everything up to the first ReadyForQuery.
-async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
+/// Everything up to the first ReadyForQuery. What comes of it is in a box of its own size: a future that holds it keeps
+/// room for it more than once.
+async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
     let since = Instant::now();
     let settings = shared.settings.load_full();
     let proxy = &settings.config.proxy;
@@ -277,8 +271,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                 since,
             });
             let pid = welcome.registered.pid();
-            Some(Ready {
-                task: Box::new(Task::new(Begin {
+            Some(Box::new(Ready {
+                task: Task::new(Begin {
                     client: io.stream,
                     from_client: io.rx,
                     server: welcome.server,
@@ -291,11 +285,11 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                     session: shared.pools.next_session(),
                     mode: proxy.pool.mode,
                     slow_statement: shared.slow_statement.clone(),
-                })),
+                }),
                 _listed: shared.console.clients.list(pid, &about),
                 about,
                 _place: welcome.place,
-            })
+            }))
         }
         Err(Ended { last_words, reason }) if last_words.is_empty() => {
             // Among them psql, which goes away to ask its user for a password.
@@ -324,7 +318,13 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 }
 
 /// Tells client, server, health and log about the end of a session.
-async fn conclude(shared: &Shared, task: Box<Task>, end: End, about: &About) {
+async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
+    let Ready {
+        task,
+        about,
+        _listed,
+        _place,
+    } = *ready;
     let hold = task
         .state
         .hold()
