@@ -201,10 +201,9 @@ impl Task {
         let cancelled = self.registered.entry().attach(&server.face);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
-        self.shown_hold = self.state.hold();
-        server.face.set_hold(self.shown_hold);
         server.owed.begin();
         self.place = Place::Server(server);
+        self.show_hold();
         self.note_served();
         self.dry.server = false;
         cancelled
@@ -249,15 +248,11 @@ impl Task {
 
     /// Gives the server back when the client's transaction is over.
     pub(super) fn release_if_done(&mut self) {
+        self.show_hold();
         let Place::Server(server) = &self.place else {
             return;
         };
-        let hold = self.state.hold();
-        if hold != self.shown_hold {
-            self.shown_hold = hold;
-            server.face.set_hold(hold);
-        }
-        if hold.is_none()
+        if self.state.hold().is_none()
             && self.errand == Errand::None
             && server.owed.is_settled()
             && self.up.at_boundary()
@@ -270,8 +265,22 @@ impl Task {
         }
     }
 
+    /// Lets others see why it keeps its server.
+    fn show_hold(&mut self) {
+        let hold = self.state.hold();
+        if let Place::Server(server) = &self.place
+            && hold != self.shown_hold
+        {
+            self.shown_hold = hold;
+            server.face.set_hold(hold);
+        }
+    }
+
     fn release_server(&mut self) {
         if let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) {
+            if self.shown_hold.take().is_some() {
+                server.face.set_hold(None);
+            }
             self.portals = Portals::default();
             self.registered.entry().detach();
             let face = &server.face;

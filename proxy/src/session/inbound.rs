@@ -11,10 +11,11 @@ use tandem_wire::{
 use super::{
     owed::{By, Note, Sent},
     prepared::Statement,
+    program::{deallocated, program},
     ready::{Bound, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse},
     sequences::looks,
     splice::Splice,
-    state::{Hold, deallocated, program},
+    state::Hold,
     task::{Place, Refusing, StopAt, Task, whole_max},
 };
 use crate::pool::{Server, add};

@@ -247,6 +247,15 @@ impl Owed {
         Ok(Reply { to, event })
     }
 
+    /// Whether any DataRow that comes now is the client's, and means nothing beyond that.
+    pub(crate) fn passes_rows(&self) -> bool {
+        self.copy == CopyState::None
+            && self.doubtful_syncs == 0
+            && self.items.front().is_some_and(|head| {
+                head.by == By::Client && matches!(head.sent, Sent::Query | Sent::Execute)
+            })
+    }
+
     fn answer(&mut self, head: Item, tag: u8) -> Option<Event> {
         match (head.sent, tag) {
             (Sent::Parse, b'1') | (Sent::Bind, b'2') | (Sent::Close, b'3') => {}

@@ -12,9 +12,9 @@ use bytes::{BufMut, BytesMut};
 use super::{
     owed::{Attempt, By, Note, Sent},
     prepared::{Prepared, ServerStatements, Statement},
+    program::Program,
     shape::{Parameters, Shape, varies},
     splice::Splice,
-    state::Program,
     task::{Place, Task},
 };
 use crate::pool::Server;

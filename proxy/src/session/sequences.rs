@@ -11,9 +11,9 @@ use tandem_routing_rules::state::Pin;
 
 use super::{
     owed::{By, Sent, Status},
+    program::Program,
     ready::Errand,
     splice::Splice,
-    state::Program,
     task::{Place, Task},
 };
 

@@ -6,17 +6,15 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use tandem_routing_rules::{
-    lex::split,
-    state::{
-        Change, Discard, Doubt, Effect, Effects, Names, Pin, Pins, Settings, Status as Ready,
-        Value, difference, effects,
-    },
+use tandem_routing_rules::state::{
+    Change, Discard, Doubt, Effect, Effects, Pin, Pins, Settings, Status as Ready, Value,
+    difference, effects,
 };
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{
     owed::{Note, Status},
+    program::Program,
     sequences::{DISCARD, Sequences},
 };
 use crate::pool::Params;
@@ -58,37 +56,6 @@ impl fmt::Display for Hold {
     }
 }
 
-/// What the statements of one text do, where they do anything; in order.
-pub(super) type Program = Arc<[Effects]>;
-
-/// What the statements of a text do to the session. None: nothing.
-pub(super) fn program(text: &[u8]) -> Option<Program> {
-    let mut all = Vec::new();
-    let mut any = false;
-    // Most texts are one statement, for which there is nothing to split.
-    if let Some(statement) = only_statement(text) {
-        let one = effects(statement, true);
-        return (one != Effects::default()).then(|| [one].into());
-    }
-    for statement in split(text, true) {
-        let one = match statement {
-            Ok(statement) => effects(statement.text, true),
-            // Nothing of it will run.
-            Err(_) => return None,
-        };
-        any |= one != Effects::default();
-        all.push(one);
-    }
-    any.then(|| all.into())
-}
-
-/// The statement of a text that surely has no second one.
-fn only_statement(text: &[u8]) -> Option<&[u8]> {
-    let trimmed = text.trim_ascii_end();
-    let statement = trimmed.strip_suffix(b";").unwrap_or(trimmed);
-    (!statement.contains(&b';')).then_some(statement)
-}
-
 /// Whether a statement may run a query or a function, and so advance a sequence.
 fn runs(one: &Effects) -> bool {
     let is_query = matches!(
@@ -96,21 +63,6 @@ fn runs(one: &Effects) -> bool {
         Effect::None | Effect::Execute(_) | Effect::Declare { .. }
     );
     is_query && one.changes.is_empty()
-}
-
-/// The protocol-level statement that a text deallocates, if that is all it does.
-pub(super) fn deallocated(program: Option<&Program>) -> Option<&[u8]> {
-    match program.map(|program| &**program) {
-        Some(
-            [
-                Effects {
-                    effect: Effect::Deallocate(Names::One(name)),
-                    ..
-                },
-            ],
-        ) => Some(name),
-        _ => None,
-    }
 }
 
 /// What has happened in a transaction, as far as the model must know if it has to know anything.

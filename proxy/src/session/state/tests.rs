@@ -1,6 +1,7 @@
 use tandem_routing_rules::state::Pin;
 
 use super::*;
+use crate::session::program::program;
 
 /// A session and the server that it has.
 struct Bench {
