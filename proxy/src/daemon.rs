@@ -130,6 +130,7 @@ impl Daemon {
             interval: config.proxy.probe_interval,
             timeout: Bound::new(config.proxy.probe_timeout),
             database: config.replication.database.clone(),
+            slot: (nodes.len() > 1).then(|| tandem_replicator::slot_name(&config.cluster)),
         };
         let bound = Bound::new(config.proxy.server_connect_timeout);
         let health = HealthBoard::start(&nodes, &probes, &mut background);

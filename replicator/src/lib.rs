@@ -33,6 +33,7 @@ mod status;
 mod tables;
 mod thread;
 mod transaction;
+mod turns;
 mod verify;
 mod version;
 mod vitals;
@@ -56,11 +57,13 @@ use node::{NodeState, Shared};
 use operator::Operator;
 use progress::Links;
 use relation::Interner;
+pub use setup::slot_name;
 pub use status::{
     CaptureStatus, ClockStatus, JournalStatus, LinkStatus, NodeStatus, RateStatus, SlotStatus,
     Status, WaitStatus,
 };
 pub use tables::{TableFilter, TablePolicy, Tables};
+use turns::Turns;
 pub use verify::{
     Difference, Event, NodeRow, Progress, RepairRequest, Summary, Verification, VerifyBusy,
     VerifyRequest, VersionText,
@@ -135,6 +138,7 @@ impl Replicator {
             journals: config.nodes.iter().map(journal).collect(),
             captures: (0..count).map(|_| Mutex::new(None)).collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
+            turns: Turns::new(config.nodes.iter().map(|node| node.id).collect()),
             states: (0..count)
                 .map(|_| Mutex::new(NodeState::Connecting))
                 .collect(),

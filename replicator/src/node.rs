@@ -20,10 +20,11 @@ use crate::quarantine::Quarantine;
 use crate::relation::Interner;
 use crate::resolve::{self, Contests};
 use crate::runs::Runs;
-use crate::setup::{NodeFacts, OriginProgress, SetupError, take};
+use crate::setup::{NodeFacts, OriginProgress, SetupError, own, take};
 use crate::shadow::Shadows;
 use crate::tables::Tables;
 use crate::thread::on_own_thread;
+use crate::turns::Turns;
 use crate::vitals::{self, Vitals};
 use crate::{Config, Node, counters, identity};
 
@@ -72,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) interner: Arc<Interner>,
     /// Node ids by index.
     pub node_ids: Arc<[u16]>,
+    /// Which of them other daemons own.
+    pub(crate) turns: Turns,
     /// State of each node.
     pub states: Vec<Mutex<NodeState>>,
     /// By target: what deletes holds the gate alone, everything else shares it. A change that reads which deletes are
@@ -145,12 +148,19 @@ impl Shared {
     }
 }
 
-/// Keeps one node for ever: takes it, works on it until it fails, and tries again.
+/// Keeps one node for ever: takes it when it is its turn, works on it until it fails, and tries again.
 pub(crate) async fn keep(shared: Arc<Shared>, index: usize) {
     loop {
-        let Err(error) = serve(&shared, index).await else {
+        let served = tokio::select! {
+            biased;
+            () = shared.turns.pass(index) => Err(not_its_turn(&shared, index)),
+            served = serve(&shared, index) => served,
+        };
+        let Err(error) = served else {
             continue;
         };
+        let owned = matches!(error, SetupError::Owned(_));
+        shared.turns.set_foreign(index, owned);
         shared.set_state(
             index,
             NodeState::Down {
@@ -167,7 +177,14 @@ pub(crate) async fn keep(shared: Arc<Shared>, index: usize) {
             link.set_state(LinkState::Waiting);
         }
         tokio::time::sleep(RETRY_PAUSE).await;
+        shared.turns.come(index).await;
     }
+}
+
+fn not_its_turn(shared: &Shared, index: usize) -> SetupError {
+    let before = shared.turns.before(index);
+    let before = before.and_then(|before| shared.config.nodes.get(before));
+    SetupError::NotItsTurn(before.map_or("?", |node| &node.name).to_owned())
 }
 
 /// Works on the node as long as its control connection, and with it the ownership, holds.
@@ -181,6 +198,8 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
     let control = Control::connect(&node.connect, &format!("tandem:{cluster}:control")).await?;
     let control = Arc::new(control);
     let tables = &shared.config.tables;
+    own(&control, cluster, shared.config.nodes.len(), tables).await?;
+    shared.turns.set_foreign(index, false);
     let facts = take(&control, cluster, &shared.node_ids, tables).await?;
     if let Some(shadows) = shared.shadows.get(index) {
         shadows.load(&control).await?;

@@ -30,6 +30,9 @@ pub(crate) enum SetupError {
     /// Another daemon owns it.
     #[error("another daemon owns this node ({0}); stop that one first")]
     Owned(String),
+    /// Another daemon owns a node that comes before it.
+    #[error("another daemon owns node {0}, which is taken before this one")]
+    NotItsTurn(String),
     /// Sessions of an older daemon do not end.
     #[error("{0} sessions of an older daemon are still connected")]
     NotEvicted(i64),
@@ -103,8 +106,8 @@ pub(crate) struct SlotFacts {
     pub carried: BTreeMap<u16, Lsn>,
 }
 
-/// The slot's name: one per cluster on each server.
-pub(crate) fn slot_name(cluster: &str) -> String {
+/// The name of the slot that a node's changes are read from: one per cluster on each server.
+pub fn slot_name(cluster: &str) -> String {
     format!("tandem_{cluster}")
 }
 
@@ -113,7 +116,28 @@ pub(crate) fn application_name(cluster: &str, epoch: i64, role: &str) -> String 
     format!("tandem:{cluster}:{epoch}:{role}")
 }
 
-/// Takes the node, and prepares it for a cluster with the given node ids.
+/// Makes the node, if it is fit for a cluster of so many nodes, this daemon's own as long as the connection lives.
+///
+/// # Errors
+/// See [`SetupError`].
+pub(crate) async fn own(
+    control: &Control,
+    cluster: &str,
+    members: usize,
+    tables: &Tables,
+) -> Result<(), SetupError> {
+    let fatal: Vec<_> = check(control, members, &tables.filter)
+        .await?
+        .into_iter()
+        .filter(|problem| problem.fatal)
+        .collect();
+    if !fatal.is_empty() {
+        return Err(SetupError::Requirements(fatal));
+    }
+    lock(control, cluster).await
+}
+
+/// Prepares a node that this daemon [owns](own) for a cluster with the given node ids.
 ///
 /// Order matters: nobody else applies here once the older sessions are gone, so progress that is read after that
 /// is final.
@@ -126,15 +150,6 @@ pub(crate) async fn take(
     members: &[u16],
     tables: &Tables,
 ) -> Result<NodeFacts, SetupError> {
-    let fatal: Vec<_> = check(control, members.len(), &tables.filter)
-        .await?
-        .into_iter()
-        .filter(|problem| problem.fatal)
-        .collect();
-    if !fatal.is_empty() {
-        return Err(SetupError::Requirements(fatal));
-    }
-    lock(control, cluster).await?;
     control.execute(SCHEMA).await?;
     let epoch = next_epoch(control, cluster).await?;
     evict(control, &format!("tandem:{cluster}")).await?;

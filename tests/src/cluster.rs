@@ -197,6 +197,14 @@ impl ClusterBuilder {
         if self.start_daemon {
             cluster.daemon.start().await;
             cluster.converge(CONVERGE_LIMIT).await;
+            let up = |status: &Value| {
+                let nodes = status["nodes"].as_array();
+                nodes.is_some_and(|nodes| nodes.iter().all(|node| node["health"] == "up"))
+            };
+            let daemon = &cluster.daemon;
+            daemon
+                .status_when("all nodes are up", CONVERGE_LIMIT, up)
+                .await;
         }
         cluster
     }

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 /// Failed probes in a row after which a node counts as down. One may be a hiccup.
 const FAILURES_TO_DOWN: u32 = 2;
-/// A node under suspicion is probed this soon again, so that the verdict does not wait for the next round.
-const SUSPECT_PROBE_GAP: Duration = Duration::from_millis(100);
+/// A node that is under suspicion, or not taken yet, is probed this soon again: nobody should wait for the next round.
+const SHORT_PROBE_GAP: Duration = Duration::from_millis(100);
 /// The smallest distance of two probes, however much evidence sessions bring.
 const PROBE_GAP_MIN: Duration = Duration::from_millis(50);
 /// Share of a new sample in the moving average: 1 / this.
@@ -16,8 +16,10 @@ const RTT_STEP_MIN_US: u64 = 250;
 /// What is known of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// Not probed yet: worth trying.
+    /// Not probed yet.
     Unknown,
+    /// It answers, but what is written there would reach no other node: replication has not taken it yet.
+    Untaken,
     /// The latest probe succeeded.
     Up,
     /// Was up; the latest probes failed, but not often enough for a verdict.
@@ -32,13 +34,19 @@ pub enum Health {
 impl Health {
     /// Whether new sessions may be sent there.
     pub fn usable(self) -> bool {
-        !matches!(self, Health::Down)
+        matches!(self, Health::Up | Health::Suspect { .. })
+    }
+
+    /// Whether it may be usable in a moment, so that waiting is worth it.
+    pub fn is_pending(self) -> bool {
+        matches!(self, Health::Unknown | Health::Untaken)
     }
 
     /// The word for logs and status.
     pub fn word(self) -> &'static str {
         match self {
             Health::Unknown => "unknown",
+            Health::Untaken => "untaken",
             Health::Up => "up",
             Health::Suspect { .. } => "suspect",
             Health::Down => "down",
@@ -54,6 +62,8 @@ pub enum Event {
         /// Time from sending the statement to its answer.
         rtt: Duration,
     },
+    /// The same, but the slot that its changes are read from is not there.
+    Untaken,
     /// Refused, reset while connecting, starting up, shutting down or in recovery: decides at once.
     Refused,
     /// Anything else that went wrong: a timeout, a name that did not resolve, an error of the server.
@@ -107,9 +117,14 @@ impl Machine {
                 self.sample(rtt);
                 Health::Up
             }
+            (_, Event::Untaken) => {
+                self.next_probe = now + SHORT_PROBE_GAP.min(self.interval);
+                Health::Untaken
+            }
             (_, Event::Refused) => Health::Down,
-            (Health::Down, Event::Failed) => Health::Down,
-            (_, Event::Failed) => {
+            // Who was never seen well is not trusted yet.
+            (Health::Unknown | Health::Untaken | Health::Down, Event::Failed) => Health::Down,
+            (Health::Up | Health::Suspect { .. }, Event::Failed) => {
                 let failures = match before {
                     Health::Suspect { failures } => failures.saturating_add(1),
                     _ => 1,
@@ -117,7 +132,7 @@ impl Machine {
                 if failures >= FAILURES_TO_DOWN {
                     Health::Down
                 } else {
-                    self.next_probe = now + SUSPECT_PROBE_GAP.min(self.interval);
+                    self.next_probe = now + SHORT_PROBE_GAP.min(self.interval);
                     Health::Suspect { failures }
                 }
             }
@@ -181,11 +196,16 @@ mod tests {
     #[test]
     fn transitions() {
         let suspect = Health::Suspect { failures: 1 };
-        let table: [(&[Event], Health); 14] = [
+        let table: [(&[Event], Health); 18] = [
             (&[], Health::Unknown),
             (&[OK], Health::Up),
-            (&[Event::Failed], suspect),
-            (&[Event::Failed, Event::Failed], Health::Down),
+            (&[Event::Failed], Health::Down),
+            (&[Event::NotTried], Health::Unknown),
+            (&[Event::Untaken], Health::Untaken),
+            (&[Event::Untaken, Event::Failed], Health::Down),
+            (&[Event::Untaken, OK], Health::Up),
+            // Its slot was dropped.
+            (&[OK, Event::Untaken], Health::Untaken),
             (&[OK, Event::Failed], suspect),
             (&[OK, Event::Failed, OK], Health::Up),
             (&[OK, Event::Failed, OK, Event::Failed], suspect),
@@ -227,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn probes_follow_the_interval_and_hurry_under_suspicion() {
+    fn probes_follow_the_interval_and_hurry_where_somebody_waits() {
         let start = Instant::now();
         let mut machine = Machine::new(INTERVAL, start);
         assert_eq!(machine.next_probe(), start);
@@ -235,9 +255,11 @@ mod tests {
         assert_eq!(machine.next_probe(), start + INTERVAL);
         let later = start + INTERVAL;
         machine.on(Event::Failed, later);
-        assert_eq!(machine.next_probe(), later + SUSPECT_PROBE_GAP);
+        assert_eq!(machine.next_probe(), later + SHORT_PROBE_GAP);
         machine.on(Event::Failed, later);
         assert_eq!(machine.next_probe(), later + INTERVAL);
+        machine.on(Event::Untaken, later);
+        assert_eq!(machine.next_probe(), later + SHORT_PROBE_GAP);
     }
 
     #[test]

@@ -9,13 +9,16 @@ mod probe;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 
 use crate::{
     bound::Bound,
@@ -34,6 +37,8 @@ const RTT_UNKNOWN: u32 = u32::MAX;
 pub(crate) struct HealthBoard {
     nodes: Vec<NodeHealth>,
     probe_timeout: Bound,
+    /// Moves with every verdict.
+    verdicts: watch::Sender<()>,
 }
 
 /// The health of one node: the machine, and its outcome in atomics for readers that must not wait.
@@ -46,6 +51,8 @@ struct NodeHealth {
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
     fence: ArcSwapOption<String>,
+    /// Whether there is a reason: what each transaction looks at.
+    fenced: AtomicBool,
 }
 
 /// Settings of the probes.
@@ -57,6 +64,8 @@ pub(crate) struct ProbeSettings {
     pub(crate) timeout: Bound,
     /// The database the probe connects to.
     pub(crate) database: String,
+    /// The slot without which what is written there reaches no other node. None: there is no other.
+    pub(crate) slot: Option<String>,
 }
 
 impl HealthBoard {
@@ -83,14 +92,16 @@ impl HealthBoard {
         let node = || NodeHealth {
             machine: Mutex::new(Machine::new(interval, now)),
             probe_now: Notify::new(),
-            usable: AtomicU8::new(1),
+            usable: AtomicU8::new(0),
             rtt_us: AtomicU32::new(RTT_UNKNOWN),
             problem: ArcSwapOption::empty(),
             fence: ArcSwapOption::empty(),
+            fenced: AtomicBool::new(false),
         };
         HealthBoard {
             nodes: std::iter::repeat_with(node).take(nodes).collect(),
             probe_timeout,
+            verdicts: watch::Sender::new(()),
         }
     }
 
@@ -116,9 +127,23 @@ impl HealthBoard {
         self.nodes.get(node).is_some_and(NodeHealth::is_up)
     }
 
+    /// Waits while no node may be used and one of them may be in a moment: at the start of the daemon, and until a node is
+    /// taken for the first time.
+    pub(crate) async fn first_verdicts(&self) {
+        let pending = |node: &NodeHealth| lock(&node.machine).health().is_pending();
+        let settled =
+            || self.nodes.iter().any(NodeHealth::is_up) || !self.nodes.iter().any(pending);
+        if settled() {
+            return;
+        }
+        // The sender lives as long as this.
+        let _ = self.verdicts.subscribe().wait_for(|()| settled()).await;
+    }
+
     /// Says why a node should get no sessions, or that it may have them again.
     pub(crate) fn set_fence(&self, node: usize, reason: Option<String>) {
         if let Some(node) = self.nodes.get(node) {
+            node.fenced.store(reason.is_some(), Ordering::Release);
             node.fence.store(reason.map(Arc::new));
         }
     }
@@ -181,6 +206,7 @@ impl HealthBoard {
             .problem
             .store(problem.map(|text| Arc::new(text.to_owned())));
         let Some(before) = before else { return };
+        self.verdicts.send_replace(());
         let name = node.name();
         match now {
             Health::Down => {
@@ -189,6 +215,13 @@ impl HealthBoard {
                     before = before.word(),
                     reason = problem,
                     "node is down"
+                );
+            }
+            Health::Untaken => {
+                tracing::warn!(
+                    node = name,
+                    reason = problem,
+                    "clients are kept off the node"
                 );
             }
             Health::Suspect { .. } => {
@@ -206,7 +239,7 @@ impl NodeHealth {
     }
 
     fn is_fenced(&self) -> bool {
-        self.fence.load().is_some()
+        self.fenced.load(Ordering::Acquire)
     }
 
     fn is_no_choice(&self) -> bool {
@@ -248,6 +281,9 @@ mod tests {
             Bound::new(Duration::from_secs(1)),
             Instant::now(),
         );
+        for node in &board.nodes {
+            node.usable.store(1, Ordering::Release);
+        }
         let usable = || [0, 1, 2].map(|node| board.usable(node));
         board.set_fence(1, Some("its clock is off".to_owned()));
         assert_eq!(usable(), [true, false, true]);

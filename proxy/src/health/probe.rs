@@ -33,15 +33,17 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
     let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let bound = settings.timeout.get();
     let options = node.own_options(&settings.database, params.to_vec(), bound);
+    let asked = question(settings.slot.as_deref());
     let attempt = async {
         let mut connection = tandem_wire::connect(&options)
             .await
             .map_err(ProbeError::Connect)?;
         let rows = connection
-            .simple_query("SELECT pg_catalog.pg_is_in_recovery()")
+            .simple_query(&asked)
             .await
             .map_err(ProbeError::Query)?;
-        let recovering = rows.first().and_then(|row| row.first()).cloned().flatten();
+        let mut answers = rows.into_iter().next().unwrap_or_default().into_iter();
+        let (recovering, taken) = (answers.next().flatten(), answers.next().flatten());
         // The first statement warmed up the backend's caches; the second tells how far away the node is.
         let sent = Instant::now();
         connection
@@ -50,8 +52,9 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
             .map_err(ProbeError::Query)?;
         let rtt = sent.elapsed();
         connection.close().await;
-        match recovering.as_deref() {
-            Some("f") => Ok(rtt),
+        match (&settings.slot, recovering.as_deref(), taken.as_deref()) {
+            (None, Some("f"), _) | (Some(_), Some("f"), Some("t")) => Ok(rtt),
+            (Some(slot), Some("f"), _) => Err(ProbeError::Untaken(slot.clone())),
             _ => Err(ProbeError::Recovering),
         }
     };
@@ -70,6 +73,23 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
     }
 }
 
+/// Whether the node is a primary, and whether the stream of its changes begins before what clients will write: a slot
+/// without a confirmed position is still being made (`CreateInitDecodingContext` in PostgreSQL's logical.c).
+fn question(slot: Option<&str>) -> String {
+    let taken = slot.map_or_else(
+        || "NULL".to_owned(),
+        |slot| {
+            // The name of a cluster is of letters, digits and underscores.
+            format!(
+                "EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = '{slot}' \
+             AND database = pg_catalog.current_database() AND confirmed_flush_lsn IS NOT NULL \
+             AND wal_status IS DISTINCT FROM 'lost')"
+            )
+        },
+    );
+    format!("SELECT pg_catalog.pg_is_in_recovery(), {taken}")
+}
+
 /// Why a probe failed.
 #[derive(Debug, thiserror::Error)]
 enum ProbeError {
@@ -79,6 +99,11 @@ enum ProbeError {
     Query(ConnectionError),
     #[error("the node is in recovery: a primary is needed")]
     Recovering,
+    #[error(
+        "its changes would reach no other node: replication slot {0} is not there, or not usable; it is made when replication \
+         takes the node, and `tandem status` says what keeps it from that"
+    )]
+    Untaken(String),
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
 }
@@ -86,6 +111,7 @@ enum ProbeError {
 fn judge(error: &ProbeError) -> Event {
     match error {
         ProbeError::Recovering => Event::Refused,
+        ProbeError::Untaken(_) => Event::Untaken,
         ProbeError::Timeout(_) | ProbeError::Query(_) => Event::Failed,
         ProbeError::Connect(error) => match verdict(error) {
             Verdict::NobodyThere | Verdict::Broken => Event::Refused,

@@ -20,7 +20,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -130,6 +130,8 @@ pub(crate) struct Pool {
     credentials: Mutex<Credentials>,
     /// What its servers make of what clients set at login.
     kinds: Mutex<Kinds>,
+    /// A client has looked at a sequence's value.
+    looked: AtomicBool,
     /// Everyone that exists, for figures.
     faces: Mutex<Vec<Weak<Face>>>,
     /// What went through servers that are closed, and how clients have waited.
@@ -224,6 +226,7 @@ impl Pools {
             queue: Mutex::new(queue),
             credentials: Mutex::new(credentials.clone()),
             kinds: Mutex::default(),
+            looked: AtomicBool::new(false),
             faces: Mutex::default(),
             totals: Mutex::default(),
         });
@@ -293,6 +296,16 @@ impl Pool {
     /// Whether it has ever had a server.
     pub(crate) fn has_served(&self) -> bool {
         lock(&self.kinds).is_any()
+    }
+
+    /// A client looks at a sequence's value.
+    pub(crate) fn note_look(&self) {
+        self.looked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a client has ever looked at a sequence's value.
+    pub(crate) fn has_looked(&self) -> bool {
+        self.looked.load(Ordering::Relaxed)
     }
 
     /// What its servers are opened with.

@@ -18,14 +18,18 @@ use super::{
     Shared,
     end::End,
     owed::{By, Sent},
+    profile::CLEANUP,
     ready::{Errand, Portals, put_query},
     report, route,
-    task::{Place, Task},
+    task::{Place, Refusing, Task},
 };
 use crate::{
     health::Verdict,
     pool::{Key, Server, Turn, WaitError, add, release},
 };
+
+/// New servers that may break in a row before they are ready for a session.
+const BROKEN_MAX: u8 = 2;
 
 impl Task {
     /// Asks for a server until there is one that works, or a place in the queue.
@@ -72,34 +76,132 @@ impl Task {
             self.release_server();
             self.refuse(&report::cancelled());
         } else {
-            self.sync(cx);
+            self.sync(false, cx);
         }
         true
     }
 
     /// Gives the server the session's settings, if it has others.
-    pub(super) fn sync(&mut self, cx: &mut Context<'_>) {
+    fn sync(&mut self, cleaned: bool, cx: &mut Context<'_>) {
         let Place::Server(server) = &mut self.place else {
             return;
         };
-        let texts = self.state.sync(&mut server.settings);
-        if texts.is_empty() {
-            return;
+        let sequences = self.pool.has_looked();
+        let texts = self.state.sync(&mut server.settings, sequences);
+        if !texts.is_empty() {
+            self.registered.entry().prepare();
+            self.run_errand(Errand::Settings { cleaned }, &texts, cx);
+        } else if cleaned {
+            self.synced();
         }
+    }
+
+    /// The session's server has thrown away all that was set: it gets what the session's login asked for, if it has it still.
+    /// In a transaction nothing can be set that lasts: the next server gets it then.
+    pub(super) fn restore_settings(&mut self, cx: &mut Context<'_>) {
+        if matches!(&self.place, Place::Server(server) if server.owed.is_settled()) {
+            self.sync(false, cx);
+        }
+    }
+
+    /// The server is asked for something of the proxy's own, by a Query for each text.
+    fn run_errand(&mut self, errand: Errand, texts: &[impl AsRef<[u8]>], cx: &mut Context<'_>) {
+        let Place::Server(server) = &mut self.place else {
+            return;
+        };
         let mut messages = BytesMut::new();
         for text in texts {
             server.owed.sent(Sent::Query, By::Proxy, 0);
-            put_query(&mut messages, &text);
+            put_query(&mut messages, text.as_ref());
         }
         server.statements.unnamed = 0;
-        self.errand = Errand::Settings;
-        self.registered.entry().prepare();
+        self.errand = errand;
         self.write_server(cx, &messages);
+    }
+
+    /// Takes the next step once the server has answered one of those that make it ready.
+    ///
+    /// What an earlier session left can be impossible to undo, such as what it had set as a role that was dropped. Then the
+    /// server is cleaned as after a login, and asked again: from there on only the session's own settings can be refused.
+    /// Each of the texts that set them is a transaction of its own, so what was refused has to be cleaned away once more.
+    pub(super) fn go_on_readying(&mut self, cx: &mut Context<'_>) {
+        let Place::Server(server) = &mut self.place else {
+            return;
+        };
+        if !self.errand.is_query() || !server.owed.is_quiet() {
+            return;
+        }
+        match std::mem::replace(&mut self.errand, Errand::None) {
+            Errand::Refused { cleaned } => {
+                self.run_errand(Errand::Cleanup { last: cleaned }, &[CLEANUP], cx);
+            }
+            Errand::Cleanup { last: false } => {
+                server.settings.cleaned();
+                self.sync(true, cx);
+            }
+            Errand::Cleanup { last: true } => {
+                server.settings.cleaned();
+                // A cancel request comes too late: the statement has failed.
+                self.registered.entry().prepared();
+                self.release_server();
+            }
+            Errand::Sequences => {
+                self.state.forgotten(&mut server.settings);
+                self.synced();
+            }
+            _ => self.synced(),
+        }
+    }
+
+    /// Whether nothing of the client's has gone to its server, which is still being made ready.
+    pub(super) fn is_untouched(&self) -> bool {
+        matches!(&self.place, Place::Server(server) if server.owed.is_untouched())
+            && self.errand.is_under_way()
+    }
+
+    /// Goes on with another server: this one has broken while it was made ready.
+    pub(super) fn replace_server(
+        &mut self,
+        end: End,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<(), End> {
+        let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) else {
+            return Err(end);
+        };
+        self.errand = Errand::None;
+        self.shown_hold = None;
+        tracing::warn!(
+            node = self.pool.node_name(),
+            backend = server.face.pid,
+            %end,
+            "a server connection could not be made ready for a session"
+        );
+        shared.health.evidence(server.face.node);
+        // There are only so many that have served somebody, and none comes back. Of new ones there is no end.
+        if server.face.counters.transactions.load(Ordering::Relaxed) == 0 {
+            self.broken += 1;
+        }
+        server.close();
+        if self.refusing != Refusing::No {
+            // The client has been told already, and needs none.
+            self.registered.entry().detach();
+            return Ok(());
+        }
+        self.registered.entry().wait();
+        if self.broken >= BROKEN_MAX {
+            return Err(match end {
+                End::NotReady(_) => end,
+                end => End::NotReady(end.to_string()),
+            });
+        }
+        self.seek(cx, shared)
     }
 
     /// The server has the session's settings, or what was asked of it is not wanted any more: a cancel request is for the
     /// message that waits for it, if one does.
-    pub(super) fn synced(&mut self) {
+    fn synced(&mut self) {
+        self.broken = 0;
         if self.registered.entry().prepared() && self.stalled {
             if self.state.hold().is_none() {
                 self.release_server();
@@ -109,13 +211,13 @@ impl Task {
     }
 
     /// Has this server from now on. Whether a cancel request came while it waited for it.
-    pub(super) fn take(&mut self, server: Box<Server>) -> bool {
+    pub(super) fn take(&mut self, mut server: Box<Server>) -> bool {
         let cancelled = self.registered.entry().attach(&server.face);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
-        self.shown_hold = self.state.hold();
-        server.face.set_hold(self.shown_hold);
+        server.owed.begin();
         self.place = Place::Server(server);
+        self.show_hold();
         self.note_served();
         self.dry.server = false;
         cancelled
@@ -169,15 +271,11 @@ impl Task {
 
     /// Gives the server back when the client's transaction is over.
     pub(super) fn release_if_done(&mut self) {
+        self.show_hold();
         let Place::Server(server) = &self.place else {
             return;
         };
-        let hold = self.state.hold();
-        if hold != self.shown_hold {
-            self.shown_hold = hold;
-            server.face.set_hold(hold);
-        }
-        if hold.is_none()
+        if self.state.hold().is_none()
             && self.errand == Errand::None
             && server.owed.is_settled()
             && self.up.at_boundary()
@@ -190,8 +288,22 @@ impl Task {
         }
     }
 
+    /// Lets others see why it keeps its server.
+    fn show_hold(&mut self) {
+        let hold = self.state.hold();
+        if let Place::Server(server) = &self.place
+            && hold != self.shown_hold
+        {
+            self.shown_hold = hold;
+            server.face.set_hold(hold);
+        }
+    }
+
     fn release_server(&mut self) {
         if let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) {
+            if self.shown_hold.take().is_some() {
+                server.face.set_hold(None);
+            }
             self.portals = Portals::default();
             self.registered.entry().detach();
             let face = &server.face;

@@ -1,6 +1,6 @@
 //! Owns what becomes of a client's messages: which are passed on, under which names, and what must go ahead of them.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::BufMut;
 use tandem_wire::{
@@ -16,6 +16,7 @@ use super::{
         Bound, Errand, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse,
         put_query, put_unnamed,
     },
+    sequences::looks,
     splice::Splice,
     state::Hold,
     task::{Place, Refusing, StopAt, Task, whole_max},
@@ -201,8 +202,13 @@ impl Task {
         body: &[u8],
         splice: &mut Splice<'_>,
     ) -> Step {
-        let shares = self.shares();
         self.note_text(body);
+        let is_read = self.shares() && body.len() >= header.body_len();
+        let text = body.strip_suffix(b"\0").unwrap_or(body);
+        let program = is_read.then(|| program(text)).flatten();
+        if looks(program.as_ref()) && self.forgets_sequences(input, splice) {
+            return Step::Stop(StopAt::Errand);
+        }
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
@@ -211,12 +217,6 @@ impl Task {
         server.statements.unnamed = 0;
         self.unnamed.attempt = 0;
         self.unnamed.frame = Vec::new();
-        if !shares || body.len() < header.body_len() {
-            server.owed.sent(Sent::Query, By::Client, 0);
-            return Step::Pass;
-        }
-        let text = body.strip_suffix(b"\0").unwrap_or(body);
-        let program = program(text);
         let named = deallocated(program.as_ref()).and_then(|name| self.statements.remove(name));
         if let Some(statement) = named {
             return self.deallocate(&statement, input, HEADER_LEN + body.len(), splice);
@@ -285,57 +285,73 @@ impl Task {
         splice: &mut Splice<'_>,
     ) -> Step {
         let attempt = self.next_attempt();
-        let shares = self.shares();
         let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
         let text = body.splitn(2, |byte| *byte == 0).nth(1);
         self.note_text(text.unwrap_or_default());
-        let Place::Server(server) = &mut self.place else {
-            return Step::Stop(StopAt::NeedServer);
-        };
         let frame = input.get(at.clone()).unwrap_or_default();
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let mut reader = Reader::new(body);
         let name = reader.cstr();
-        let whole = frame.len() == header.frame_len();
+        let is_read = self.shares() && frame.len() == header.frame_len();
         let rest = reader.rest();
-        let instead = (whole && shares).then(|| self.state.restoring_prepared(rest));
+        let instead = is_read.then(|| self.state.restoring_prepared(rest));
         let instead = instead.flatten();
         match name {
-            Ok([]) if server.owed.sent(Sent::Parse, By::Client, attempt) => {
-                server.statements.unnamed = attempt;
-                self.unnamed.attempt = attempt;
-                self.unnamed.frame.clear();
-                self.unnamed.program = None;
-                self.unnamed.told = None;
-                if let Some((rest, does)) = instead {
-                    let out = splice.make(input);
-                    let start = out.len();
-                    put_unnamed(out, &rest);
-                    self.unnamed
-                        .frame
-                        .extend_from_slice(out.get(start..).unwrap_or_default());
-                    self.unnamed.program = Some(does);
-                    return Step::Written(frame.len());
+            Ok([]) => {
+                let program = match &instead {
+                    Some((_, does)) => Some(Arc::clone(does)),
+                    None if is_read => Reader::new(rest).cstr().ok().and_then(program),
+                    None => None,
+                };
+                if looks(program.as_ref()) && self.forgets_sequences(input, splice) {
+                    return Step::Stop(StopAt::Errand);
                 }
-                if whole && shares {
-                    self.unnamed.frame.extend_from_slice(frame);
-                    self.unnamed.program = Reader::new(rest).cstr().ok().and_then(program);
+                let Place::Server(server) = &mut self.place else {
+                    return Step::Stop(StopAt::NeedServer);
+                };
+                if server.owed.sent(Sent::Parse, By::Client, attempt) {
+                    server.statements.unnamed = attempt;
+                    self.unnamed.attempt = attempt;
+                    self.unnamed.frame.clear();
+                    self.unnamed.program = program;
+                    self.unnamed.told = None;
+                    if let Some((rest, _)) = instead {
+                        let out = splice.make(input);
+                        let start = out.len();
+                        put_unnamed(out, &rest);
+                        let written = out.get(start..).unwrap_or_default();
+                        self.unnamed.frame.extend_from_slice(written);
+                        return Step::Written(frame.len());
+                    }
+                    if is_read {
+                        self.unnamed.frame.extend_from_slice(frame);
+                    }
                 }
                 Step::Pass
             }
-            Ok(name) if !name.is_empty() && shares && whole => {
-                let out = splice.make(input);
+            Ok(name) if is_read => {
                 let Some((_, known)) = self.statements.get(name) else {
                     let statement = match instead {
                         Some((rest, does)) => self.interner.intern_instead(&rest, &does),
                         None => self.interner.intern(rest),
                     };
+                    if looks(statement.program()) && self.forgets_sequences(input, splice) {
+                        return Step::Stop(StopAt::Errand);
+                    }
+                    let Place::Server(server) = &mut self.place else {
+                        return Step::Stop(StopAt::NeedServer);
+                    };
+                    let out = splice.make(input);
                     prepare(server, &statement, By::Client, attempt, out);
                     if !self.statements.insert(name, statement, attempt) {
                         return Step::Stop(StopAt::TooMuchPrepared);
                     }
                     return Step::Written(frame.len());
                 };
+                let Place::Server(server) = &mut self.place else {
+                    return Step::Stop(StopAt::NeedServer);
+                };
+                let out = splice.make(input);
                 // It exists already: so the server shall say, in its turn.
                 if !server.statements.has(&known.statement) {
                     prepare(server, &known.statement, By::Proxy, attempt, out);
@@ -344,10 +360,7 @@ impl Task {
                 put_parse(out, &known.statement);
                 Step::Written(frame.len())
             }
-            _ => {
-                server.owed.sent(Sent::Parse, By::Client, 0);
-                Step::Pass
-            }
+            _ => self.pass_as(Sent::Parse),
         }
     }
 
@@ -365,6 +378,13 @@ impl Task {
         let Ok((portal, name)) = names else {
             return self.pass_as(Sent::Bind);
         };
+        let program = match self.statements.get(name) {
+            Some((_, prepared)) => prepared.statement.program(),
+            None => self.unnamed.program.as_ref().filter(|_| name.is_empty()),
+        };
+        if looks(program) && self.forgets_sequences(input, splice) {
+            return Step::Stop(StopAt::Errand);
+        }
         let (statement, attempt, bound) = match self.ready_statement(name, input, splice) {
             Ready::Later => return Step::Stop(StopAt::Errand),
             Ready::AsItIs => {

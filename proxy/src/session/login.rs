@@ -171,6 +171,9 @@ impl Login<'_> {
         let (user, database) = (&self.startup.user, &self.startup.database);
         let mode = shared.settings.load().config.proxy.pool.mode;
         let mut parameters = Parameters::new(&self.startup.params, mode);
+        let limit = shared.connect_timeout.get();
+        // Who waits in vain is told by the choice below.
+        let _ = timeout(limit, shared.health.first_verdicts()).await;
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
         while let Some((index, why)) =

@@ -48,6 +48,15 @@ impl Task {
             if rest.is_empty() {
                 return (taken, None);
             }
+            if server.scanner.at_boundary() && server.owed.passes_rows() {
+                // Most of what servers send.
+                let rows = frame::run_len(rest, b'D', Sender::Server);
+                if rows > 0 {
+                    splice.pass(input, taken..taken + rows);
+                    taken += rows;
+                    continue;
+                }
+            }
             let scan = match server.scanner.next(rest) {
                 Ok(scan) => scan,
                 Err(error) => return (taken, Some(End::ServerViolation(error))),
@@ -147,6 +156,7 @@ impl Task {
             .owed
             .reply(header.tag, body)
             .map_err(End::ServerMismatch)?;
+        let readied = self.errand.is_under_way() && server.owed.is_untouched();
         let (client, settings) = (reply.to == By::Client, &mut server.settings);
         let discards = self.errand == Errand::Discard;
         match reply.event {
@@ -180,7 +190,13 @@ impl Task {
                 }
             }
             Event::Completed(_) | Event::Answered(..) => {}
-            Event::CopyBegun => self.take_back_undone(),
+            Event::CopyBegun => {
+                if discards {
+                    // The server reads data, and ignores the Sync that was to end it.
+                    self.errand = Errand::None;
+                }
+                self.take_back_undone();
+            }
             Event::Ready if client => {
                 self.registered.entry().ready();
                 let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
@@ -193,11 +209,9 @@ impl Task {
                     return Ok(Fate::Discarded);
                 }
             }
-            Event::Ready if server.owed.is_quiet() => self.errand = Errand::None,
             Event::Ready => {}
-            Event::Error(Some(Sent::Query), _) if !client => {
-                let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
-                return Err(End::CannotSync(text.unwrap_or_default()));
+            Event::Error(sent, _) if self.errand.is_query() || sent.is_none() && readied => {
+                return self.on_refused(sent.is_none(), body);
             }
             Event::Error(sent, note) => {
                 self.state.failed(settings);
@@ -209,6 +223,32 @@ impl Task {
             By::Client => Fate::Passed,
             By::Proxy => Fate::Kept,
         })
+    }
+
+    /// The server refuses what makes it ready for the client, or ends the session.
+    fn on_refused(&mut self, is_fatal: bool, body: &[u8]) -> Result<Fate, End> {
+        match self.errand {
+            Errand::Settings { cleaned } if !is_fatal => {
+                self.errand = Errand::Refused { cleaned };
+                if !cleaned || !self.stalled {
+                    return Ok(Fate::Kept);
+                }
+                // Something that the session relies on is gone: its statement fails for that.
+                self.begin_refusing();
+                Ok(Fate::Passed)
+            }
+            // Another part of them too.
+            Errand::Refused { .. } if !is_fatal => Ok(Fate::Kept),
+            // The transaction has failed: the client's statement will be told so.
+            Errand::Sequences if !is_fatal && !self.is_untouched() => {
+                self.errand = Errand::None;
+                Ok(Fate::Kept)
+            }
+            _ => {
+                let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
+                Err(End::NotReady(text.unwrap_or_default()))
+            }
+        }
     }
 
     fn on_error(&mut self, sent: Option<Sent>, note: Note, body: &[u8]) -> Fate {

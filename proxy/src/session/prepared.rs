@@ -70,6 +70,12 @@ impl Statement {
         self.program.as_ref()
     }
 
+    /// Whether the client's own has another text.
+    fn stands_for_another(&self) -> bool {
+        let mut steps = self.program.iter().flat_map(|program| program.iter());
+        steps.any(|step| step.instead.is_some())
+    }
+
     /// The body of its Parse behind the name.
     pub(crate) fn rest(&self) -> &[u8] {
         &self.rest
@@ -112,7 +118,8 @@ impl Interner {
     /// The statement with this text and these types.
     pub(crate) fn intern(&self, rest: &[u8]) -> Arc<Statement> {
         let text = || rest.split(|byte| *byte == 0).next().unwrap_or_default();
-        self.find_or_make(rest, |_| true, || program(text()))
+        let is_it = |known: &Statement| !known.stands_for_another();
+        self.find_or_make(rest, is_it, || program(text()))
     }
 
     /// The statement with this text and these types, which stands for another one that does this.
@@ -414,7 +421,10 @@ impl ServerStatements {
 
 #[cfg(test)]
 mod tests {
+    use tandem_routing_rules::state::Settings;
+
     use super::*;
+    use crate::session::program::restoring;
 
     fn name(statement: &Statement) -> Vec<u8> {
         let mut out = BytesMut::new();
@@ -434,6 +444,24 @@ mod tests {
         drop((one, same));
         // A number is never given twice: a server may still hold the old one.
         assert_eq!(name(&interner.intern(b"SELECT 1\0\0\0")), b"tandem_s3\0");
+    }
+
+    #[test]
+    fn who_says_what_another_is_sent_instead_of_a_reset_prepares_a_statement_of_its_own() {
+        let interner = Interner::default();
+        let session = Settings::new([(&b"work_mem"[..], &b"5MB"[..])]);
+        let reset = b"RESET work_mem";
+        let does = program(reset).expect("it does something");
+        let (text, does) = restoring(reset, &does, &session, None).expect("it is lost");
+        let rest = [&text[..], b"\0\0\0"].concat();
+        let instead = interner.intern_instead(&rest, &does);
+        let own = interner.intern(&rest);
+        assert!(!Arc::ptr_eq(&instead, &own));
+        assert!(Arc::ptr_eq(
+            &instead,
+            &interner.intern_instead(&rest, &does)
+        ));
+        assert_eq!(own.program(), program(&text).as_ref());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use tandem_routing_rules::state::{Settings, Status, Value, difference, effects};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::sequences::Sequences;
 use crate::pool::Params;
 
 /// The settings of a server connection.
@@ -15,6 +16,8 @@ pub(crate) struct ServerSettings {
     pub(super) version: u64,
     /// The session that may have changed more than is known; 0: none.
     pub(super) touched_by: u32,
+    /// Whose values of sequences it may hold.
+    pub(super) sequences: Sequences,
 }
 
 /// What sessions with the same settings at login begin with.
@@ -98,7 +101,16 @@ impl ServerSettings {
             login,
             version: 0,
             touched_by: 0,
+            sequences: Sequences::Forgotten,
         }
+    }
+
+    /// All that sessions have left there is thrown away.
+    pub(super) fn cleaned(&mut self) {
+        self.now = self.login.clone();
+        self.touched_by = 0;
+        self.version = 0;
+        self.sequences = Sequences::Forgotten;
     }
 
     /// A ParameterStatus while nobody uses the server.
@@ -126,8 +138,7 @@ impl ServerSettings {
         let mut statements = Vec::new();
         if self.touched_by != 0 && self.touched_by != session {
             statements.push(CLEANUP.to_vec());
-            self.now = self.login.clone();
-            self.touched_by = 0;
+            self.cleaned();
         }
         statements.extend(difference(&self.now, wanted));
         statements
@@ -166,5 +177,6 @@ pub(super) fn wanted(settings: &[(String, String)], reported: &[(String, String)
 }
 
 /// What throws away all that a session may have left behind, but for prepared statements.
-const CLEANUP: &[u8] = b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+pub(super) const CLEANUP: &[u8] =
+    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";

@@ -31,10 +31,22 @@ const FLUSH: &[u8] = b"H\0\0\0\x04";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Errand {
     None,
-    /// It is given the session's settings.
-    Settings,
+    /// It is given the session's settings. `cleaned`: it had nobody's before, so what it refuses now is the session's own.
+    Settings {
+        cleaned: bool,
+    },
+    /// It has refused some of them; ReadyForQuery is still to come.
+    Refused {
+        cleaned: bool,
+    },
+    /// All that sessions may have left there is thrown away. `last`: it is not asked again.
+    Cleanup {
+        last: bool,
+    },
     /// It throws away all that the client has set, also what its login asked for: it will need that again.
     Discard,
+    /// It is made to forget others' values of sequences.
+    Sequences,
     /// It is asked what shape this has that the next message needs: by the attempt of the client that prepared it.
     Shape(Attempt),
     /// It has said so: the next message's statement is as the client was told, or not.
@@ -46,7 +58,12 @@ pub(super) enum Errand {
 impl Errand {
     /// Whether the client has to wait.
     pub(super) fn is_under_way(self) -> bool {
-        matches!(self, Errand::Settings | Errand::Discard | Errand::Shape(_))
+        !matches!(self, Errand::None | Errand::Told { .. })
+    }
+
+    /// Whether it is a Query of the proxy's own.
+    pub(super) fn is_query(self) -> bool {
+        self.is_under_way() && !matches!(self, Errand::Shape(_) | Errand::Discard)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use tandem_routing_rules::{
     lex::Lexer,
     state::{
-        Change, Discard, Doubt, Effect, Pin, Pins, Settings, Status as Ready, Value,
+        Change, Discard, Doubt, Effect, Effects, Pin, Pins, Settings, Status as Ready, Value,
         is_temporary_first,
     },
 };
@@ -18,6 +18,7 @@ use super::{
     owed::{Note, Status},
     profile::{Profile, ServerSettings},
     program::{Program, program, restoring},
+    sequences::{DISCARD, Sequences},
 };
 
 /// Marks of a transaction that are kept before they are played to the model after all.
@@ -57,6 +58,15 @@ impl fmt::Display for Hold {
     }
 }
 
+/// Whether a statement may run a query or a function, and so advance a sequence.
+fn runs(one: &Effects) -> bool {
+    let is_query = matches!(
+        one.effect,
+        Effect::None | Effect::Execute(_) | Effect::Declare { .. }
+    );
+    is_query && one.changes.is_empty()
+}
+
 /// What has happened in a transaction, as far as the model must know if it has to know anything.
 #[derive(Debug)]
 enum Mark {
@@ -84,6 +94,8 @@ pub(super) struct State {
     session: u32,
     /// How often its settings have changed.
     changes: u64,
+    /// It has run something on its server, which may have given it values of sequences.
+    ran: bool,
     /// Marks go to the model at once.
     live: bool,
     trail: Vec<Mark>,
@@ -103,6 +115,7 @@ impl State {
             version: profile.version,
             session,
             changes: 0,
+            ran: false,
             live: false,
             trail: Vec::new(),
             pending: VecDeque::new(),
@@ -123,6 +136,16 @@ impl State {
     /// From now on it keeps its server.
     pub(super) fn keep(&mut self, hold: Hold) {
         self.hold.get_or_insert(hold);
+    }
+
+    /// The session's server has forgotten all values of sequences.
+    pub(super) fn forgotten(&self, server: &mut ServerSettings) {
+        server.sequences = Sequences::Of(self.session);
+    }
+
+    /// Whether the server may hold others' values of sequences, and surely none of the session's own.
+    pub(super) fn must_forget(&self, server: &ServerSettings) -> bool {
+        !self.ran && server.sequences.are_foreign_to(self.session)
     }
 
     /// A text in the old way of writing strings, or in such an encoding, could be read wrongly; and not every CREATE says that
@@ -154,16 +177,25 @@ impl State {
         }
     }
 
-    /// What puts a server's settings right for this session, if it needs anything: texts, one behind the other. The server is
-    /// taken to have them.
-    pub(super) fn sync(&self, server: &mut ServerSettings) -> Vec<Vec<u8>> {
+    /// What puts a server right for this session, if it needs anything: texts, one behind the other, each a transaction. The
+    /// server is taken to have run them. `sequences`: it must not hold others' values of sequences.
+    pub(super) fn sync(&mut self, server: &mut ServerSettings, sequences: bool) -> Vec<Vec<u8>> {
+        self.ran = false;
         let touched = server.touched_by != 0 && server.touched_by != self.session;
-        if !touched && server.version == self.version {
+        let foreign = sequences && server.sequences.are_foreign_to(self.session);
+        server.sequences = server.sequences.and(self.session);
+        if !touched && !foreign && server.version == self.version {
             return Vec::new();
         }
-        let statements = server.lead_to(&self.settings, self.session);
+        let mut statements = server.lead_to(&self.settings, self.session);
         server.did(statements.iter().map(Vec::as_slice));
         server.version = self.version;
+        if foreign && !touched {
+            statements.insert(0, DISCARD.to_vec());
+        }
+        if foreign || touched {
+            self.forgotten(server);
+        }
         // A text is read as a whole in the encoding that is set before it.
         let encoding = statements.iter().take_while(|text| text.is_ascii()).count();
         let (before, behind) = statements.split_at(encoding);
@@ -217,10 +249,12 @@ impl State {
     /// that its answers must carry.
     pub(super) fn sent(&mut self, program: Option<&Program>, server: &mut ServerSettings) -> Note {
         let Some(program) = program else {
+            self.ran = true;
             return 0;
         };
         for step in program.iter() {
             let one = &step.effects;
+            self.ran |= runs(one);
             self.pins = self.pins.with(one.pins);
             let lasting = one.pins.iter().find(|pin| !pin.ends_with_transaction());
             if let Some(pin) = lasting {
@@ -252,6 +286,7 @@ impl State {
     /// Something goes to the server that may do anything.
     pub(super) fn touch(&mut self, server: &mut ServerSettings) {
         server.touched_by = self.session;
+        self.ran = true;
         // No DISCARD ALL that was sent before speaks for it.
         self.notes += 1;
     }
@@ -299,6 +334,9 @@ impl State {
                 self.hold = lasting.map(Hold::Pin);
             }
             _ => {}
+        }
+        if let Effect::Discard(Discard::All | Discard::Sequences) = one.effect {
+            self.forgotten(server);
         }
         let changes = !one.changes.is_empty() || matches!(one.effect, Effect::Discard(_));
         if changes {

@@ -131,7 +131,6 @@ async fn a_rolling_restart_under_load_is_no_error_for_clients_that_come_again() 
         let ended = cluster.daemon.terminate().await;
         assert!(ended.success(), "{ended}");
         assert!(!cluster.daemon.log().contains("panicked"));
-        // Two that wait could each take a node, and then wait for each other.
         next.status_when("the next one replicates", LIMIT, |status| {
             let nodes = status["replication"]["nodes"].as_array();
             nodes.is_some_and(|nodes| nodes.iter().all(|node| node["state"] == "up"))
@@ -163,4 +162,48 @@ async fn without_so_reuseport_a_second_daemon_says_that_the_port_is_taken() {
     assert!(!second.ended().await.success());
     let log = second.log();
     assert!(log.contains("another process listens there"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_daemons_that_wait_to_take_over_one_gets_every_node() {
+    let builder = Cluster::of(&[15, 15, 15]).schema(SCHEMA).proxy(PROXY);
+    let mut cluster = builder.start().await;
+    let mut waiting: Vec<Daemon> = Vec::new();
+    for round in 0..4 {
+        while waiting.len() < 2 {
+            let mut next = another(&cluster, &format!("{round}-{}", waiting.len()));
+            next.spawn();
+            let pid = next.pid().expect("it runs");
+            next.status_when("it waits for all nodes", LIMIT, |status| {
+                let nodes = status["replication"]["nodes"].as_array();
+                let owned = |node: &serde_json::Value| {
+                    let problem = node["problem"].as_str();
+                    problem.is_some_and(|problem| problem.contains("another daemon owns"))
+                };
+                status["pid"] == pid && nodes.is_some_and(|nodes| nodes.iter().all(owned))
+            })
+            .await;
+            waiting.push(next);
+        }
+        let ended = cluster.daemon.terminate().await;
+        assert!(ended.success(), "{ended}");
+        let all_up = |status: &serde_json::Value| {
+            let nodes = status["replication"]["nodes"].as_array();
+            nodes.is_some_and(|nodes| nodes.iter().all(|node| node["state"] == "up"))
+        };
+        // Any of the two may answer.
+        let next = &waiting[0];
+        let status = next.status_when("one has all nodes", LIMIT, all_up).await;
+        let owner = |daemon: &Daemon| daemon.pid().is_some_and(|pid| status["pid"] == pid);
+        let owner = waiting.iter().position(owner).expect("one of them");
+        cluster.daemon = waiting.swap_remove(owner);
+        let client = cluster.proxy().await;
+        let write = format!("INSERT INTO written VALUES (0, {round})");
+        client.batch_execute(&write).await.expect("a write");
+    }
+    // Only the owner can say that.
+    for mut daemon in waiting {
+        daemon.kill9().await;
+    }
+    cluster.assert_converged().await;
 }

@@ -33,7 +33,7 @@ async fn an_identity_that_does_not_tell_the_key_is_mended_and_one_that_tells_mor
             .await;
     }
     cluster.nodes[0]
-        .execute("UPDATE other SET id = 3, code = 13")
+        .execute("UPDATE other SET id = 3, code = 13 WHERE id = 1")
         .await;
     cluster.assert_converged().await;
     for node in &cluster.nodes {
