@@ -277,6 +277,11 @@ impl Face {
         *lock(&self.hold)
     }
 
+    /// Whether a client has ever had the server.
+    pub(crate) fn has_served(&self) -> bool {
+        self.counters.transactions.load(Ordering::Relaxed) > 0
+    }
+
     /// Cancel requests on their way.
     pub(crate) fn cancels_under_way(&self) -> u32 {
         self.cancels.load(Ordering::Acquire)

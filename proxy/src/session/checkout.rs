@@ -179,7 +179,7 @@ impl Task {
         );
         shared.health.evidence(server.face.node);
         // There are only so many that have served somebody, and none comes back. Of new ones there is no end.
-        if server.face.counters.transactions.load(Ordering::Relaxed) == 0 {
+        if !server.face.has_served() {
             self.broken += 1;
         }
         server.close();

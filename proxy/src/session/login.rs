@@ -295,8 +295,20 @@ impl Login<'_> {
                     };
                     let limit = self.shared.connect_timeout.get();
                     let asked = timeout(limit, ask(&mut server, &kind, &reported)).await;
-                    let Ok(Ok(said)) = asked else {
-                        return Err(None);
+                    let said = match asked {
+                        Ok(Ok(said)) => said,
+                        // What an earlier session left there cannot be undone, say. There are only so many that have
+                        // served somebody, and none comes back.
+                        Ok(Err(error)) if server.face.has_served() => {
+                            tracing::warn!(
+                                backend = server.face.pid,
+                                %error,
+                                "a server connection could not be asked about a client's settings"
+                            );
+                            server.close();
+                            continue;
+                        }
+                        Ok(Err(_)) | Err(_) => return Err(None),
                     };
                     release(server);
                     match said {

@@ -5,7 +5,10 @@ use std::time::Duration;
 use tandem_tests::{Cluster, client, eventually};
 use tokio_postgres::Client;
 
-use crate::console::{console, lines_with, with_console};
+use crate::{
+    console::{console, lines_with, with_console},
+    parameters::open_with,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const POOL_OF_ONE: &str = "workers = 1\npool_mode = \"transaction\"\npool_size = 1";
@@ -45,7 +48,10 @@ async fn what_was_set_as_a_role_that_is_gone_does_not_disturb_the_next_client() 
             client::execute(&one, "RESET ROLE").await;
         }
         cluster.nodes[0].execute("DROP ROLE chief").await;
-        let other = cluster.proxy().await;
+        // The server is asked what it makes of this login's settings.
+        let port = cluster.proxy_port;
+        let other = open_with(port, "-c statement_timeout=1h").await;
+        let other = other.expect("a login");
         for _ in 0..3 {
             assert_eq!(client::value(&other, LOOK).await, "app off 4MB");
             // Who set it cannot have it again; the other one never notices.
