@@ -3,6 +3,7 @@
 mod checkout;
 mod end;
 mod inbound;
+mod input;
 mod login;
 mod outbound;
 pub(crate) mod outbox;
