@@ -4,6 +4,7 @@ mod ask;
 mod checkout;
 mod end;
 mod inbound;
+mod input;
 mod login;
 mod outbound;
 pub(crate) mod outbox;

@@ -9,21 +9,19 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use tandem_wire::{ErrorReport, FrameError, Scanner, Sender, Stream, encode};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    task::coop::has_budget_remaining,
-};
+use tokio::{io::AsyncWrite, task::coop::has_budget_remaining};
 
 use super::{
     Shared,
     end::{Boundary, End},
+    input::{Input, READ_MAX, keep, read_some},
     outbox::Outbox,
     owed::{Attempt, Status},
     prepared::{ClientStatements, Interner},
@@ -43,8 +41,6 @@ use crate::{
     timing::Moment,
 };
 
-/// Bytes asked for in one read.
-const READ_MAX: usize = 16 * 1024;
 /// Messages up to this size are forwarded whole; larger ones are streamed.
 const WHOLE_MAX: usize = 64 * 1024;
 /// The same for statements and descriptions, which are looked into.
@@ -61,41 +57,6 @@ thread_local! {
 struct Scratch {
     input: Input,
     output: BytesMut,
-}
-
-/// What has arrived. It only ever grows, up to a whole message and a read, and is never cleared: what is behind the end
-/// is what others have read before.
-#[derive(Default)]
-struct Input {
-    buffer: Vec<u8>,
-    end: usize,
-}
-
-impl Input {
-    /// Begins with what was kept from before.
-    fn begin(&mut self, kept: &[u8]) {
-        self.end = kept.len();
-        if self.buffer.len() < kept.len() + READ_MAX {
-            self.buffer.resize(kept.len() + READ_MAX, 0);
-        }
-        if let Some(start) = self.buffer.get_mut(..kept.len()) {
-            start.copy_from_slice(kept);
-        }
-    }
-
-    /// Reads once, behind what is there.
-    fn read(&mut self, cx: &mut Context<'_>, stream: &mut Stream) -> Poll<std::io::Result<usize>> {
-        let space = self.buffer.get_mut(self.end..self.end + READ_MAX);
-        let mut space = ReadBuf::new(space.unwrap_or_default());
-        let read = Pin::new(stream).poll_read(cx, &mut space);
-        let more = space.filled().len();
-        self.end += more;
-        read.map_ok(|()| more)
-    }
-
-    fn bytes(&self) -> &[u8] {
-        self.buffer.get(..self.end).unwrap_or_default()
-    }
 }
 
 /// Up to which size a message is forwarded whole.
@@ -695,28 +656,4 @@ pub(super) enum StopAt {
 fn spend(server: &mut Server) {
     server.spent = true;
     server.unsent.take();
-}
-
-/// Keeps what was not taken of `input`.
-fn keep(held: &mut BytesMut, input: &[u8], taken: usize) {
-    let rest = input.get(taken..).unwrap_or_default();
-    if rest.is_empty() {
-        if held.capacity() > 0 {
-            *held = BytesMut::new();
-        }
-    } else {
-        held.clear();
-        held.extend_from_slice(rest);
-    }
-}
-
-/// Reads once, behind what is there.
-fn read_some(
-    cx: &mut Context<'_>,
-    stream: &mut Stream,
-    buffer: &mut BytesMut,
-) -> Poll<std::io::Result<usize>> {
-    buffer.reserve(READ_MAX);
-    let mut limited = buffer.limit(READ_MAX);
-    pin!(stream.read_buf(&mut limited)).poll(cx)
 }

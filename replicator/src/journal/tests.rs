@@ -295,7 +295,11 @@ async fn what_went_past_the_files_is_not_noted_as_nothing_while_it_comes_again()
     }
     let end = bench.journal.lock().complete.0;
     assert!(end < 299 && bench.journal.tail() == Lsn(299));
-    while bench.read(&mut slow, 200).await.last() != Some(&end) {}
+    let mut seen = Vec::new();
+    while seen.last() < Some(&end) {
+        seen.extend(bench.read(&mut slow, 200).await);
+    }
+    assert_eq!(seen.last(), Some(&end));
     assert!(bench.trim(end).await, "there is room again");
     assert_eq!(bench.open(200, &[(3, 200)]).await.end, Lsn(end));
     // Before the stream has brought anything of it, and when it has brought a little.
@@ -304,7 +308,7 @@ async fn what_went_past_the_files_is_not_noted_as_nothing_while_it_comes_again()
     bench.journal.note_read().await.expect("open");
     bench.append([end + 3]).await;
     let mut seen = Vec::new();
-    while seen.last() != Some(&(end + 3)) {
+    while seen.len() < 3 {
         seen.extend(bench.read(&mut slow, end).await);
     }
     assert_eq!(seen, [end + 1, end + 2, end + 3]);

@@ -27,8 +27,7 @@ pub(crate) async fn with_console(builder: ClusterBuilder) -> Cluster {
             "[admin]\nusers = [\"ops\"]\nreaders = [\"monitor\"]\n",
         )
     });
-    cluster.daemon.start().await;
-    cluster.converge(Duration::from_secs(60)).await;
+    cluster.begin().await;
     cluster
 }
 
