@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -47,8 +48,8 @@ impl Span {
 #[derive(Debug, Clone)]
 pub(crate) struct Times {
     histogram: Option<Histogram<u64>>,
-    /// All of them together.
-    pub(crate) sum: Duration,
+    /// Microseconds of all of them together.
+    sum_us: u64,
 }
 
 impl Default for Times {
@@ -56,25 +57,30 @@ impl Default for Times {
         Times {
             // None only if the constants did not fit together.
             histogram: Histogram::new_with_bounds(1, LONGEST_US, DIGITS).ok(),
-            sum: Duration::ZERO,
+            sum_us: 0,
         }
     }
 }
 
 impl Times {
-    fn record(&mut self, time: Duration) {
-        self.sum += time;
+    fn record(&mut self, micros: u64) {
+        self.sum_us = self.sum_us.saturating_add(micros);
         if let Some(histogram) = &mut self.histogram {
-            histogram.saturating_record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+            histogram.saturating_record(micros);
         }
     }
 
     fn add(&mut self, other: &Times) {
-        self.sum += other.sum;
+        self.sum_us = self.sum_us.saturating_add(other.sum_us);
         if let (Some(histogram), Some(other)) = (&mut self.histogram, &other.histogram) {
             // Both have the same bounds.
             let _ = histogram.add(other);
         }
+    }
+
+    /// All of them together.
+    pub(crate) fn sum(&self) -> Duration {
+        Duration::from_micros(self.sum_us)
     }
 
     /// How many there are.
@@ -100,9 +106,23 @@ impl NodeLatency {
     }
 }
 
+/// A reading of a worker's clock: microseconds, exact enough for figures and cheap to compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
+
+impl Moment {
+    /// Microseconds from an earlier one to this; 0 if that is later.
+    pub(crate) fn micros_since(self, earlier: Moment) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+/// What the workers' clocks count from.
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 thread_local! {
     /// The time of this turn, and how often it was used.
-    static CLOCK: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+    static CLOCK: Cell<Option<(Moment, u32)>> = const { Cell::new(None) };
     /// By the node's index.
     static LATENCY: RefCell<Vec<NodeLatency>> = const { RefCell::new(Vec::new()) };
 }
@@ -113,24 +133,30 @@ pub(crate) fn woken() {
 }
 
 /// The time, as of when this worker woke up or a few uses ago.
-pub(crate) fn now() -> Instant {
+pub(crate) fn now() -> Moment {
     let (time, uses) = match CLOCK.get() {
         Some((time, uses)) if uses < USES_MAX => (time, uses + 1),
-        _ => (Instant::now(), 1),
+        _ => (read_clock(), 1),
     };
     CLOCK.set(Some((time, uses)));
     time
 }
 
-/// Counts a time of a node.
-pub(crate) fn record(node: usize, span: Span, time: Duration) {
+fn read_clock() -> Moment {
+    let elapsed = BEGINNING.elapsed();
+    // Microseconds of 584,000 years.
+    Moment(elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros()))
+}
+
+/// Counts a time of a node, in microseconds.
+pub(crate) fn record(node: usize, span: Span, micros: u64) {
     LATENCY.with_borrow_mut(|nodes| {
         if nodes.len() <= node {
             nodes.resize_with(node + 1, NodeLatency::default);
         }
         let times = nodes.get_mut(node);
         if let Some(times) = times.and_then(|node| node.0.get_mut(span as usize)) {
-            times.record(time);
+            times.record(micros);
         }
     });
 }
@@ -164,7 +190,7 @@ mod tests {
         let workers = [runtime().expect("a runtime"), runtime().expect("a runtime")];
         for (worker, ms) in workers.iter().zip([1, 3]) {
             let recorded = worker.spawn(async move {
-                record(1, Span::Query, Duration::from_millis(ms));
+                record(1, Span::Query, ms * 1000);
             });
             workers[0].block_on(recorded).expect("recorded");
         }
@@ -181,22 +207,23 @@ mod tests {
             (vec![0, 0, 0], vec![0, 2, 0])
         );
         let (_, times) = all[1].spans().nth(1).expect("queries");
-        assert_eq!(times.sum, Duration::from_millis(4));
+        assert_eq!(times.sum(), Duration::from_millis(4));
         let half = times.quantile(0.5).as_micros();
         assert!((1000..1020).contains(&half), "{half}");
     }
 
     #[test]
     fn the_clock_goes_on_after_a_sleep_and_in_a_busy_loop() {
+        let later_than = |moment: Moment| while read_clock() <= moment {};
         woken();
         let first = now();
         assert_eq!(now(), first);
-        while first.elapsed().is_zero() {}
+        later_than(first);
         let later = (0..USES_MAX).map(|_| now());
         assert!(later.max() > Some(first));
         let before = now();
-        while before.elapsed().is_zero() {}
+        later_than(before);
         woken();
-        assert!(now() > before);
+        assert!(now().micros_since(before) > 0);
     }
 }

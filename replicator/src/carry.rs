@@ -195,7 +195,7 @@ impl Carrier {
             let tail = self.journal.tail();
             let carried = self.carry.carried();
             if due && !carried.is_empty() {
-                self.sync(tail).await?;
+                self.sync().await?;
             }
             self.confirm(tail).await?;
             self.journal.set_carried(carried, *self.confirmed.borrow());
@@ -271,8 +271,8 @@ impl Carrier {
     }
 
     /// Also what the source has written that is none of anybody's business: its WAL need not be kept either.
-    async fn sync(&self, tail: Lsn) -> Result<(), JournalError> {
-        self.journal.note(tail).await?;
+    async fn sync(&self) -> Result<(), JournalError> {
+        self.journal.note_read().await?;
         match self.journal.sync().await {
             Err(error @ JournalError::Closed) => Err(error),
             Err(error) => {

@@ -195,16 +195,7 @@ impl ClusterBuilder {
             scratch,
         };
         if self.start_daemon {
-            cluster.daemon.start().await;
-            cluster.converge(CONVERGE_LIMIT).await;
-            let up = |status: &Value| {
-                let nodes = status["nodes"].as_array();
-                nodes.is_some_and(|nodes| nodes.iter().all(|node| node["health"] == "up"))
-            };
-            let daemon = &cluster.daemon;
-            daemon
-                .status_when("all nodes are up", CONVERGE_LIMIT, up)
-                .await;
+            cluster.begin().await;
         }
         cluster
     }
@@ -301,6 +292,23 @@ impl Cluster {
     /// A port for a use of the test's own.
     pub fn port(&mut self) -> u16 {
         self.ports.port()
+    }
+
+    /// Starts the daemon, and waits until it has taken all nodes and clients may go to any of them.
+    ///
+    /// # Panics
+    /// They are not within the limit.
+    pub async fn begin(&mut self) {
+        self.daemon.start().await;
+        self.converge(CONVERGE_LIMIT).await;
+        let up = |status: &Value| {
+            let nodes = status["nodes"].as_array();
+            nodes.is_some_and(|nodes| nodes.iter().all(|node| node["health"] == "up"))
+        };
+        let daemon = &self.daemon;
+        daemon
+            .status_when("all nodes are up", CONVERGE_LIMIT, up)
+            .await;
     }
 
     /// Waits until every change committed so far is applied everywhere.

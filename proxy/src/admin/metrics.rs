@@ -191,7 +191,7 @@ fn spans(text: &mut Text, nodes: &[NodeStatus], latency: &[NodeLatency]) {
     );
     text.samples(
         &format!("{NAME}_sum"),
-        each().map(|(labels, times)| (labels, times.sum.as_secs_f64())),
+        each().map(|(labels, times)| (labels, times.sum().as_secs_f64())),
     );
     text.samples(
         &format!("{NAME}_count"),

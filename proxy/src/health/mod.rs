@@ -9,7 +9,7 @@ mod probe;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -51,6 +51,8 @@ struct NodeHealth {
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
     fence: ArcSwapOption<String>,
+    /// Whether there is a reason: what each transaction looks at.
+    fenced: AtomicBool,
 }
 
 /// Settings of the probes.
@@ -94,6 +96,7 @@ impl HealthBoard {
             rtt_us: AtomicU32::new(RTT_UNKNOWN),
             problem: ArcSwapOption::empty(),
             fence: ArcSwapOption::empty(),
+            fenced: AtomicBool::new(false),
         };
         HealthBoard {
             nodes: std::iter::repeat_with(node).take(nodes).collect(),
@@ -140,6 +143,7 @@ impl HealthBoard {
     /// Says why a node should get no sessions, or that it may have them again.
     pub(crate) fn set_fence(&self, node: usize, reason: Option<String>) {
         if let Some(node) = self.nodes.get(node) {
+            node.fenced.store(reason.is_some(), Ordering::Release);
             node.fence.store(reason.map(Arc::new));
         }
     }
@@ -235,7 +239,7 @@ impl NodeHealth {
     }
 
     fn is_fenced(&self) -> bool {
-        self.fence.load().is_some()
+        self.fenced.load(Ordering::Acquire)
     }
 
     fn is_no_choice(&self) -> bool {

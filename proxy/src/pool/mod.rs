@@ -18,7 +18,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -132,6 +132,8 @@ pub(crate) struct Pool {
     credentials: Mutex<Credentials>,
     /// What the newest server reported at login, and what clients begin with then, by their `application_name`.
     profiles: Mutex<Profiles>,
+    /// A client has looked at a sequence's value.
+    looked: AtomicBool,
     /// Everyone that exists, for figures.
     faces: Mutex<Vec<Weak<Face>>>,
     /// What went through servers that are closed, and how clients have waited.
@@ -233,6 +235,7 @@ impl Pools {
             queue: Mutex::new(queue),
             credentials: Mutex::new(credentials.clone()),
             profiles: Mutex::default(),
+            looked: AtomicBool::new(false),
             faces: Mutex::default(),
             totals: Mutex::default(),
         });
@@ -312,6 +315,16 @@ impl Pool {
             profiles.reported = Some(Arc::clone(reported));
             profiles.by_name.clear();
         }
+    }
+
+    /// A client looks at a sequence's value.
+    pub(crate) fn note_look(&self) {
+        self.looked.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a client has ever looked at a sequence's value.
+    pub(crate) fn has_looked(&self) -> bool {
+        self.looked.load(Ordering::Relaxed)
     }
 
     /// What its servers are opened with.

@@ -4,7 +4,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Waker},
@@ -89,7 +89,11 @@ pub(crate) struct Face {
     /// Why its client keeps it beyond its transaction.
     hold: Mutex<Option<Hold>>,
     pool: Weak<Pool>,
-    cancels: Mutex<Cancels>,
+    /// Cancel requests on their way. Those that begin are begun by whoever has the server, or while it is kept from being
+    /// given back: what is none when it is given back stays none.
+    cancels: AtomicU32,
+    /// The server that waits for the last of them.
+    held: Mutex<Option<Box<Server>>>,
     doubtful: AtomicBool,
 }
 
@@ -109,17 +113,11 @@ impl Face {
             prepared: AtomicU32::new(0),
             hold: Mutex::default(),
             pool: Weak::new(),
-            cancels: Mutex::default(),
+            cancels: AtomicU32::new(0),
+            held: Mutex::default(),
             doubtful: AtomicBool::new(false),
         }
     }
-}
-
-#[derive(Debug, Default)]
-struct Cancels {
-    under_way: u32,
-    /// The server waits for the last of them.
-    held: Option<Box<Server>>,
 }
 
 /// What went through a server connection. Only its user writes, so no update is ever lost.
@@ -176,7 +174,8 @@ impl Server {
                 prepared: AtomicU32::new(0),
                 hold: Mutex::default(),
                 pool: Weak::clone(&pool),
-                cancels: Mutex::default(),
+                cancels: AtomicU32::new(0),
+                held: Mutex::default(),
                 doubtful: AtomicBool::new(false),
             }),
             stream: parts.stream,
@@ -224,14 +223,9 @@ impl Server {
 }
 
 impl Face {
-    fn cancels(&self) -> MutexGuard<'_, Cancels> {
-        // No code that can panic runs under this lock.
-        self.cancels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A cancel request is on its way: until it has arrived nobody else gets the server.
     pub(crate) fn begin_cancel(self: &Arc<Face>) -> CancelUnderWay {
-        self.cancels().under_way += 1;
+        self.cancels.fetch_add(1, Ordering::AcqRel);
         CancelUnderWay {
             face: Arc::clone(self),
             arrived: false,
@@ -240,12 +234,16 @@ impl Face {
 
     /// Keeps the server until no cancel request is on its way; gives it back at once when none is.
     pub(super) fn wait_for_cancels(server: Box<Server>) -> Option<Box<Server>> {
-        let face = Arc::clone(&server.face);
-        let mut cancels = face.cancels();
-        if cancels.under_way == 0 {
+        if server.face.cancels_under_way() == 0 {
             return Some(server);
         }
-        cancels.held = Some(server);
+        let face = Arc::clone(&server.face);
+        let mut held = lock(&face.held);
+        // The last one may have ended meanwhile.
+        if face.cancels_under_way() == 0 {
+            return Some(server);
+        }
+        *held = Some(server);
         None
     }
 
@@ -261,7 +259,7 @@ impl Face {
 
     /// Cancel requests on their way.
     pub(crate) fn cancels_under_way(&self) -> u32 {
-        self.cancels().under_way
+        self.cancels.load(Ordering::Acquire)
     }
 }
 
@@ -286,17 +284,15 @@ impl CancelUnderWay {
 
 impl Drop for CancelUnderWay {
     fn drop(&mut self) {
+        if !self.arrived {
+            // It may still arrive, at any time.
+            self.face.doubtful.store(true, Ordering::Release);
+        }
         let held = {
-            let mut cancels = self.face.cancels();
-            cancels.under_way = cancels.under_way.saturating_sub(1);
-            if !self.arrived {
-                // It may still arrive, at any time.
-                self.face.doubtful.store(true, Ordering::Release);
-            }
-            if cancels.under_way == 0 {
-                cancels.held.take()
-            } else {
-                None
+            let mut held = lock(&self.face.held);
+            match self.face.cancels.fetch_sub(1, Ordering::AcqRel) {
+                1 => held.take(),
+                _ => None,
             }
         };
         if let Some(server) = held {

@@ -20,12 +20,16 @@ use super::{
     owed::{By, Sent},
     ready::{Errand, Portals},
     report, route,
+    state::CLEANUP,
     task::{Place, Task},
 };
 use crate::{
     health::Verdict,
     pool::{Server, Turn, WaitError, add, release},
 };
+
+/// New servers that may break in a row before they are ready for a session.
+const BROKEN_MAX: u8 = 2;
 
 impl Task {
     /// Asks for a server until there is one that works, or a place in the queue.
@@ -72,34 +76,120 @@ impl Task {
             self.release_server();
             self.refuse(&report::cancelled());
         } else {
-            self.sync(cx);
+            self.sync(false, cx);
         }
         true
     }
 
     /// Gives the server the session's settings, if it has others.
-    fn sync(&mut self, cx: &mut Context<'_>) {
+    fn sync(&mut self, cleaned: bool, cx: &mut Context<'_>) {
         let Place::Server(server) = &mut self.place else {
             return;
         };
-        let Some(statements) = self.state.sync(&mut server.settings) else {
+        let sequences = self.pool.has_looked();
+        match self.state.sync(&mut server.settings, sequences) {
+            Some(statements) => {
+                self.registered.entry().prepare();
+                self.run_errand(Errand::Settings { cleaned }, &statements, cx);
+            }
+            None if cleaned => self.synced(),
+            None => {}
+        }
+    }
+
+    /// The server is asked for something of the proxy's own, by a Query.
+    fn run_errand(&mut self, errand: Errand, statements: &[u8], cx: &mut Context<'_>) {
+        let Place::Server(server) = &mut self.place else {
             return;
         };
         server.owed.sent(Sent::Query, By::Proxy, 0);
         server.statements.unnamed = 0;
-        self.errand = Errand::Settings;
-        self.registered.entry().prepare();
+        self.errand = errand;
         let mut message = BytesMut::with_capacity(statements.len() + 6);
         message.put_u8(b'Q');
         // Settings are far below 2 GB.
         message.put_u32(u32::try_from(statements.len() + 5).unwrap_or(u32::MAX));
-        message.put_slice(&statements);
+        message.put_slice(statements);
         message.put_u8(0);
         self.write_server(cx, &message);
     }
 
+    /// Takes the next step once the server has answered one of those that make it ready.
+    ///
+    /// What an earlier session left can be impossible to undo, such as what it had set as a role that was dropped. Then the
+    /// server is cleaned as after a login, and asked again: from there on only the session's own settings can be refused.
+    pub(super) fn go_on_readying(&mut self, cx: &mut Context<'_>) {
+        let Place::Server(server) = &mut self.place else {
+            return;
+        };
+        if !self.errand.is_query() || !server.owed.is_quiet() {
+            return;
+        }
+        match std::mem::replace(&mut self.errand, Errand::None) {
+            Errand::Refused { cleaned: false } => {
+                self.run_errand(Errand::Cleanup, CLEANUP, cx);
+            }
+            Errand::Refused { cleaned: true } => {
+                // What was refused was one transaction, so it is still clean.
+                server.settings.cleaned();
+                // A cancel request comes too late: the statement has failed.
+                self.registered.entry().prepared();
+                self.release_server();
+            }
+            Errand::Cleanup => {
+                server.settings.cleaned();
+                self.sync(true, cx);
+            }
+            Errand::Sequences => {
+                self.state.forgotten(&mut server.settings);
+                self.synced();
+            }
+            _ => self.synced(),
+        }
+    }
+
+    /// Whether nothing of the client's has gone to its server, which is still being made ready.
+    pub(super) fn is_untouched(&self) -> bool {
+        matches!(&self.place, Place::Server(server) if server.owed.is_untouched())
+            && self.errand.is_under_way()
+    }
+
+    /// Goes on with another server: this one has broken while it was made ready.
+    pub(super) fn replace_server(
+        &mut self,
+        end: End,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<(), End> {
+        let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) else {
+            return Err(end);
+        };
+        self.errand = Errand::None;
+        tracing::warn!(
+            node = self.pool.node_name(),
+            backend = server.face.pid,
+            %end,
+            "a server connection could not be made ready for a session"
+        );
+        shared.health.evidence(server.face.node);
+        // There are only so many that have served somebody, and none comes back. Of new ones there is no end.
+        if server.face.counters.transactions.load(Ordering::Relaxed) == 0 {
+            self.broken += 1;
+        }
+        server.close();
+        self.registered.entry().wait();
+        if self.broken >= BROKEN_MAX {
+            return Err(match end {
+                End::NotReady(_) => end,
+                end => End::NotReady(end.to_string()),
+            });
+        }
+        self.seek(cx, shared)
+    }
+
     /// The server has the session's settings, or what was asked of it is not wanted any more.
-    pub(super) fn synced(&mut self) {
+    fn synced(&mut self) {
+        self.broken = 0;
         if self.registered.entry().prepared() {
             self.release_server();
             self.refuse(&report::cancelled());
@@ -107,13 +197,13 @@ impl Task {
     }
 
     /// Has this server from now on. Whether a cancel request came while it waited for it.
-    pub(super) fn take(&mut self, server: Box<Server>) -> bool {
+    pub(super) fn take(&mut self, mut server: Box<Server>) -> bool {
         let cancelled = self.registered.entry().attach(&server.face);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
-        self.shown_hold = self.state.hold();
-        server.face.set_hold(self.shown_hold);
+        server.owed.begin();
         self.place = Place::Server(server);
+        self.show_hold();
         self.note_served();
         self.dry.server = false;
         cancelled
@@ -158,15 +248,11 @@ impl Task {
 
     /// Gives the server back when the client's transaction is over.
     pub(super) fn release_if_done(&mut self) {
+        self.show_hold();
         let Place::Server(server) = &self.place else {
             return;
         };
-        let hold = self.state.hold();
-        if hold != self.shown_hold {
-            self.shown_hold = hold;
-            server.face.set_hold(hold);
-        }
-        if hold.is_none()
+        if self.state.hold().is_none()
             && self.errand == Errand::None
             && server.owed.is_settled()
             && self.up.at_boundary()
@@ -179,8 +265,22 @@ impl Task {
         }
     }
 
+    /// Lets others see why it keeps its server.
+    fn show_hold(&mut self) {
+        let hold = self.state.hold();
+        if let Place::Server(server) = &self.place
+            && hold != self.shown_hold
+        {
+            self.shown_hold = hold;
+            server.face.set_hold(hold);
+        }
+    }
+
     fn release_server(&mut self) {
         if let Place::Server(server) = std::mem::replace(&mut self.place, Place::Idle) {
+            if self.shown_hold.take().is_some() {
+                server.face.set_hold(None);
+            }
             self.portals = Portals::default();
             self.registered.entry().detach();
             let face = &server.face;

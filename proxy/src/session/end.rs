@@ -29,8 +29,8 @@ pub(crate) enum End {
     TooMuchPrepared,
     /// There is no server for its statement.
     NoServer(Box<ErrorReport>),
-    /// A server does not take the session's settings.
-    CannotSync(String),
+    /// A server cannot be made ready for the session.
+    NotReady(String),
     /// The server ended the session and has told the client why.
     ServerFatal,
     /// The server's connection is gone without a word.
@@ -43,6 +43,25 @@ pub(crate) enum End {
     Stopped,
 }
 
+impl End {
+    /// Whether the server is to blame, not the client nor the daemon.
+    pub(super) fn is_of_server(&self) -> bool {
+        match self {
+            End::NotReady(_)
+            | End::ServerFatal
+            | End::ServerLost(_)
+            | End::ServerViolation(_)
+            | End::ServerMismatch(_) => true,
+            End::Client
+            | End::ClientLost(_)
+            | End::ClientViolation(_)
+            | End::TooMuchPrepared
+            | End::NoServer(_)
+            | End::Stopped => false,
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -51,7 +70,7 @@ impl fmt::Display for End {
             End::ClientViolation(error) => write!(f, "protocol violation by the client: {error}"),
             End::TooMuchPrepared => f.write_str("the client has prepared too much"),
             End::NoServer(report) => write!(f, "no server: {}", report.message),
-            End::CannotSync(error) => write!(f, "its settings cannot be set: {error}"),
+            End::NotReady(error) => write!(f, "no server can be made ready: {error}"),
             End::ServerFatal => f.write_str("the node ended it"),
             End::ServerLost(None) => f.write_str("the node closed the connection without a word"),
             End::ServerLost(Some(error)) => write!(f, "connection to the node lost: {error}"),

@@ -11,9 +11,11 @@ use tandem_wire::{
 use super::{
     owed::{By, Note, Sent},
     prepared::Statement,
+    program::{deallocated, program},
     ready::{Bound, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse},
+    sequences::looks,
     splice::Splice,
-    state::{Hold, deallocated, program},
+    state::Hold,
     task::{Place, Refusing, StopAt, Task, whole_max},
 };
 use crate::pool::{Server, add};
@@ -189,8 +191,13 @@ impl Task {
         body: &[u8],
         splice: &mut Splice<'_>,
     ) -> Step {
-        let shares = self.shares();
         self.note_text(body);
+        let is_read = self.shares() && body.len() >= header.body_len();
+        let text = body.strip_suffix(b"\0").unwrap_or(body);
+        let program = is_read.then(|| program(text)).flatten();
+        if looks(program.as_ref()) && self.forgets_sequences(input, splice) {
+            return Step::Stop(StopAt::Errand);
+        }
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
@@ -199,11 +206,6 @@ impl Task {
         server.statements.unnamed = 0;
         self.unnamed.attempt = 0;
         self.unnamed.frame = Vec::new();
-        if !shares || body.len() < header.body_len() {
-            server.owed.sent(Sent::Query, By::Client, 0);
-            return Step::Pass;
-        }
-        let program = program(body.strip_suffix(b"\0").unwrap_or(body));
         let named = deallocated(program.as_ref()).and_then(|name| self.statements.remove(name));
         if let Some(statement) = named {
             return self.deallocate(&statement, input, HEADER_LEN + body.len(), splice);
@@ -261,42 +263,56 @@ impl Task {
         splice: &mut Splice<'_>,
     ) -> Step {
         let attempt = self.next_attempt();
-        let shares = self.shares();
         let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
         let text = body.splitn(2, |byte| *byte == 0).nth(1);
         self.note_text(text.unwrap_or_default());
-        let Place::Server(server) = &mut self.place else {
-            return Step::Stop(StopAt::NeedServer);
-        };
         let frame = input.get(at.clone()).unwrap_or_default();
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let mut reader = Reader::new(body);
         let name = reader.cstr();
-        let whole = frame.len() == header.frame_len();
+        let is_read = self.shares() && frame.len() == header.frame_len();
         match name {
-            Ok([]) if server.owed.sent(Sent::Parse, By::Client, attempt) => {
-                server.statements.unnamed = attempt;
-                self.unnamed.attempt = attempt;
-                self.unnamed.frame.clear();
-                self.unnamed.program = None;
-                self.unnamed.told = None;
-                if whole && shares {
-                    self.unnamed.frame.extend_from_slice(frame);
-                    self.unnamed.program = reader.cstr().ok().and_then(program);
+            Ok([]) => {
+                let text = is_read.then(|| reader.cstr().ok()).flatten();
+                let program = text.and_then(program);
+                if looks(program.as_ref()) && self.forgets_sequences(input, splice) {
+                    return Step::Stop(StopAt::Errand);
+                }
+                let Place::Server(server) = &mut self.place else {
+                    return Step::Stop(StopAt::NeedServer);
+                };
+                if server.owed.sent(Sent::Parse, By::Client, attempt) {
+                    server.statements.unnamed = attempt;
+                    self.unnamed.attempt = attempt;
+                    self.unnamed.frame.clear();
+                    self.unnamed.program = program;
+                    self.unnamed.told = None;
+                    if is_read {
+                        self.unnamed.frame.extend_from_slice(frame);
+                    }
                 }
                 Step::Pass
             }
-            Ok(name) if !name.is_empty() && shares && whole => {
-                let out = splice.make(input);
+            Ok(name) if is_read => {
                 let Some((_, known)) = self.statements.get(name) else {
-                    let rest = reader.rest();
-                    let statement = self.interner.intern(rest);
+                    let statement = self.interner.intern(reader.rest());
+                    if looks(statement.program()) && self.forgets_sequences(input, splice) {
+                        return Step::Stop(StopAt::Errand);
+                    }
+                    let Place::Server(server) = &mut self.place else {
+                        return Step::Stop(StopAt::NeedServer);
+                    };
+                    let out = splice.make(input);
                     prepare(server, &statement, By::Client, attempt, out);
                     if !self.statements.insert(name, statement, attempt) {
                         return Step::Stop(StopAt::TooMuchPrepared);
                     }
                     return Step::Written(frame.len());
                 };
+                let Place::Server(server) = &mut self.place else {
+                    return Step::Stop(StopAt::NeedServer);
+                };
+                let out = splice.make(input);
                 // It exists already: so the server shall say, in its turn.
                 if !server.statements.has(&known.statement) {
                     prepare(server, &known.statement, By::Proxy, attempt, out);
@@ -305,10 +321,7 @@ impl Task {
                 put_parse(out, &known.statement);
                 Step::Written(frame.len())
             }
-            _ => {
-                server.owed.sent(Sent::Parse, By::Client, 0);
-                Step::Pass
-            }
+            _ => self.pass_as(Sent::Parse),
         }
     }
 
@@ -326,6 +339,13 @@ impl Task {
         let Ok((portal, name)) = names else {
             return self.pass_as(Sent::Bind);
         };
+        let program = match self.statements.get(name) {
+            Some((_, prepared)) => prepared.statement.program(),
+            None => self.unnamed.program.as_ref().filter(|_| name.is_empty()),
+        };
+        if looks(program) && self.forgets_sequences(input, splice) {
+            return Step::Stop(StopAt::Errand);
+        }
         let (statement, attempt, bound) = match self.ready_statement(name, input, splice) {
             Ready::Later => return Step::Stop(StopAt::Errand),
             Ready::AsItIs => {

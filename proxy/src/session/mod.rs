@@ -3,15 +3,18 @@
 mod checkout;
 mod end;
 mod inbound;
+mod input;
 mod login;
 mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod owed;
 pub(crate) mod prepared;
+mod program;
 mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod sequences;
 mod shape;
 mod slow;
 mod splice;
@@ -192,21 +195,16 @@ pub(crate) async fn serve(shared: &Shared, stream: Stream, home: usize) {
         }
     };
     // In a box of its own, so that the login's buffers and futures do not stay with an idle session.
-    let Some(ready) = Box::pin(begin(shared, stream)).await else {
+    let Some(mut ready) = Box::pin(begin(shared, stream)).await else {
         return;
     };
-    let Ready {
-        mut task,
-        about,
-        _listed,
-        _place,
-    } = ready;
-    let end = task.run(shared).await;
-    Box::pin(conclude(shared, task, end, &about)).await;
+    let end = ready.task.run(shared).await;
+    Box::pin(conclude(shared, ready, end)).await;
 }
 
-/// Everything up to the first ReadyForQuery.
-async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
+/// Everything up to the first ReadyForQuery. What comes of it is in a box of its own size: a future that holds it keeps
+/// room for it more than once.
+async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
     let since = Instant::now();
     let settings = shared.settings.load_full();
     let proxy = &settings.config.proxy;
@@ -275,7 +273,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                 since,
             });
             let pid = welcome.registered.pid();
-            Some(Ready {
+            Some(Box::new(Ready {
                 task: Task::new(Begin {
                     client: io.stream,
                     from_client: io.rx,
@@ -293,7 +291,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Ready> {
                 _listed: shared.console.clients.list(pid, &about),
                 about,
                 _place: welcome.place,
-            })
+            }))
         }
         Err(Ended { last_words, reason }) if last_words.is_empty() => {
             // Among them psql, which goes away to ask its user for a password.
@@ -322,7 +320,13 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 }
 
 /// Tells client, server, health and log about the end of a session.
-async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
+async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
+    let Ready {
+        task,
+        about,
+        _listed,
+        _place,
+    } = *ready;
     let hold = task
         .state
         .hold()
@@ -338,7 +342,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
         End::NoServer(report) => report::bytes(report),
-        End::CannotSync(error) => report::bytes(&report::cannot_sync(name, error)),
+        End::NotReady(error) => report::bytes(&report::not_ready(name, error)),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             report::bytes(&report::node_violation(name))
@@ -355,7 +359,7 @@ async fn conclude(shared: &Shared, task: Task, end: End, about: &About) {
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::NoServer(_) | End::CannotSync(_) => {
+        End::NoServer(_) | End::NotReady(_) => {
             tracing::info!(
                 peer = about.peer,
                 user = about.user,

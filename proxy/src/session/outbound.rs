@@ -44,6 +44,15 @@ impl Task {
             if rest.is_empty() {
                 return (taken, None);
             }
+            if server.scanner.at_boundary() && server.owed.passes_rows() {
+                // Most of what servers send.
+                let rows = frame::run_len(rest, b'D', Sender::Server);
+                if rows > 0 {
+                    splice.pass(input, taken..taken + rows);
+                    taken += rows;
+                    continue;
+                }
+            }
             let scan = match server.scanner.next(rest) {
                 Ok(scan) => scan,
                 Err(error) => return (taken, Some(End::ServerViolation(error))),
@@ -129,6 +138,7 @@ impl Task {
             .owed
             .reply(header.tag, body)
             .map_err(End::ServerMismatch)?;
+        let readied = self.errand.is_under_way() && server.owed.is_untouched();
         let (client, settings) = (reply.to == By::Client, &mut server.settings);
         match reply.event {
             Event::None | Event::Answered(Sent::Parse | Sent::Bind | Sent::Close, _) => {}
@@ -161,10 +171,9 @@ impl Task {
                     self.note_answered(status);
                 }
             }
-            Event::Ready => self.errand = Errand::None,
-            Event::Error(Some(Sent::Query), _) if !client => {
-                let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
-                return Err(End::CannotSync(text.unwrap_or_default()));
+            Event::Ready => {}
+            Event::Error(sent, _) if self.errand.is_query() || sent.is_none() && readied => {
+                return self.on_refused(sent.is_none(), body);
             }
             Event::Error(sent, note) => {
                 self.state.failed(settings);
@@ -176,6 +185,30 @@ impl Task {
             By::Client => Fate::Passed,
             By::Proxy => Fate::Kept,
         })
+    }
+
+    /// The server refuses what makes it ready for the client, or ends the session.
+    fn on_refused(&mut self, is_fatal: bool, body: &[u8]) -> Result<Fate, End> {
+        match self.errand {
+            Errand::Settings { cleaned } if !is_fatal => {
+                self.errand = Errand::Refused { cleaned };
+                if !cleaned {
+                    return Ok(Fate::Kept);
+                }
+                // Something that the session relies on is gone: its statement fails for that.
+                self.begin_refusing();
+                Ok(Fate::Passed)
+            }
+            // The transaction has failed: the client's statement will be told so.
+            Errand::Sequences if !is_fatal && !self.is_untouched() => {
+                self.errand = Errand::None;
+                Ok(Fate::Kept)
+            }
+            _ => {
+                let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
+                Err(End::NotReady(text.unwrap_or_default()))
+            }
+        }
     }
 
     fn on_error(&mut self, sent: Option<Sent>, note: Note, body: &[u8]) -> Fate {

@@ -51,7 +51,7 @@ impl Outbox {
                 Poll::Pending => return Ok(false),
                 Poll::Ready(written) => self.held.advance(written),
             }
-            self.unflushed = true;
+            self.unflushed = stream.is_tls();
         }
         if self.held.capacity() > 0 {
             self.held = BytesMut::new();
@@ -81,7 +81,10 @@ impl Outbox {
                 Poll::Pending => break,
                 Poll::Ready(written) => bytes = bytes.get(written..).unwrap_or_default(),
             }
-            self.unflushed = true;
+            self.unflushed = stream.is_tls();
+        }
+        if bytes.is_empty() && self.is_empty() {
+            return Ok(());
         }
         self.held.extend_from_slice(bytes);
         self.flush(cx, stream).map(drop)
@@ -89,10 +92,19 @@ impl Outbox {
 }
 
 fn write_some(cx: &mut Context<'_>, stream: &mut Stream, bytes: &[u8]) -> io::Result<Poll<usize>> {
+    match stream.try_write(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        written => return none_is_an_error(written).map(Poll::Ready),
+    }
     match Pin::new(stream).poll_write(cx, bytes) {
         Poll::Pending => Ok(Poll::Pending),
-        Poll::Ready(Ok(0)) => Err(io::ErrorKind::WriteZero.into()),
-        Poll::Ready(Ok(written)) => Ok(Poll::Ready(written)),
-        Poll::Ready(Err(error)) => Err(error),
+        Poll::Ready(written) => none_is_an_error(written).map(Poll::Ready),
+    }
+}
+
+fn none_is_an_error(written: io::Result<usize>) -> io::Result<usize> {
+    match written {
+        Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+        written => written,
     }
 }

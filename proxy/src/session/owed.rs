@@ -148,6 +148,8 @@ pub(crate) struct Owed {
     /// Syncs of which nobody knows whether they were ignored: the COPY failed at an unknown place.
     doubtful_syncs: u32,
     fatal: bool,
+    /// Something of the client's went there since it has the connection.
+    touched: bool,
     undone: Vec<Attempt>,
 }
 
@@ -163,12 +165,24 @@ impl Owed {
             copy_syncs: 0,
             doubtful_syncs: 0,
             fatal: false,
+            touched: false,
             undone: Vec::new(),
         }
     }
 
+    /// Another client has the connection now.
+    pub(crate) fn begin(&mut self) {
+        self.touched = false;
+    }
+
+    /// Whether nothing that this client sent has gone there: nothing of it can have run.
+    pub(crate) fn is_untouched(&self) -> bool {
+        !self.touched
+    }
+
     /// A message goes to the server. Answers whether it can have an effect: behind an error it is thrown away.
     pub(crate) fn sent(&mut self, sent: Sent, by: By, note: Note) -> bool {
+        self.touched |= by == By::Client;
         if self.skipping && sent != Sent::Sync {
             return false;
         }
@@ -231,6 +245,15 @@ impl Owed {
             self.items.pop_front();
         }
         Ok(Reply { to, event })
+    }
+
+    /// Whether any DataRow that comes now is the client's, and means nothing beyond that.
+    pub(crate) fn passes_rows(&self) -> bool {
+        self.copy == CopyState::None
+            && self.doubtful_syncs == 0
+            && self.items.front().is_some_and(|head| {
+                head.by == By::Client && matches!(head.sent, Sent::Query | Sent::Execute)
+            })
     }
 
     fn answer(&mut self, head: Item, tag: u8) -> Option<Event> {

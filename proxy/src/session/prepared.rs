@@ -21,8 +21,8 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     owed::Attempt,
+    program::{Program, program},
     shape::{Parameters, Shape},
-    state::{Program, program},
 };
 
 /// Bytes of statements that one client may have prepared.

@@ -12,9 +12,9 @@ use bytes::{BufMut, BytesMut};
 use super::{
     owed::{Attempt, By, Note, Sent},
     prepared::{Prepared, ServerStatements, Statement},
+    program::Program,
     shape::{Parameters, Shape, varies},
     splice::Splice,
-    state::Program,
     task::{Place, Task},
 };
 use crate::pool::Server;
@@ -31,8 +31,18 @@ const FLUSH: &[u8] = b"H\0\0\0\x04";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Errand {
     None,
-    /// It is given the session's settings.
-    Settings,
+    /// It is given the session's settings. `cleaned`: it had nobody's before, so what it refuses now is the session's own.
+    Settings {
+        cleaned: bool,
+    },
+    /// It has refused them; ReadyForQuery is still to come.
+    Refused {
+        cleaned: bool,
+    },
+    /// All that sessions may have left there is thrown away.
+    Cleanup,
+    /// It is made to forget others' values of sequences.
+    Sequences,
     /// It is asked what shape this has that the next message needs: by the attempt of the client that prepared it.
     Shape(Attempt),
     /// It has said so: the next message's statement is as the client was told, or not.
@@ -44,7 +54,12 @@ pub(super) enum Errand {
 impl Errand {
     /// Whether the client has to wait.
     pub(super) fn is_under_way(self) -> bool {
-        matches!(self, Errand::Settings | Errand::Shape(_))
+        !matches!(self, Errand::None | Errand::Told { .. })
+    }
+
+    /// Whether it ends with a ReadyForQuery.
+    pub(super) fn is_query(self) -> bool {
+        self.is_under_way() && !matches!(self, Errand::Shape(_))
     }
 }
 

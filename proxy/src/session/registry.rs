@@ -197,9 +197,18 @@ impl SessionEntry {
         cancelled
     }
 
-    /// The session waits for a server.
+    /// The session waits for a server. A cancel request that came before it had one, or while that was prepared, stays.
     pub(crate) fn wait(&self) {
-        *self.place() = Place::Waiting { cancelled: false };
+        let mut place = self.place();
+        let cancelled = matches!(
+            *place,
+            Place::Waiting { cancelled: true }
+                | Place::Preparing {
+                    cancelled: true,
+                    ..
+                }
+        );
+        *place = Place::Waiting { cancelled };
     }
 
     /// The session has no server any more, and wants none.

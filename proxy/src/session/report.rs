@@ -153,11 +153,11 @@ pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
     }
 }
 
-/// A server does not take the settings that the session has.
-pub(crate) fn cannot_sync(node: &str, error: &str) -> ErrorReport {
+/// No server can be made ready for the session.
+pub(crate) fn not_ready(node: &str, error: &str) -> ErrorReport {
     ErrorReport::fatal(
         "08006",
-        format!("terminating connection: node {node} does not take the session's settings"),
+        format!("terminating connection: no server connection to node {node} can be made ready for the session"),
     )
     .with_detail(error.to_owned())
     .with_hint("Nothing of the statement has run.")

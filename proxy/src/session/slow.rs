@@ -18,10 +18,6 @@ use crate::{
 /// Bytes of a statement that are looked at.
 const TEXT_MAX: usize = 2048;
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
-}
-
 impl Task {
     /// A transaction begins, or goes on waiting for a server.
     pub(super) fn note_asked(&mut self) {
@@ -31,7 +27,7 @@ impl Task {
     /// It has a server.
     pub(super) fn note_served(&self) {
         if let Some(asked) = self.asked {
-            let waited = timing::now().saturating_duration_since(asked);
+            let waited = timing::now().micros_since(asked);
             timing::record(self.node(), Span::Wait, waited);
         }
     }
@@ -62,25 +58,25 @@ impl Task {
         };
         let (now, node) = (timing::now(), server.face.node);
         let counters = &server.face.counters;
-        let took = now.saturating_duration_since(sent);
+        let took = now.micros_since(sent);
         timing::record(node, Span::Query, took);
-        add(&counters.query_us, micros(took));
+        add(&counters.query_us, took);
         if status == Status::Idle
             && let Some(asked) = self.asked.take()
         {
-            let took = now.saturating_duration_since(asked);
+            let took = now.micros_since(asked);
             timing::record(node, Span::Transaction, took);
-            add(&counters.transaction_us, micros(took));
+            add(&counters.transaction_us, took);
         }
         let limit = self.slow_statement.get();
-        if !limit.is_zero() && took >= limit {
+        if !limit.is_zero() && Duration::from_micros(took) >= limit {
             let key = self.pool.key();
             tracing::warn!(
                 user = key.user,
                 database = key.database,
                 node = self.pool.node_name(),
                 backend = server.face.pid,
-                ms = took.as_millis(),
+                ms = took / 1000,
                 statement = without_literals(&text),
                 "slow statement"
             );

@@ -6,16 +6,17 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use tandem_routing_rules::{
-    lex::split,
-    state::{
-        Change, Discard, Doubt, Effect, Effects, Names, Pin, Pins, Settings, Status as Ready,
-        Value, difference, effects,
-    },
+use tandem_routing_rules::state::{
+    Change, Discard, Doubt, Effect, Effects, Pin, Pins, Settings, Status as Ready, Value,
+    difference, effects,
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use super::owed::{Note, Status};
+use super::{
+    owed::{Note, Status},
+    program::Program,
+    sequences::{DISCARD, Sequences},
+};
 use crate::pool::Params;
 
 /// Marks of a transaction that are kept before they are played to the model after all.
@@ -55,50 +56,13 @@ impl fmt::Display for Hold {
     }
 }
 
-/// What the statements of one text do, where they do anything; in order.
-pub(super) type Program = Arc<[Effects]>;
-
-/// What the statements of a text do to the session. None: nothing.
-pub(super) fn program(text: &[u8]) -> Option<Program> {
-    let mut all = Vec::new();
-    let mut any = false;
-    // Most texts are one statement, for which there is nothing to split.
-    if let Some(statement) = only_statement(text) {
-        let one = effects(statement, true);
-        return (one != Effects::default()).then(|| [one].into());
-    }
-    for statement in split(text, true) {
-        let one = match statement {
-            Ok(statement) => effects(statement.text, true),
-            // Nothing of it will run.
-            Err(_) => return None,
-        };
-        any |= one != Effects::default();
-        all.push(one);
-    }
-    any.then(|| all.into())
-}
-
-/// The statement of a text that surely has no second one.
-fn only_statement(text: &[u8]) -> Option<&[u8]> {
-    let trimmed = text.trim_ascii_end();
-    let statement = trimmed.strip_suffix(b";").unwrap_or(trimmed);
-    (!statement.contains(&b';')).then_some(statement)
-}
-
-/// The protocol-level statement that a text deallocates, if that is all it does.
-pub(super) fn deallocated(program: Option<&Program>) -> Option<&[u8]> {
-    match program.map(|program| &**program) {
-        Some(
-            [
-                Effects {
-                    effect: Effect::Deallocate(Names::One(name)),
-                    ..
-                },
-            ],
-        ) => Some(name),
-        _ => None,
-    }
+/// Whether a statement may run a query or a function, and so advance a sequence.
+fn runs(one: &Effects) -> bool {
+    let is_query = matches!(
+        one.effect,
+        Effect::None | Effect::Execute(_) | Effect::Declare { .. }
+    );
+    is_query && one.changes.is_empty()
 }
 
 /// What has happened in a transaction, as far as the model must know if it has to know anything.
@@ -128,6 +92,8 @@ pub(super) struct State {
     session: u32,
     /// How often its settings have changed.
     changes: u64,
+    /// It has run something on its server, which may have given it values of sequences.
+    ran: bool,
     /// Marks go to the model at once.
     live: bool,
     trail: Vec<Mark>,
@@ -147,6 +113,8 @@ pub(crate) struct ServerSettings {
     version: u64,
     /// The session that may have changed more than is known; 0: none.
     touched_by: u32,
+    /// Whose values of sequences it may hold.
+    sequences: Sequences,
 }
 
 /// What sessions with the same startup parameters begin with.
@@ -230,6 +198,7 @@ impl ServerSettings {
             login,
             version: 0,
             touched_by: 0,
+            sequences: Sequences::Forgotten,
         }
     }
 
@@ -243,6 +212,14 @@ impl ServerSettings {
 }
 
 impl ServerSettings {
+    /// All that sessions have left there is thrown away.
+    pub(super) fn cleaned(&mut self) {
+        self.now = self.login.clone();
+        self.touched_by = 0;
+        self.version = 0;
+        self.sequences = Sequences::Forgotten;
+    }
+
     /// A ParameterStatus that comes of our own setting.
     pub(super) fn confirmed(&mut self, name: &[u8], value: &[u8]) {
         self.now.reported(name, value);
@@ -251,7 +228,8 @@ impl ServerSettings {
 }
 
 /// What throws away all that a session may have left behind, but for prepared statements.
-const CLEANUP: &[u8] = b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
+pub(super) const CLEANUP: &[u8] =
+    b"CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD SEQUENCES; DISCARD TEMP";
 
 impl State {
@@ -262,6 +240,7 @@ impl State {
             version: profile.version,
             session,
             changes: 0,
+            ran: false,
             live: false,
             trail: Vec::new(),
             pending: VecDeque::new(),
@@ -281,6 +260,16 @@ impl State {
     /// From now on it keeps its server.
     pub(super) fn keep(&mut self, hold: Hold) {
         self.hold.get_or_insert(hold);
+    }
+
+    /// The session's server has forgotten all values of sequences.
+    pub(super) fn forgotten(&self, server: &mut ServerSettings) {
+        server.sequences = Sequences::Of(self.session);
+    }
+
+    /// Whether the server may hold others' values of sequences, and surely none of the session's own.
+    pub(super) fn must_forget(&self, server: &ServerSettings) -> bool {
+        !self.ran && server.sequences.are_foreign_to(self.session)
     }
 
     /// A text in the old way of writing strings, or in such an encoding, could be read wrongly.
@@ -307,17 +296,24 @@ impl State {
         }
     }
 
-    /// The statements that put a server's settings right for this session, if it needs any. The server is taken to have them.
-    pub(super) fn sync(&self, server: &mut ServerSettings) -> Option<Vec<u8>> {
+    /// The statements that put a server right for this session, if it needs any. The server is taken to have run them.
+    /// `sequences`: it must not hold others' values of sequences.
+    pub(super) fn sync(&mut self, server: &mut ServerSettings, sequences: bool) -> Option<Vec<u8>> {
+        self.ran = false;
         let touched = server.touched_by != 0 && server.touched_by != self.session;
-        if !touched && server.version == self.version {
+        let foreign = sequences && server.sequences.are_foreign_to(self.session);
+        server.sequences = server.sequences.and(self.session);
+        if !touched && !foreign && server.version == self.version {
             return None;
         }
         let mut statements = Vec::new();
         if touched {
             statements.push(CLEANUP.to_vec());
-            server.now = server.login.clone();
-            server.touched_by = 0;
+            server.cleaned();
+            self.forgotten(server);
+        } else if foreign {
+            statements.push(DISCARD.to_vec());
+            self.forgotten(server);
         }
         for statement in difference(&server.now, &self.settings) {
             server.now.apply(&effects(&statement, true));
@@ -332,9 +328,11 @@ impl State {
     /// that its answers must carry.
     pub(super) fn sent(&mut self, program: Option<&Program>, server: &mut ServerSettings) -> Note {
         let Some(program) = program else {
+            self.ran = true;
             return 0;
         };
         for one in program.iter() {
+            self.ran |= runs(one);
             self.pins = self.pins.with(one.pins);
             let lasting = one.pins.iter().find(|pin| !pin.ends_with_transaction());
             if let Some(pin) = lasting {
@@ -362,6 +360,7 @@ impl State {
     /// Something goes to the server that may do anything.
     pub(super) fn touch(&mut self, server: &mut ServerSettings) {
         server.touched_by = self.session;
+        self.ran = true;
         // No DISCARD ALL that was sent before speaks for it.
         self.notes += 1;
     }
@@ -408,6 +407,9 @@ impl State {
                 self.hold = lasting.map(Hold::Pin);
             }
             _ => {}
+        }
+        if let Effect::Discard(Discard::All | Discard::Sequences) = one.effect {
+            self.forgotten(server);
         }
         let changes = !one.changes.is_empty() || matches!(one.effect, Effect::Discard(_));
         if changes {

@@ -9,19 +9,19 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Instant,
 };
 
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::{Buf, BytesMut};
 use tandem_wire::{ErrorReport, FrameError, Scanner, Sender, Stream, encode};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::{io::AsyncWrite, task::coop::has_budget_remaining};
 
 use super::{
     Shared,
     end::{Boundary, End},
+    input::{Input, READ_MAX, keep, read_some},
     outbox::Outbox,
     owed::{Attempt, Status},
     prepared::{ClientStatements, Interner},
@@ -36,10 +36,9 @@ use crate::{
     config::PoolMode,
     node::CountedSession,
     pool::{Pool, Server, Wait, WaitError, add},
+    timing::Moment,
 };
 
-/// Bytes asked for in one read.
-const READ_MAX: usize = 16 * 1024;
 /// Messages up to this size are forwarded whole; larger ones are streamed.
 const WHOLE_MAX: usize = 64 * 1024;
 /// The same for statements and descriptions, which are looked into.
@@ -48,13 +47,13 @@ const WHOLE_STATEMENT_MAX: usize = 1024 * 1024;
 thread_local! {
     /// Taken only inside of one poll of one task, never across an await.
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch {
-        input: BytesMut::with_capacity(WHOLE_MAX),
+        input: Input::default(),
         output: BytesMut::with_capacity(WHOLE_MAX),
     });
 }
 
 struct Scratch {
-    input: BytesMut,
+    input: Input,
     output: BytesMut,
 }
 
@@ -116,7 +115,9 @@ pub(crate) struct Task {
     pub(super) state: State,
     /// What the proxy does with the server: nothing of the client's goes there before.
     pub(super) errand: Errand,
-    /// What others see of why it keeps its server.
+    /// How many servers in a row broke before they were ready that nobody had used before.
+    pub(super) broken: u8,
+    /// What others see of why it keeps its server; none while it has none.
     pub(super) shown_hold: Option<Hold>,
     /// What is bound.
     pub(super) portals: Portals,
@@ -128,9 +129,9 @@ pub(crate) struct Task {
     pub(super) dropping_down: bool,
     pub(super) mode: PoolMode,
     /// When the transaction began, while one is under way.
-    pub(super) asked: Option<Instant>,
+    pub(super) asked: Option<Moment>,
     /// Since when the server has something to do.
-    pub(super) sent: Option<Instant>,
+    pub(super) sent: Option<Moment>,
     /// Statements that take as long are logged; zero: none.
     pub(super) slow_statement: Bound,
     /// The beginning of the statement that the server works on, while slow ones are logged.
@@ -141,7 +142,7 @@ pub(crate) struct Task {
     /// Numbers the attempts of this session to prepare something; the session's number is in the upper half.
     attempts: Attempt,
     waker: Option<Waker>,
-    /// Sockets that had nothing to read in this poll. Their next byte wakes the task: no need to ask them again in it.
+    /// Sockets of which the last read found nothing. Their next event wakes the task: no need to ask them before it.
     pub(super) dry: Dry,
     published: Activity,
 }
@@ -194,6 +195,7 @@ impl Task {
                 (begin.mode == PoolMode::Session).then_some(Hold::Mode),
             ),
             errand: Errand::None,
+            broken: 0,
             shown_hold: None,
             portals: Portals::default(),
             application_name: begin.application_name,
@@ -225,17 +227,25 @@ impl Task {
     fn poll(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Poll<End> {
         // Registering takes a lock, and the waker of a task does not change: once is enough.
         let known = self.waker.as_ref();
-        if !known.is_some_and(|known| known.will_wake(cx.waker())) {
+        if known.is_some_and(|known| known.will_wake(cx.waker())) {
+            self.dry.client &= !self.client.has_news();
+            self.dry.server &=
+                matches!(&self.place, Place::Server(server) if !server.stream.has_news());
+        } else {
             self.registered.entry().register(cx.waker());
             self.waker = Some(cx.waker().clone());
+            self.dry = Dry::default();
         }
-        self.dry = Dry::default();
         loop {
             match self.turn(cx, shared) {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(end) => return Poll::Ready(end),
             }
+        }
+        if !has_budget_remaining() {
+            // Others have their turn. A read that was put off for that is not registered to hear of the next byte.
+            self.dry = Dry::default();
         }
         let activity = self.activity();
         if activity != self.published {
@@ -270,7 +280,14 @@ impl Task {
                 let polled = wait.poll(cx);
                 self.wait_goes_on(polled, cx, shared)
             }
-            Place::Server(_) => self.read_server(cx),
+            Place::Server(_) => match self.read_server(cx) {
+                // The client need not know: nothing of its was there.
+                Err(end) if self.is_untouched() && end.is_of_server() => {
+                    self.replace_server(end, cx, shared)?;
+                    Ok(true)
+                }
+                read => read,
+            },
         }
     }
 
@@ -318,9 +335,8 @@ impl Task {
             let Place::Server(server) = &mut self.place else {
                 return Ok(false);
             };
-            input.clear();
-            input.extend_from_slice(&server.received);
-            let read = match read_some(cx, &mut server.stream, input) {
+            input.begin(&server.received);
+            let read = match input.read(cx, &mut server.stream) {
                 Poll::Pending => {
                     self.dry.server = true;
                     return Ok(false);
@@ -332,8 +348,8 @@ impl Task {
                 Err(error) => return Err(self.server_gone(Some(error))),
                 Ok(more) => add(&server.face.counters.sent, more as u64),
             }
+            let input = input.bytes();
             let mut splice = Splice::new(output);
-            let settings = self.errand == Errand::Settings;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
             self.write_client(cx, splice.bytes(input))?;
             if let Some(end) = end {
@@ -342,9 +358,7 @@ impl Task {
             if let Place::Server(server) = &mut self.place {
                 keep(&mut server.received, input, taken);
             }
-            if settings && self.errand == Errand::None {
-                self.synced();
-            }
+            self.go_on_readying(cx);
             // What the server was made ready for comes first.
             if !self.stalled {
                 self.release_if_done();
@@ -406,39 +420,32 @@ impl Task {
         if self.goodbye != Goodbye::No && !self.stalled {
             return self.leave(cx);
         }
-        let next = self.read_client(cx)?;
-        match next {
-            Next::Blocked => Ok(false),
-            Next::Moved => Ok(true),
-            Next::NeedServer => {
-                self.seek(cx, shared)?;
-                Ok(true)
-            }
-        }
+        self.read_client(cx, shared)
     }
 
-    fn read_client(&mut self, cx: &mut Context<'_>) -> Result<Next, End> {
+    fn read_client(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
         if self.dry.client && !self.stalled {
-            return Ok(Next::Blocked);
+            return Ok(false);
         }
         SCRATCH.with_borrow_mut(|Scratch { input, output }| {
             // A large message is collected where it is; anything else in the thread's buffer.
             let large = self.from_client.len() > READ_MAX;
             let mut own = BytesMut::new();
-            let buffer = if large {
+            if large {
                 own = std::mem::take(&mut self.from_client);
-                &mut own
             } else {
-                input.clear();
-                input.extend_from_slice(&self.from_client);
-                &mut *input
-            };
+                input.begin(&self.from_client);
+            }
             if !std::mem::take(&mut self.stalled) {
-                match read_some(cx, &mut self.client, buffer) {
+                let read = match large {
+                    true => read_some(cx, &mut self.client, &mut own),
+                    false => input.read(cx, &mut self.client),
+                };
+                match read {
                     Poll::Ready(Ok(0)) => {
                         self.goodbye = Goodbye::Said;
                         self.from_client = BytesMut::new();
-                        return Ok(Next::Moved);
+                        return Ok(true);
                     }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(error)) => return Err(End::ClientLost(error)),
@@ -447,43 +454,50 @@ impl Task {
                         if large {
                             self.from_client = own;
                         }
-                        return Ok(Next::Blocked);
+                        return Ok(false);
                     }
                 }
             }
-            let mut splice = Splice::new(output);
-            let before = self.in_flight();
-            let (taken, stop) = self.on_client_bytes(buffer, &mut splice);
-            if !before && self.in_flight() {
-                self.note_sent();
-            }
-            self.write_server(cx, splice.bytes(buffer));
+            let buffer = if large { &own } else { input.bytes() };
+            let mut taken = 0;
+            let stop = loop {
+                let rest = buffer.get(taken..).unwrap_or_default();
+                let mut splice = Splice::new(output);
+                let before = self.in_flight();
+                let (more, stop) = self.on_client_bytes(rest, &mut splice);
+                if !before && self.in_flight() {
+                    self.note_sent();
+                }
+                self.write_server(cx, splice.bytes(rest));
+                taken += more;
+                if !matches!(stop, Some(StopAt::NeedServer)) {
+                    break stop;
+                }
+                self.seek(cx, shared)?;
+                // Most get one at once, which is ready for them: what they have sent need not be kept.
+                if !matches!(self.place, Place::Server(_)) || self.errand.is_under_way() {
+                    break stop;
+                }
+            };
             if large {
                 own.advance(taken);
                 if !own.is_empty() {
                     self.from_client = own;
                 }
             } else {
-                keep(&mut self.from_client, input, taken);
+                keep(&mut self.from_client, buffer, taken);
             }
             match stop {
-                None => Ok(Next::Moved),
-                Some(StopAt::NeedServer) => {
-                    self.stalled = true;
-                    Ok(Next::NeedServer)
-                }
-                Some(StopAt::Errand) => {
-                    self.stalled = true;
-                    Ok(Next::Moved)
-                }
+                None => {}
+                Some(StopAt::NeedServer | StopAt::Errand) => self.stalled = true,
                 Some(StopAt::Goodbye) => {
                     self.goodbye = Goodbye::Said;
                     self.from_client = BytesMut::new();
-                    Ok(Next::Moved)
                 }
-                Some(StopAt::Violation(what)) => Err(End::ClientViolation(what)),
-                Some(StopAt::TooMuchPrepared) => Err(End::TooMuchPrepared),
+                Some(StopAt::Violation(what)) => return Err(End::ClientViolation(what)),
+                Some(StopAt::TooMuchPrepared) => return Err(End::TooMuchPrepared),
             }
+            Ok(true)
         })
     }
 
@@ -524,8 +538,13 @@ impl Task {
 
     /// Answers the message that waits for a server with an error.
     pub(super) fn refuse(&mut self, report: &ErrorReport) {
-        self.asked = None;
         encode::backend::error(self.to_client.buffer(), report);
+        self.begin_refusing();
+    }
+
+    /// The message that waits for a server is answered with an error.
+    pub(super) fn begin_refusing(&mut self) {
+        self.asked = None;
         self.refusing = match self.from_client.first() {
             Some(b'Q' | b'F') => Refusing::One,
             _ => Refusing::ToSync,
@@ -612,13 +631,6 @@ impl Task {
     }
 }
 
-/// What came of a read.
-enum Next {
-    Blocked,
-    Moved,
-    NeedServer,
-}
-
 /// Why the client's messages were not all taken.
 #[derive(Debug)]
 pub(super) enum StopAt {
@@ -638,28 +650,4 @@ pub(super) enum StopAt {
 fn spend(server: &mut Server) {
     server.spent = true;
     server.unsent.take();
-}
-
-/// Keeps what was not taken of `input`.
-fn keep(held: &mut BytesMut, input: &[u8], taken: usize) {
-    let rest = input.get(taken..).unwrap_or_default();
-    if rest.is_empty() {
-        if held.capacity() > 0 {
-            *held = BytesMut::new();
-        }
-    } else {
-        held.clear();
-        held.extend_from_slice(rest);
-    }
-}
-
-/// Reads once, behind what is there.
-fn read_some(
-    cx: &mut Context<'_>,
-    stream: &mut Stream,
-    buffer: &mut BytesMut,
-) -> Poll<std::io::Result<usize>> {
-    buffer.reserve(READ_MAX);
-    let mut limited = buffer.limit(READ_MAX);
-    pin!(stream.read_buf(&mut limited)).poll(cx)
 }

@@ -1,3 +1,5 @@
+mod forgetting;
+mod replaced;
 mod shapes;
 
 use std::{fs, pin::pin, time::Duration};
@@ -25,7 +27,7 @@ use crate::{
     health::ProbeSettings,
     limits::Limits,
     node,
-    pool::{Key, Pool, Server, release},
+    pool::{Key, Pool, Server, Turn, release},
 };
 
 const READY: &[u8] = b"Z\0\0\0\x05I";
@@ -53,6 +55,10 @@ fn frame(tag: u8, body: &[u8]) -> Vec<u8> {
     bytes.extend(i32::try_from(body.len() + 4).expect("small").to_be_bytes());
     bytes.extend(body);
     bytes
+}
+
+fn query(text: &[u8]) -> Vec<u8> {
+    frame(b'Q', &[text, b"\0"].concat())
 }
 
 /// A daemon's shared things, without a daemon and without a node.
@@ -208,6 +214,32 @@ impl Bench {
         let mut got = vec![0; bytes.len()];
         self.client.read_exact(&mut got).await.expect("it arrives");
         assert!(got == bytes, "{}", got.escape_ascii());
+    }
+
+    async fn client_sends(&mut self, bytes: &[u8]) {
+        self.client.write_all(bytes).await.expect("sent");
+        assert!(self.run().await.is_none());
+    }
+
+    async fn server_answers(&mut self, bytes: &[u8]) {
+        self.server.write_all(bytes).await.expect("sent");
+        assert!(self.run().await.is_none());
+    }
+
+    fn assert_server_got(&self, expected: &[u8]) {
+        let mut got = vec![0; 1 << 16];
+        let count = self.server.try_read(&mut got).unwrap_or(0);
+        got.truncate(count);
+        assert!(got == expected, "{}", got.escape_ascii());
+    }
+
+    fn assert_heard(&self, expected: &[u8]) {
+        let heard = self.heard();
+        assert!(heard == expected, "{}", heard.escape_ascii());
+    }
+
+    fn idle(&self) -> usize {
+        self.shared.pools.figures().pools[0].servers_idle
     }
 
     /// What the client has got and not read yet.

@@ -88,8 +88,10 @@ struct Inner {
     /// The end of what is safe on disk.
     synced: Lsn,
     window: Window,
-    /// Up to where the source is known to have written nothing else.
+    /// Up to where the source is known to have written nothing else than what was read, now or before it was opened anew.
     tail: Lsn,
+    /// Up to where the present writer has come: what went through memory only, before it began, is not in the files yet.
+    read: Lsn,
     /// Why entries go through memory only.
     problem: Option<String>,
     /// What happened to the journal before this one.
@@ -164,6 +166,7 @@ impl Journal {
                 synced: Lsn(0),
                 window: Window::default(),
                 tail: Lsn(0),
+                read: Lsn(0),
                 problem: None,
                 lost: None,
                 carried: BTreeMap::new(),
@@ -281,6 +284,7 @@ impl Journal {
         }
         let mut inner = self.lock();
         inner.writer += 1;
+        inner.read = store.end;
         Ok(Opened {
             id: store.identity.id,
             end: store.end,
@@ -302,7 +306,7 @@ impl Journal {
         tail: Lsn,
     ) -> Result<(), JournalError> {
         // Most reads bring a part of a transaction: nobody is woken for that.
-        if entries.is_empty() && tail <= self.tail() {
+        if entries.is_empty() && tail <= self.lock().read {
             return Ok(());
         }
         let mut store = self.files().await;
@@ -328,10 +332,11 @@ impl Journal {
         };
         inner.take_over(store);
         for entry in entries {
-            inner.tail = inner.tail.max(entry.position().lsn);
+            inner.read = inner.read.max(entry.position().lsn);
             inner.window.push(entry);
         }
-        inner.tail = inner.tail.max(tail);
+        inner.read = inner.read.max(tail);
+        inner.tail = inner.tail.max(inner.read);
         let written = inner.written;
         inner.window.shrink(WINDOW_BYTES, written);
         drop(inner);
@@ -401,7 +406,17 @@ impl Journal {
         .await
     }
 
-    /// Notes on disk that the source has written nothing else up to `lsn`, so that the slot may be confirmed up to there.
+    /// Notes on disk that the source has written nothing else than what the files have up to where its stream has been read,
+    /// so that the slot may be confirmed up to there.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub(crate) async fn note_read(self: &Arc<Self>) -> Result<(), JournalError> {
+        let read = self.lock().read;
+        self.note(read).await
+    }
+
+    /// Notes on disk that nobody needs from the source what is not in the files, up to `lsn`.
     ///
     /// # Errors
     /// It is not open.

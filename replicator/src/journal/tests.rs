@@ -285,6 +285,36 @@ async fn at_the_bound_those_who_keep_up_go_on_and_the_others_get_everything_late
 }
 
 #[tokio::test]
+async fn what_went_past_the_files_is_not_noted_as_nothing_while_it_comes_again() {
+    let mut bench = Bench::new(1000).await;
+    let mut slow = Cursor::new(3, Lsn(0), true);
+    for end in 200..300 {
+        bench.append([end]).await;
+        let trimmed = bench.journal.trim(Lsn(200), Lsn(end), true).await;
+        assert!(!trimmed.expect("open"), "{end}");
+    }
+    let end = bench.journal.lock().complete.0;
+    assert!(end < 299 && bench.journal.tail() == Lsn(299));
+    let mut seen = Vec::new();
+    while seen.last() < Some(&end) {
+        seen.extend(bench.read(&mut slow, 200).await);
+    }
+    assert_eq!(seen.last(), Some(&end));
+    assert!(bench.trim(end).await, "there is room again");
+    assert_eq!(bench.open(200, &[(3, 200)]).await.end, Lsn(end));
+    // Before the stream has brought anything of it, and when it has brought a little.
+    bench.journal.note_read().await.expect("open");
+    bench.append([end + 1, end + 2]).await;
+    bench.journal.note_read().await.expect("open");
+    bench.append([end + 3]).await;
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        seen.extend(bench.read(&mut slow, end).await);
+    }
+    assert_eq!(seen, [end + 1, end + 2, end + 3]);
+}
+
+#[tokio::test]
 async fn where_all_keep_up_a_full_disk_holds_nothing_back() {
     let mut bench = Bench::new(1000).await;
     let mut reader = cursor(0);

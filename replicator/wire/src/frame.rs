@@ -90,6 +90,7 @@ impl Header {
 ///
 /// Tags and limits follow `SocketBackend` in PostgreSQL's postgres.c for clients and `pqParseInput3` in libpq for
 /// servers. Messages of a fixed size allow just that size.
+#[inline]
 pub fn limit(tag: u8, from: Sender) -> Option<u32> {
     match from {
         Sender::Client => match tag {
@@ -118,6 +119,7 @@ pub fn limit(tag: u8, from: Sender) -> Option<u32> {
 ///
 /// # Errors
 /// [`FrameError`] for an unknown tag and for a length below 4 or above the limit of the tag.
+#[inline]
 pub fn peek(buf: &[u8], from: Sender) -> Result<Option<Header>, FrameError> {
     let Some((&tag, rest)) = buf.split_first() else {
         return Ok(None);
@@ -135,6 +137,23 @@ pub fn peek(buf: &[u8], from: Sender) -> Result<Option<Header>, FrameError> {
             limit,
             from,
         }),
+    }
+}
+
+/// How many bytes at the start of `buf` are whole messages of this one type, one behind the other. A message that is not
+/// whole, or whose length is not allowed, ends them.
+#[inline]
+pub fn run_len(buf: &[u8], tag: u8, from: Sender) -> usize {
+    let mut end = 0;
+    loop {
+        let rest = buf.get(end..).unwrap_or_default();
+        if rest.first() != Some(&tag) {
+            return end;
+        }
+        match peek(rest, from) {
+            Ok(Some(header)) if rest.len() >= header.frame_len() => end += header.frame_len(),
+            _ => return end,
+        }
     }
 }
 
@@ -172,6 +191,7 @@ impl Scanner {
     ///
     /// # Errors
     /// As [`peek`].
+    #[inline]
     pub fn next(&mut self, buf: &[u8]) -> Result<Scan, FrameError> {
         if self.streamed > 0 {
             let taken = self.streamed.min(buf.len());
@@ -256,6 +276,24 @@ mod tests {
         assert_eq!(peek(b"Q\0\0\0", Sender::Client), Ok(None));
         let text = peek(b"\x16", Sender::Server).unwrap_err().to_string();
         assert_eq!(text, "unknown message type \\x16 from the server");
+    }
+
+    #[test]
+    fn a_run_ends_before_what_is_of_another_type_not_whole_or_not_allowed() {
+        let row = b"D\0\0\0\x06\0\0";
+        let run = |bytes: &[u8]| run_len(bytes, b'D', Sender::Server);
+        assert_eq!((run(b""), run(b"Z\0\0\0\x05I")), (0, 0));
+        let rows = [&row[..], row].concat();
+        assert_eq!(run(&rows), 14);
+        for behind in [
+            &b"Z\0\0\0\x05I"[..],
+            b"D",
+            b"D\0\0\0\x06\0",
+            b"D\0\0\0\x03",
+            b"D\xff\xff\xff\xff",
+        ] {
+            assert_eq!(run(&[&rows, behind].concat()), 14, "{behind:?}");
+        }
     }
 
     #[test]

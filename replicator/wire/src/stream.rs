@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected stream. TLS runs over TCP only, as in PostgreSQL.
@@ -67,6 +67,38 @@ impl Stream {
                 |tcp| tcp.peer_addr().map(|addr| addr.to_string()),
             )
             .unwrap_or_else(|_| "unknown".to_owned())
+    }
+
+    /// Whether a read may find more than the last one, which found nothing: bytes, the end, or an error. Neither a system
+    /// call nor a lock. While it is false, whoever polled that read is still registered to be woken by the next event, if
+    /// the read was not held up by tokio's budget for its task.
+    pub fn has_news(&self) -> bool {
+        let mut news = false;
+        let mut note = || {
+            news = true;
+            Ok(())
+        };
+        // It calls what it is given only if there was an event since.
+        let _ = match self {
+            Self::Unix(unix) => unix.try_io(Interest::READABLE, note),
+            Self::Tcp(tcp) => tcp.try_io(Interest::READABLE, note),
+            // There may be something behind the TLS.
+            Self::ClientTls(_) | Self::ServerTls(_) => note(),
+        };
+        news
+    }
+
+    /// Writes what the system takes now, at the cost of the system call alone. Through TLS it does not try, and says that it
+    /// would have to wait.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is taken: poll a write then, to be woken. Else what the system says.
+    pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(unix) => unix.try_write(bytes),
+            Self::Tcp(tcp) => tcp.try_write(bytes),
+            Self::ClientTls(_) | Self::ServerTls(_) => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
     /// Whether bytes wait in the system that nobody has read. A system call.
@@ -185,7 +217,7 @@ pub(crate) async fn takes_early_byte(tcp: &mut TcpStream) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
@@ -207,6 +239,34 @@ mod tests {
         server.readable().await.unwrap();
         assert!(takes_early_byte(&mut server).await.unwrap());
         assert!(!takes_early_byte(&mut server).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn there_is_news_once_something_has_come_and_none_once_it_is_read() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (mut near, mut far) = (Stream::Unix(near), Stream::Unix(far));
+        let mut buffer = [0; 8];
+        for _ in 0..3 {
+            let nothing = std::future::poll_fn(|cx| {
+                let mut buffer = ReadBuf::new(&mut buffer);
+                Poll::Ready(Pin::new(&mut near).poll_read(cx, &mut buffer).is_pending())
+            });
+            assert!(nothing.await && !near.has_news());
+            far.write_all(b"x").await.unwrap();
+            std::future::poll_fn(|cx| match near.has_news() {
+                true => Poll::Ready(()),
+                false => {
+                    // The reactor gets its turn.
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+            })
+            .await;
+            assert_eq!(near.read(&mut buffer).await.unwrap(), 1);
+        }
+        drop(far);
+        assert_eq!(near.read(&mut buffer).await.unwrap(), 0);
+        assert!(near.has_news());
     }
 
     #[tokio::test]

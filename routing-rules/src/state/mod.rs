@@ -1,6 +1,6 @@
 //! What a statement does to the session, and what a session's settings are after it.
 //!
-//! [`effects`] reads the tokens of one statement. [`Settings`] is the model of a session's settings: statements are applied
+//! [`effects`] reads the tokens of one statement; of most texts [`is_plain`] knows before that they do nothing. [`Settings`] is the model of a session's settings: statements are applied
 //! to it as they succeed, and it follows transactions and savepoints as the server does. [`difference`] says what to send
 //! to a server connection so that it has the settings that a session wants.
 
@@ -10,6 +10,7 @@ mod effect;
 mod functions;
 mod parse;
 mod pin;
+mod plain;
 mod set;
 mod settings;
 
@@ -25,4 +26,5 @@ pub use effect::{
 pub use functions::HARMLESS_FUNCTIONS;
 pub use parse::effects;
 pub use pin::{Pin, Pins};
+pub use plain::is_plain;
 pub use settings::{Disagreement, Settings, Status, Value};

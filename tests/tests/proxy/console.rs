@@ -27,8 +27,7 @@ pub(crate) async fn with_console(builder: ClusterBuilder) -> Cluster {
             "[admin]\nusers = [\"ops\"]\nreaders = [\"monitor\"]\n",
         )
     });
-    cluster.daemon.start().await;
-    cluster.converge(Duration::from_secs(60)).await;
+    cluster.begin().await;
     cluster
 }
 
@@ -363,7 +362,7 @@ async fn shutdown_is_answered_and_ends_the_daemon() {
 }
 
 /// The rows of a SHOW whose line has all of these texts in it.
-async fn lines_with(client: &Client, sql: &str, texts: &[&str]) -> Vec<String> {
+pub(crate) async fn lines_with(client: &Client, sql: &str, texts: &[&str]) -> Vec<String> {
     let lines = shown(client, sql).await.into_iter();
     lines
         .filter(|line| texts.iter().all(|text| line.contains(text)))

@@ -45,7 +45,8 @@ async fn a_reload_under_load_is_no_error_and_a_smaller_pool_comes_down_to_its_si
     let load = async {
         let (reads, writes) = tokio::join!(
             pgbench(&cluster, "4", &["-S"]).run(LIMIT),
-            pgbench(&cluster, "4", &["-M", "prepared"]).run(LIMIT)
+            // With one thread, who prepares a statement would keep those waiting whose servers it waits for.
+            pgbench(&cluster, "4", &["-M", "prepared", "-j", "4"]).run(LIMIT)
         );
         assert_faultless(&reads.expect_success());
         assert_faultless(&writes.expect_success());

@@ -1,6 +1,7 @@
 use tandem_routing_rules::state::Pin;
 
 use super::*;
+use crate::session::program::program;
 
 /// A session and the server that it has.
 struct Bench {
@@ -77,4 +78,36 @@ fn a_pin_that_comes_behind_its_release_stays() {
     let note = bench.sent("UNLISTEN *");
     bench.succeeded(&[note]);
     assert_eq!(bench.state.hold(), None);
+}
+
+#[test]
+fn a_session_has_no_values_of_sequences_before_it_has_run_anything() {
+    for (text, forgets) in [
+        ("BEGIN", true),
+        ("BEGIN; SET LOCAL work_mem = '1MB'", true),
+        ("LISTEN x", true),
+        ("SELECT 1", false),
+        ("INSERT INTO t DEFAULT VALUES", false),
+        ("BEGIN; CALL p()", false),
+        ("EXECUTE p", false),
+    ] {
+        let mut bench = Bench::new();
+        let mut another = State::new(Profile::new(&[], &[]), 2, None);
+        another.sync(&mut bench.server, false);
+        bench.state.sync(&mut bench.server, false);
+        assert!(bench.state.must_forget(&bench.server));
+        bench.sent(text);
+        assert_eq!(bench.state.must_forget(&bench.server), forgets, "{text}");
+    }
+}
+
+#[test]
+fn a_server_forgets_values_of_sequences_only_when_it_changes_hands() {
+    let mut bench = Bench::new();
+    let mut another = State::new(Profile::new(&[], &[]), 2, None);
+    let discard = Some(b"DISCARD SEQUENCES".to_vec());
+    assert_eq!(bench.state.sync(&mut bench.server, true), None);
+    assert_eq!(another.sync(&mut bench.server, true), discard);
+    assert_eq!(another.sync(&mut bench.server, true), None);
+    assert_eq!(bench.state.sync(&mut bench.server, true), discard);
 }

@@ -136,6 +136,21 @@ async fn a_server_that_has_the_statement_as_it_was_told_is_asked_nothing() {
 }
 
 #[tokio::test]
+async fn a_server_that_breaks_while_it_is_asked_is_replaced_and_the_client_never_hears_of_it() {
+    let mut bench = Bench::new(PoolMode::Transaction);
+    bench.prepare().await;
+    bench.another_server();
+    bench.client_sends(&run("a")).await;
+    bench.is_asked();
+    bench.another_server();
+    assert!(bench.run().await.is_none());
+    bench.is_asked();
+    bench.is_heard_as(&[&answer(2, INT4)], &[]).await;
+    bench.server_has(&[&run("tandem_s1")]);
+    bench.is_heard_as(&[&done()], &[&done()]).await;
+}
+
+#[tokio::test]
 async fn another_server_is_asked_once_and_the_clients_message_waits() {
     let mut bench = Bench::new(PoolMode::Transaction);
     bench.prepare().await;

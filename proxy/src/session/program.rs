@@ -1,0 +1,159 @@
+//! Owns what a text does to the session, as far as it is known without a server; and what was found out of texts that come
+//! again and again.
+
+use std::{cell::RefCell, sync::Arc};
+
+use tandem_routing_rules::{
+    lex::split,
+    state::{Effect, Effects, Names, effects, is_plain},
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Texts that a worker remembers at most, a power of two.
+const PLACES: usize = 128;
+/// Bytes of a text that is remembered.
+const TEXT_MAX: usize = 1024;
+
+/// What the statements of one text do, where they do anything; in order.
+pub(super) type Program = Arc<[Effects]>;
+
+/// What the statements of a text do to the session. None: nothing.
+pub(super) fn program(text: &[u8]) -> Option<Program> {
+    if is_plain(text) {
+        return None;
+    }
+    if text.len() > TEXT_MAX {
+        return read(text);
+    }
+    let hash = xxh3_64(text);
+    KNOWN.with_borrow_mut(|known| known.get(hash, text))
+}
+
+fn read(text: &[u8]) -> Option<Program> {
+    let mut all = Vec::new();
+    let mut any = false;
+    // Most texts are one statement, for which there is nothing to split.
+    if let Some(statement) = only_statement(text) {
+        let one = effects(statement, true);
+        return (one != Effects::default()).then(|| [one].into());
+    }
+    for statement in split(text, true) {
+        let one = match statement {
+            Ok(statement) => effects(statement.text, true),
+            // Nothing of it will run.
+            Err(_) => return None,
+        };
+        any |= one != Effects::default();
+        all.push(one);
+    }
+    any.then(|| all.into())
+}
+
+/// The statement of a text that surely has no second one.
+fn only_statement(text: &[u8]) -> Option<&[u8]> {
+    let trimmed = text.trim_ascii_end();
+    let statement = trimmed.strip_suffix(b";").unwrap_or(trimmed);
+    (!statement.contains(&b';')).then_some(statement)
+}
+
+/// The protocol-level statement that a text deallocates, if that is all it does.
+pub(super) fn deallocated(program: Option<&Program>) -> Option<&[u8]> {
+    match program.map(|program| &**program) {
+        Some(
+            [
+                Effects {
+                    effect: Effect::Deallocate(Names::One(name)),
+                    ..
+                },
+            ],
+        ) => Some(name),
+        _ => None,
+    }
+}
+
+thread_local! {
+    static KNOWN: RefCell<Known> = const { RefCell::new(Known(Vec::new())) };
+}
+
+/// What was found out of texts, each at the place that its hash gives. A text is kept when it comes a second time with
+/// no other at its place between: one that never comes again, for what is written out in it, leaves its hash only.
+#[derive(Debug)]
+struct Known(Vec<Place>);
+
+#[derive(Debug, Clone, Default)]
+struct Place {
+    hash: u64,
+    found: Option<(Box<[u8]>, Option<Program>)>,
+}
+
+impl Known {
+    fn get(&mut self, hash: u64, text: &[u8]) -> Option<Program> {
+        if self.0.is_empty() {
+            self.0.resize_with(PLACES, Place::default);
+        }
+        // The remainder is less than the number of places.
+        #[allow(clippy::cast_possible_truncation)]
+        let Some(place) = self.0.get_mut((hash % PLACES as u64) as usize) else {
+            return read(text);
+        };
+        if place.hash != hash {
+            *place = Place { hash, found: None };
+            return read(text);
+        }
+        // Two texts can have one hash.
+        if let Some((_, program)) = place.found.as_ref().filter(|(known, _)| **known == *text) {
+            return program.clone();
+        }
+        let program = read(text);
+        place.found = Some((text.into(), program.clone()));
+        program
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(program: &Option<Program>) -> Option<Vec<Effect>> {
+        let all = program.as_ref()?.iter();
+        Some(all.map(|one| one.effect.clone()).collect())
+    }
+
+    #[test]
+    fn a_text_that_comes_again_is_read_twice_at_most() {
+        let mut known = Known(Vec::new());
+        let mut program = || known.get(1, b"BEGIN");
+        let [first, second, third] = [program(), program(), program()].map(Option::unwrap);
+        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, &third));
+        assert_eq!((&first, &second), (&second, &first));
+    }
+
+    #[test]
+    fn a_text_is_never_taken_for_another_one_of_its_hash_or_place() {
+        let mut known = Known(Vec::new());
+        let place = PLACES as u64;
+        for _ in 0..3 {
+            for (hash, text) in [
+                (1, "BEGIN"),
+                (1, "COMMIT"),
+                (1 + place, "LISTEN a"),
+                (1, ""),
+            ] {
+                for _ in 0..3 {
+                    let found = known.get(hash, text.as_bytes());
+                    assert_eq!(words(&found), words(&read(text.as_bytes())), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn texts_that_do_not_come_again_are_not_kept() {
+        let mut known = Known(Vec::new());
+        for number in 0..10_000 {
+            let text = format!("SELECT f({number})");
+            known.get(xxh3_64(text.as_bytes()), text.as_bytes());
+        }
+        assert!(known.0.iter().all(|place| place.found.is_none()));
+    }
+}
