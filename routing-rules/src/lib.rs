@@ -29,6 +29,8 @@ pub mod pattern;
 mod placement;
 mod rendezvous;
 pub mod state;
+#[cfg(feature = "grammar")]
+pub mod statement;
 
 pub use decide::{
     ClusterView, Decision, NoHealthyNode, NodeView, PassedOver, Reason, SessionFacts,

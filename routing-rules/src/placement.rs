@@ -16,16 +16,41 @@ pub enum Key {
 }
 
 impl Key {
-    /// Reads a key whose column type is not known: what looks like a bigint is one (`007` is 7), all else is text.
+    /// Reads a key whose column type is not known: what PostgreSQL would read as a bigint is one (`007`, ` 7 `, `0x7`), all
+    /// else is text. That two texts of a text column may become one key that way does no harm.
     pub fn from_text(text: &str) -> Self {
-        text.parse()
-            .map_or_else(|_| Self::Text(text.to_owned()), Self::Integer)
+        bigint(text).map_or_else(|| Self::Text(text.to_owned()), Self::Integer)
     }
 
     /// Whether both are integers or both are texts.
     pub fn is_like(&self, other: &Self) -> bool {
         core::mem::discriminant(self) == core::mem::discriminant(other)
     }
+}
+
+/// Reads a bigint as `pg_strtoint64` does (numutils.c; the newest major's).
+fn bigint(text: &str) -> Option<i64> {
+    let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+    let (negative, digits) = match text.as_bytes().first()? {
+        b'-' => (true, text.get(1..)?),
+        b'+' => (false, text.get(1..)?),
+        _ => (false, text),
+    };
+    let prefix = digits.get(..2).map(str::to_ascii_lowercase);
+    let (radix, digits) = match prefix.as_deref() {
+        Some("0x") => (16, digits.get(2..)?),
+        Some("0o") => (8, digits.get(2..)?),
+        Some("0b") => (2, digits.get(2..)?),
+        _ => (10, digits),
+    };
+    // An underscore stands between two digits, or behind the prefix.
+    let lone = digits.ends_with('_') || digits.contains("__");
+    if lone || digits.starts_with(['+', '-']) || (radix == 10 && digits.starts_with('_')) {
+        return None;
+    }
+    let digits = digits.replace('_', "");
+    let value = i128::from_str_radix(&digits, radix).ok()?;
+    i64::try_from(if negative { -value } else { value }).ok()
 }
 
 /// The canonical text, which is what gets hashed.
