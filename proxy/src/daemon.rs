@@ -164,6 +164,8 @@ impl Daemon {
             console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
             stop: stop_seen.clone(),
             nodes,
+            replicated: config.replication.database.clone(),
+            replicator: Arc::clone(&replicator),
             health,
             gate,
             pools,

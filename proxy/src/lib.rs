@@ -17,6 +17,7 @@ mod node;
 pub mod pgbouncer;
 mod pool;
 pub mod reload;
+mod routing;
 mod session;
 mod timing;
 mod workers;

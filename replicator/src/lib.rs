@@ -22,6 +22,7 @@ mod node;
 pub mod operator;
 mod origin;
 pub mod pgoutput;
+mod position;
 mod progress;
 mod quarantine;
 mod relation;
@@ -55,6 +56,7 @@ use journal::Journal;
 use meter::Meter;
 use node::{NodeState, Shared};
 use operator::Operator;
+use position::Positions;
 use progress::Links;
 use relation::Interner;
 pub use setup::slot_name;
@@ -119,6 +121,12 @@ pub struct Replicator {
     tasks: Mutex<JoinSet<()>>,
 }
 
+impl std::fmt::Debug for Replicator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replicator").finish_non_exhaustive()
+    }
+}
+
 impl Replicator {
     /// Starts it. A node that is down is no error: it is tried again for ever, and [`status`](Self::status) says why.
     pub fn start(config: Config) -> Self {
@@ -131,6 +139,7 @@ impl Replicator {
         };
         let shared = Arc::new(Shared {
             links: Arc::new(Links::new(count)),
+            positions: Positions::new(count),
             meter: Meter::new(count),
             vitals: (0..count)
                 .map(|node| Arc::new(Vitals::new(node, config.clock_offset_max)))
@@ -188,6 +197,20 @@ impl Replicator {
     /// [`NotConverged`] after `timeout`, with what is behind.
     pub async fn wait_converged(&self, timeout: Duration) -> Result<(), NotConverged> {
         watermark::settled(&self.shared, Instant::now() + timeout).await
+    }
+
+    /// Waits until the node `to` shows all that the node `from` showed at `since` to whoever read it: what was committed there,
+    /// and what it had of other nodes. Both by their index in the configuration. Whether that is so within `timeout`; never when
+    /// `from` cannot be asked.
+    pub fn shows(
+        &self,
+        from: usize,
+        to: usize,
+        since: Instant,
+        timeout: Duration,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        position::shows(shared, from, to, since, Instant::now() + timeout)
     }
 
     /// Compares all nodes, row by row with versions, while they are in use. Everything that it finds comes out of the

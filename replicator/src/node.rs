@@ -15,6 +15,7 @@ use crate::carry::Bounds;
 use crate::control::{Control, ControlError};
 use crate::journal::Journal;
 use crate::meter::Meter;
+use crate::position::Positions;
 use crate::progress::{LinkState, Links};
 use crate::quarantine::Quarantine;
 use crate::relation::Interner;
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub config: Config,
     /// Positions of all links.
     pub links: Arc<Links>,
+    /// Positions that sessions were given.
+    pub(crate) positions: Positions,
     /// How much goes where, and how fast.
     pub(crate) meter: Meter,
     /// What was seen of each node last.

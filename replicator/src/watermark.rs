@@ -132,7 +132,15 @@ async fn applied(
     Ok(behind)
 }
 
-async fn write_on(shared: &Shared, node: usize, deadline: Instant) -> Result<Lsn, String> {
+/// Writes a watermark on the node with this index, once it can be asked.
+///
+/// # Errors
+/// With the reason why it cannot be asked before the deadline.
+pub(crate) async fn write_on(
+    shared: &Shared,
+    node: usize,
+    deadline: Instant,
+) -> Result<Lsn, String> {
     let problem = || match shared.state(node) {
         NodeState::Down { problem } => problem,
         NodeState::Connecting | NodeState::Up => "not connected yet".to_owned(),

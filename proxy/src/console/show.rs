@@ -265,9 +265,9 @@ fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
     };
     let unusable = route::unusable(shared);
     let row = match route::choose(shared, user, database, &hints, &unusable) {
-        Some((node, why)) => {
-            let node = shared.nodes.get(node);
-            vec![node.map(|node| node.name().to_owned()), Some(why)]
+        Some(chosen) => {
+            let node = shared.nodes.get(chosen.node);
+            vec![node.map(|node| node.name().to_owned()), Some(chosen.why)]
         }
         None => vec![None, text("no node is healthy")],
     };

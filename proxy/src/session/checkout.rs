@@ -12,7 +12,10 @@ use tandem_wire::{
     backend::ParameterStatus,
     frame::{self, HEADER_LEN},
 };
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    time::Instant,
+};
 
 use super::{
     Shared,
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     health::Verdict,
-    pool::{Key, Server, Turn, WaitError, add, release},
+    pool::{Server, Turn, WaitError, add, release},
 };
 
 /// New servers that may break in a row before they are ready for a session.
@@ -35,8 +38,17 @@ impl Task {
     /// Asks for a server until there is one that works, or a place in the queue.
     pub(super) fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
         self.note_asked();
-        if !shared.health.usable(self.pool.key().node) {
-            self.change_node(shared);
+        let routed = self.routed.as_mut();
+        if let Some(behind) = routed.and_then(|routed| routed.behind.take()) {
+            self.registered.entry().wait();
+            self.place = Place::Behind(behind);
+            return Ok(());
+        }
+        if self.routed.is_none()
+            && !shared.health.usable(self.pool.key().node)
+            && let Some(node) = self.change_near(shared)
+        {
+            self.go_to(node, shared);
         }
         loop {
             match self.pool.ask() {
@@ -105,7 +117,7 @@ impl Task {
     }
 
     /// The server is asked for something of the proxy's own, by a Query for each text.
-    fn run_errand(&mut self, errand: Errand, texts: &[impl AsRef<[u8]>], cx: &mut Context<'_>) {
+    pub(super) fn run_errand(&mut self, errand: Errand, texts: &[impl AsRef<[u8]>], cx: &mut Context<'_>) {
         let Place::Server(server) = &mut self.place else {
             return;
         };
@@ -144,6 +156,10 @@ impl Task {
                 // A cancel request comes too late: the statement has failed.
                 self.registered.entry().prepared();
                 self.release_server();
+            }
+            Errand::Begin { refused } => {
+                self.block_begun(refused);
+                self.release_if_done();
             }
             Errand::Sequences => {
                 self.state.forgotten(&mut server.settings);
@@ -195,7 +211,23 @@ impl Task {
                 end => End::NotReady(end.to_string()),
             });
         }
-        self.seek(cx, shared)
+        match self.chooses_again(shared) {
+            true => Ok(()),
+            false => self.seek(cx, shared),
+        }
+    }
+
+    /// Whether the client's messages are looked at once more, because their node does not serve and another one does.
+    fn chooses_again(&mut self, shared: &Shared) -> bool {
+        let chooses = self.routed.is_some()
+            && !self.from_client.is_empty()
+            && !shared.health.usable(self.pool.key().node)
+            && (0..shared.nodes.len()).any(|node| shared.health.usable(node));
+        if chooses {
+            self.registered.entry().detach();
+            self.stalled = true;
+        }
+        chooses
     }
 
     /// The server has the session's settings, or what was asked of it is not wanted any more: a cancel request is for the
@@ -223,31 +255,27 @@ impl Task {
         cancelled
     }
 
-    /// The node that was chosen does not serve: goes to another one, if there is any.
-    fn change_node(&mut self, shared: &Shared) -> bool {
+    /// The node that was chosen at the login does not serve: chooses another one, if there is any.
+    pub(super) fn change_near(&mut self, shared: &Shared) -> Option<usize> {
         let key = self.pool.key();
         let unusable = route::unusable(shared);
-        match route::choose(
-            shared,
-            &key.user,
-            &key.database,
-            &self.about.hints,
-            &unusable,
-        ) {
-            Some((node, why)) if node != key.node => {
-                tracing::debug!(node, why, "a session goes to another node");
-                let elsewhere = Key {
-                    node,
-                    ..key.clone()
-                };
-                self.pool = shared.pools.get(elsewhere, &self.pool.credentials());
-                if let Some(node) = shared.nodes.get(node) {
-                    self.counted = node.count_session();
-                }
-                true
-            }
-            _ => false,
+        let hints = &self.about.hints;
+        let chosen = route::choose(shared, &key.user, &key.database, hints, &unusable);
+        let near = self.routed.as_ref().map_or(key.node, |routed| routed.near);
+        let chosen = chosen.filter(|chosen| chosen.node != near)?;
+        tracing::debug!(
+            node = chosen.node,
+            why = chosen.why,
+            "a session goes to another node"
+        );
+        if let Some(routed) = &mut self.routed {
+            routed.near = chosen.node;
+            routed.is_bound = chosen.is_bound;
         }
+        if let Some(node) = shared.nodes.get(chosen.node) {
+            self.counted = node.count_session();
+        }
+        Some(chosen.node)
     }
 
     pub(super) fn no_server(
@@ -258,9 +286,16 @@ impl Task {
     ) -> Result<(), End> {
         if let WaitError::Open(open) = error
             && open.verdict != Verdict::Answer
-            && self.change_node(shared)
         {
-            return self.seek(cx, shared);
+            if self.chooses_again(shared) {
+                return Ok(());
+            }
+            if self.routed.is_none()
+                && let Some(node) = self.change_near(shared)
+            {
+                self.go_to(node, shared);
+                return self.seek(cx, shared);
+            }
         }
         let name = shared
             .nodes
@@ -309,6 +344,9 @@ impl Task {
             let face = &server.face;
             face.client.store(0, Ordering::Relaxed);
             add(&face.counters.transactions, 1);
+            if let Some(routed) = &mut self.routed {
+                routed.last = Some((face.node, Instant::now()));
+            }
             release(server);
         }
     }

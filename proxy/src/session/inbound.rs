@@ -9,6 +9,7 @@ use tandem_wire::{
 };
 
 use super::{
+    Shared,
     owed::{By, Note, Sent},
     prepared::Statement,
     program::{deallocated, program},
@@ -24,13 +25,15 @@ use super::{
 use crate::pool::{Server, add};
 
 /// What becomes of one message.
-enum Step {
+pub(super) enum Step {
     /// It is passed on as it is.
     Pass,
     /// It goes nowhere.
     Drop,
     /// So many of its bytes were written anew; the rest is passed on.
     Written(usize),
+    /// It is answered, with others behind it: so many bytes.
+    Answered(usize),
     /// Nothing yet.
     Stop(StopAt),
 }
@@ -41,6 +44,7 @@ impl Task {
         &mut self,
         input: &[u8],
         splice: &mut Splice<'_>,
+        shared: &Shared,
     ) -> (usize, Option<StopAt>) {
         let mut taken = 0;
         loop {
@@ -63,10 +67,11 @@ impl Task {
                     taken += more;
                 }
                 Scan::Frame(header) => {
-                    let at = taken..taken + header.frame_len();
-                    match self.on_client_message(header, input, at.clone(), splice) {
+                    let mut at = taken..taken + header.frame_len();
+                    match self.on_client_message(header, input, at.clone(), splice, shared) {
                         Step::Pass => splice.pass(input, at.clone()),
                         Step::Drop => {}
+                        Step::Answered(len) => at.end = at.start + len,
                         Step::Written(new) => splice.pass(input, at.start + new..at.end),
                         Step::Stop(why) => return (taken, Some(why)),
                     }
@@ -80,7 +85,7 @@ impl Task {
                     if need <= whole_max(header.tag, Sender::Client) {
                         return (taken, None);
                     }
-                    match self.begin_large(header, input, taken..input.len(), splice) {
+                    match self.begin_large(header, input, taken..input.len(), splice, shared) {
                         Ok(written) => taken += written,
                         Err(why) => return (taken, Some(why)),
                     }
@@ -96,8 +101,9 @@ impl Task {
         input: &[u8],
         at: Range<usize>,
         splice: &mut Splice<'_>,
+        shared: &Shared,
     ) -> Result<usize, StopAt> {
-        let step = self.on_client_message(header, input, at.clone(), splice);
+        let step = self.on_client_message(header, input, at.clone(), splice, shared);
         if let Step::Stop(why) = step {
             return Err(why);
         }
@@ -122,6 +128,7 @@ impl Task {
         input: &[u8],
         at: Range<usize>,
         splice: &mut Splice<'_>,
+        shared: &Shared,
     ) -> Step {
         let tag = header.tag;
         if tag == b'X' {
@@ -133,6 +140,10 @@ impl Task {
         }
         if self.refusing != Refusing::No {
             return self.refuse_message(tag);
+        }
+        let ahead = input.get(at.start..).unwrap_or_default();
+        if let Some(step) = self.before(header, ahead, shared) {
+            return step;
         }
         let Place::Server(server) = &mut self.place else {
             return self.without_server(tag);
@@ -190,7 +201,7 @@ impl Task {
     fn refuse_message(&mut self, tag: u8) -> Step {
         if self.refusing == Refusing::One || tag == b'S' {
             self.refusing = Refusing::No;
-            encode::backend::ready_for_query(self.to_client.buffer(), b'I');
+            self.ready_for_query();
         }
         Step::Drop
     }

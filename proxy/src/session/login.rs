@@ -19,7 +19,7 @@ use super::{
     profile::Profile,
     registry::Registered,
     report,
-    route::{self, Hints},
+    route::{self, Chosen, Hints},
     turning_away,
 };
 use crate::{
@@ -52,6 +52,7 @@ pub(super) struct Welcome {
     pub(super) server: Option<Box<Server>>,
     pub(super) profile: Profile,
     pub(super) hints: Hints,
+    pub(super) is_bound: bool,
     pub(super) registered: Registered,
     pub(super) counted: CountedSession,
     pub(super) place: Place,
@@ -63,6 +64,7 @@ struct Found {
     server: Option<Box<Server>>,
     profile: Profile,
     hints: Hints,
+    is_bound: bool,
     counted: CountedSession,
 }
 
@@ -176,7 +178,11 @@ impl Login<'_> {
         let _ = timeout(limit, shared.health.first_verdicts()).await;
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
-        while let Some((index, why)) =
+        while let Some(Chosen {
+            node: index,
+            is_bound,
+            why,
+        }) =
             route::choose(shared, user, database, &parameters.hints, &unusable)
         {
             let Some(node) = shared.nodes.get(index) else {
@@ -214,6 +220,7 @@ impl Login<'_> {
                         server,
                         profile,
                         hints: parameters.hints,
+                        is_bound,
                         counted,
                     });
                 }
@@ -370,6 +377,7 @@ impl Login<'_> {
             server: found.server,
             profile: found.profile,
             hints: found.hints,
+            is_bound: found.is_bound,
             registered,
             counted: found.counted,
             place,

@@ -1,6 +1,8 @@
 //! Owns one client from accept to close: startup, login, choice of a node, relay, goodbye.
 
+mod ahead;
 mod ask;
+mod block;
 mod checkout;
 mod end;
 mod inbound;
@@ -25,6 +27,7 @@ pub(crate) mod state;
 mod task;
 #[cfg(test)]
 mod tests;
+mod unit;
 
 use std::{
     net::IpAddr,
@@ -36,6 +39,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
+use tandem_replicator::Replicator;
 use tandem_wire::{Stream, auth::ClientIo, startup, tls::ClientTlsMode};
 use tokio::{
     sync::{Mutex, watch},
@@ -46,6 +50,7 @@ use crate::{
     auth::Gate,
     bound::Bound,
     cancel::Canceller,
+    config::PoolMode,
     console::{
         self, Console,
         clients::{About, Listed},
@@ -61,6 +66,7 @@ use end::{Boundary, End};
 use login::Ended;
 use registry::{Registry, Stop};
 use task::{Begin, Task};
+use unit::Routed;
 
 /// What all sessions share.
 #[derive(Debug)]
@@ -76,6 +82,9 @@ pub(crate) struct Shared {
     /// `server_connect_timeout`
     pub(crate) connect_timeout: Bound,
     pub(crate) nodes: Nodes,
+    /// The database that is the same on all nodes.
+    pub(crate) replicated: String,
+    pub(crate) replicator: Arc<Replicator>,
     pub(crate) health: Arc<HealthBoard>,
     pub(crate) gate: Gate,
     pub(crate) pools: Arc<Pools>,
@@ -272,6 +281,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
                 since,
             });
             let pid = welcome.registered.pid();
+            let near = welcome.pool.key().node;
+            let is_routed = shared.nodes.len() > 1 && proxy.pool.mode == PoolMode::Transaction;
             Some(Box::new(Ready {
                 task: Task::new(Begin {
                     client: io.stream,
@@ -285,6 +296,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
                     registered: welcome.registered,
                     session: shared.pools.next_session(),
                     mode: proxy.pool.mode,
+                    routed: is_routed.then(|| Box::new(Routed::new(near, welcome.is_bound))),
                     slow_statement: shared.slow_statement.clone(),
                 }),
                 _listed: shared.console.clients.list(pid, &about),

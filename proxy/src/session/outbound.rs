@@ -15,6 +15,7 @@ use super::{
     report,
     splice::Splice,
     task::{Place, Task, whole_max},
+    unit::Beside,
 };
 
 /// What becomes of one message.
@@ -28,6 +29,8 @@ enum Fate {
     Outdated,
     /// It tells the end of a statement that was sent instead of the client's, which has this command tag.
     Tagged(&'static str),
+    /// The server is ready, and the client is in a block that no server knows of: it is told this status.
+    Ready(u8),
     /// The server is ready, and has thrown away all that was set: the client is told first what its settings are.
     Discarded,
 }
@@ -95,6 +98,10 @@ impl Task {
                 }
                 Fate::Tagged(tag) => {
                     put_texts(splice.make(input), b'C', &[tag.as_bytes()]);
+                    Fate::Kept
+                }
+                Fate::Ready(status) => {
+                    encode::backend::ready_for_query(splice.make(input), status);
                     Fate::Kept
                 }
                 Fate::Discarded => {
@@ -208,12 +215,24 @@ impl Task {
                     self.errand = Errand::None;
                     return Ok(Fate::Discarded);
                 }
+                if let Some(routed) = &mut self.routed
+                    && routed.beside == Beside::Gone
+                    && !owes
+                {
+                    routed.beside = Beside::No;
+                    return Ok(Fate::Ready(self.status()));
+                }
             }
             Event::Ready => {}
             Event::Error(sent, _) if self.errand.is_query() || sent.is_none() && readied => {
                 return self.on_refused(sent.is_none(), body);
             }
             Event::Error(sent, note) => {
+                if let Some(routed) = &mut self.routed
+                    && routed.beside != Beside::No
+                {
+                    routed.block.fail();
+                }
                 self.state.failed(settings);
                 // Whoever sent the message that failed, the client's own is what comes to nothing.
                 return Ok(self.on_error(sent, note, body));
@@ -239,6 +258,11 @@ impl Task {
             }
             // Another part of them too.
             Errand::Refused { .. } if !is_fatal => Ok(Fate::Kept),
+            // The client's statement has come to nothing for that.
+            Errand::Begin { .. } if !is_fatal => {
+                self.errand = Errand::Begin { refused: true };
+                Ok(Fate::Passed)
+            }
             // The transaction has failed: the client's statement will be told so.
             Errand::Sequences if !is_fatal && !self.is_untouched() => {
                 self.errand = Errand::None;

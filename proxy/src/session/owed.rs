@@ -133,6 +133,17 @@ pub(crate) enum Status {
     Failed,
 }
 
+impl Status {
+    /// As ReadyForQuery has it.
+    pub(crate) fn byte(self) -> u8 {
+        match self {
+            Status::Idle => b'I',
+            Status::Transaction => b'T',
+            Status::Failed => b'E',
+        }
+    }
+}
+
 /// The replies that a server owes.
 #[derive(Debug)]
 pub(crate) struct Owed {

@@ -47,6 +47,11 @@ pub(super) enum Errand {
     Discard,
     /// It is made to forget others' values of sequences.
     Sequences,
+    /// It begins the client's transaction block, and is told what was said of it so far.
+    Begin {
+        /// It has refused; ReadyForQuery is still to come.
+        refused: bool,
+    },
     /// It is asked what shape this has that the next message needs: by the attempt of the client that prepared it.
     Shape(Attempt),
     /// It has said so: the next message's statement is as the client was told, or not.
@@ -120,6 +125,12 @@ pub(super) struct Unnamed {
 }
 
 impl Unnamed {
+    /// What stands behind its name in a Parse, if there is one that is known.
+    pub(super) fn rest(&self) -> Option<&[u8]> {
+        let rest = self.frame.get(tandem_wire::frame::HEADER_LEN + 1..);
+        rest.filter(|_| self.attempt != 0)
+    }
+
     fn text(&self) -> &[u8] {
         // Behind the header there is a name without a character.
         let text = self.frame.get(tandem_wire::frame::HEADER_LEN + 1..);

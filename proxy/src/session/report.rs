@@ -127,6 +127,14 @@ pub(crate) fn cancelled() -> ErrorReport {
         .with_detail("It was waiting for a server connection, nothing of it has run.")
 }
 
+/// The client's transaction has failed before it had a server. PostgreSQL's own text.
+pub(crate) fn aborted() -> ErrorReport {
+    ErrorReport::error(
+        "25P02",
+        "current transaction is aborted, commands ignored until end of transaction block",
+    )
+}
+
 /// The client's statement waits for a server.
 pub(crate) fn waiting() -> ErrorReport {
     ErrorReport::new(

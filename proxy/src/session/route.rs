@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tandem_routing_rules::{ClusterView, NodeView, SessionFacts, decide_session};
+use tandem_routing_rules::{ClusterView, NodeView, Reason, SessionFacts, decide_session};
 
 use super::Shared;
 
@@ -21,14 +21,25 @@ pub(crate) fn unusable(shared: &Shared) -> Vec<bool> {
         .collect()
 }
 
-/// The rules' choice among the nodes that are left, and its reason.
+/// A node for a session.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    /// Its index.
+    pub(crate) node: usize,
+    /// The rules name it for the whole session.
+    pub(crate) is_bound: bool,
+    /// The reason, for people.
+    pub(crate) why: String,
+}
+
+/// The rules' choice among the nodes that are left.
 pub(crate) fn choose(
     shared: &Shared,
     user: &str,
     database: &str,
     hints: &Hints,
     unusable: &[bool],
-) -> Option<(usize, String)> {
+) -> Option<Chosen> {
     let views: Vec<NodeView<'_>> = shared
         .nodes
         .iter()
@@ -55,8 +66,12 @@ pub(crate) fn choose(
         key: hints.key.as_deref(),
     };
     let decision = decide_session(&settings.config.rules, &facts, &cluster).ok()?;
-    let index = views.iter().position(|view| view.id == decision.node)?;
-    Some((index, decision.to_string()))
+    let node = views.iter().position(|view| view.id == decision.node)?;
+    Some(Chosen {
+        node,
+        is_bound: !matches!(decision.reason, Reason::Nearest { .. }),
+        why: decision.to_string(),
+    })
 }
 
 /// What is wrong with each node that was not tried.

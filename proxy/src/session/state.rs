@@ -358,6 +358,16 @@ impl State {
         step.instead.as_ref().map(|instead| instead.tag)
     }
 
+    /// The server has run these statements, which the client had said before it had a server.
+    pub(super) fn began(&mut self, text: &[u8], status: Status, server: &mut ServerSettings) {
+        let program = program(text);
+        let note = self.sent(program.as_ref(), server);
+        for _ in program.iter().flat_map(|program| program.iter()) {
+            self.succeeded(note, server);
+        }
+        self.ready(status, false, server);
+    }
+
     /// A statement has failed.
     pub(super) fn failed(&mut self, server: &mut ServerSettings) {
         if self.live || !self.trail.is_empty() {

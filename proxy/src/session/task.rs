@@ -23,7 +23,7 @@ use super::{
     end::{Boundary, End},
     input::{Input, READ_MAX, keep, read_some},
     outbox::Outbox,
-    owed::{Attempt, Status},
+    owed::Attempt,
     prepared::{ClientStatements, Interner},
     profile::Profile,
     ready::{Errand, Portals, Unnamed},
@@ -31,6 +31,7 @@ use super::{
     report,
     splice::Splice,
     state::{Hold, State},
+    unit::{Behind, Beside, Routed},
 };
 use crate::{
     bound::Bound,
@@ -42,7 +43,7 @@ use crate::{
 };
 
 /// Messages up to this size are forwarded whole; larger ones are streamed.
-const WHOLE_MAX: usize = 64 * 1024;
+pub(super) const WHOLE_MAX: usize = 64 * 1024;
 /// The same for statements and descriptions, which are looked into.
 const WHOLE_STATEMENT_MAX: usize = 1024 * 1024;
 
@@ -72,6 +73,8 @@ pub(super) fn whole_max(tag: u8, from: Sender) -> usize {
 pub(super) enum Place {
     /// Nothing, and needs nothing.
     Idle,
+    /// Nothing yet: its node is to show first what the session has seen elsewhere.
+    Behind(Box<Behind>),
     /// A place in the queue.
     Waiting(Wait),
     /// A server of its own.
@@ -130,6 +133,8 @@ pub(crate) struct Task {
     /// The message being streamed from the server goes nowhere.
     pub(super) dropping_down: bool,
     pub(super) mode: PoolMode,
+    /// Each unit of its work goes to a node of its own; none: all of it goes to one.
+    pub(super) routed: Option<Box<Routed>>,
     /// When the transaction began, while one is under way.
     pub(super) asked: Option<Moment>,
     /// Since when the server has something to do.
@@ -169,6 +174,7 @@ pub(super) struct Begin {
     pub(super) registered: Registered,
     pub(super) session: u32,
     pub(super) mode: PoolMode,
+    pub(super) routed: Option<Box<Routed>>,
     pub(super) slow_statement: Bound,
 }
 
@@ -185,6 +191,7 @@ impl Task {
                 .unwrap_or_default(),
             to_client: Outbox::default(),
             place: Place::Idle,
+            routed: begin.routed,
             pool: begin.pool,
             interner: begin.interner,
             counted: begin.counted,
@@ -278,6 +285,7 @@ impl Task {
         }
         match &self.place {
             Place::Idle => Ok(false),
+            Place::Behind(_) => self.behind_goes_on(cx, shared),
             Place::Waiting(wait) => {
                 let polled = wait.poll(cx);
                 self.wait_goes_on(polled, cx, shared)
@@ -291,6 +299,28 @@ impl Task {
                 read => read,
             },
         }
+    }
+
+    fn behind_goes_on(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
+        let Place::Behind(behind) = &mut self.place else {
+            return Ok(false);
+        };
+        let polled = behind.poll(cx);
+        if polled.is_pending() && !self.registered.entry().is_cancelled() {
+            return Ok(false);
+        }
+        let place = std::mem::replace(&mut self.place, Place::Idle);
+        match (polled, place) {
+            (Poll::Ready(shows), Place::Behind(behind)) => {
+                self.caught_up(shows, &behind, shared);
+                self.seek(cx, shared)?;
+            }
+            _ => {
+                self.registered.entry().detach();
+                self.refuse(&report::cancelled());
+            }
+        }
+        Ok(true)
     }
 
     fn wait_goes_on(
@@ -407,7 +437,7 @@ impl Task {
 
     fn up(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
         match &mut self.place {
-            Place::Waiting(_) => return Ok(false),
+            Place::Waiting(_) | Place::Behind(_) => return Ok(false),
             Place::Server(server) if !server.unsent.is_empty() => {
                 let Server { stream, unsent, .. } = &mut **server;
                 match unsent.flush(cx, stream) {
@@ -470,7 +500,7 @@ impl Task {
                 let rest = buffer.get(taken..).unwrap_or_default();
                 let mut splice = Splice::new(output);
                 let before = self.in_flight();
-                let (more, stop) = self.on_client_bytes(rest, &mut splice);
+                let (more, stop) = self.on_client_bytes(rest, &mut splice, shared);
                 if !before && self.in_flight() {
                     self.note_sent();
                 }
@@ -494,8 +524,12 @@ impl Task {
                 keep(&mut self.from_client, buffer, taken);
             }
             match stop {
-                None => {}
+                None | Some(StopAt::More) => {}
                 Some(StopAt::NeedServer | StopAt::Errand) => self.stalled = true,
+                Some(StopAt::Begin) => {
+                    self.stalled = true;
+                    self.begin_block(cx);
+                }
                 Some(StopAt::Goodbye) => {
                     self.goodbye = Goodbye::Said;
                     self.from_client = BytesMut::new();
@@ -524,7 +558,7 @@ impl Task {
     fn leave(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         match &mut self.place {
             Place::Idle => Err(End::Client),
-            Place::Waiting(_) => Ok(false),
+            Place::Waiting(_) | Place::Behind(_) => Ok(false),
             Place::Server(server) if server.owed.is_quiet() && self.up.at_boundary() => {
                 Err(End::Client)
             }
@@ -551,6 +585,10 @@ impl Task {
     /// The message that waits for a server is answered with an error.
     pub(super) fn begin_refusing(&mut self) {
         self.asked = None;
+        if let Some(routed) = &mut self.routed {
+            routed.beside = Beside::No;
+            routed.block.fail();
+        }
         self.refusing = match self.from_client.first() {
             Some(b'Q' | b'F') => Refusing::One,
             _ => Refusing::ToSync,
@@ -572,10 +610,11 @@ impl Task {
 
     fn activity(&self) -> Activity {
         match &self.place {
+            Place::Idle if self.block().status().is_some() => Activity::InTransaction,
             Place::Idle => Activity::Idle,
-            Place::Waiting(_) => Activity::Active,
+            Place::Waiting(_) | Place::Behind(_) => Activity::Active,
             Place::Server(server) if !server.owed.is_quiet() => Activity::Active,
-            Place::Server(server) if server.owed.status() == Status::Idle => Activity::Idle,
+            Place::Server(_) if self.status() == b'I' => Activity::Idle,
             Place::Server(_) => Activity::InTransaction,
         }
     }
@@ -618,7 +657,7 @@ impl Task {
     pub(super) fn into_parts(mut self) -> (Stream, BytesMut, Option<Box<Server>>) {
         let server = match self.place {
             Place::Server(server) => Some(server),
-            Place::Idle | Place::Waiting(_) => None,
+            Place::Idle | Place::Waiting(_) | Place::Behind(_) => None,
         };
         (self.client, self.to_client.take(), server)
     }
@@ -642,8 +681,12 @@ impl Task {
 pub(super) enum StopAt {
     /// The next one needs a server.
     NeedServer,
+    /// More of them must come before it can be told where they go.
+    More,
     /// The server is asked something first.
     Errand,
+    /// The server has to begin the client's transaction block first.
+    Begin,
     /// Terminate.
     Goodbye,
     /// What it sent is no message of the protocol.

@@ -1,3 +1,4 @@
+mod blocks;
 mod discarding;
 mod forgetting;
 mod replaced;
@@ -18,6 +19,7 @@ use super::{
     registry::Cancel,
     route::Hints,
     task::{Begin, Task},
+    unit::Routed,
     *,
 };
 use tandem_replicator::Replicator;
@@ -93,7 +95,9 @@ fn shared() -> (Shared, JoinSet<()>) {
         canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
         clients: Clients::new(10),
         limits: Limits::new(config.limits.clone()),
-        console: Console::new(replicator, &config.admin, ask_shutdown),
+        console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
+        replicated: config.replication.database.clone(),
+        replicator,
         stop: stop_seen,
         pools: Arc::new(Pools::new(
             &config.proxy.pool,
@@ -177,6 +181,7 @@ impl Bench {
             registered: shared.registry.enter(4).expect("entered"),
             session: 1,
             mode,
+            routed: None,
             slow_statement: shared.slow_statement.clone(),
         });
         Bench {
@@ -187,6 +192,13 @@ impl Bench {
             shared,
             _probes: probes,
         }
+    }
+
+    /// One of which each unit of work goes to a node of its own.
+    fn routed() -> Bench {
+        let mut bench = Bench::new(PoolMode::Transaction);
+        bench.task.routed = Some(Box::new(Routed::new(0, false)));
+        bench
     }
 
     /// The pool's server goes, and another one is there.

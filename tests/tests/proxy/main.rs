@@ -18,6 +18,7 @@ mod pooling;
 mod ready;
 mod reload;
 mod rolling;
+mod routing;
 mod script;
 mod security;
 mod sequences;

@@ -1,0 +1,185 @@
+//! Each transaction goes to a node of its own: what writes to the home of its database, what reads to the nearest one, where it
+//! sees what its session has seen before.
+
+use std::{collections::HashSet, time::Duration};
+
+use tandem_tests::{Cluster, client, eventually};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+const LIMIT: Duration = Duration::from_secs(30);
+const PORT: &str = "SELECT setting FROM pg_settings WHERE name = 'port'";
+const CONFLICTS: &str = "SELECT count(*) FROM tandem.conflict";
+
+/// The port of the node on which a read runs.
+async fn read_port(client: &Client) -> String {
+    client::value(client, PORT).await
+}
+
+/// The port of the node on which a transaction runs that begins with this.
+async fn port_after(client: &Client, sql: &str) -> String {
+    client::execute(client, "BEGIN").await;
+    client::execute(client, sql).await;
+    let port = read_port(client).await;
+    client::execute(client, "ROLLBACK").await;
+    port
+}
+
+async fn no_conflicts(cluster: &Cluster) {
+    for node in &cluster.nodes {
+        assert_eq!(node.value(CONFLICTS).await, "0");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_to_one_home_and_reads_to_every_node() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .proxy("pool_mode = \"transaction\"")
+        .schema("CREATE TABLE t (id int PRIMARY KEY, n int)")
+        .start()
+        .await;
+    let mut sessions = Vec::new();
+    for _ in 0..6 {
+        sessions.push(cluster.proxy().await);
+    }
+    let (mut homes, mut near) = (HashSet::new(), HashSet::new());
+    for session in &sessions {
+        near.insert(read_port(session).await);
+        for write in [
+            "UPDATE t SET n = 1",
+            "SELECT * FROM t FOR UPDATE",
+            "SELECT nextval('s')",
+            "LOCK TABLE t",
+            "CREATE TABLE made (a int)",
+        ] {
+            if write.contains("nextval") {
+                continue;
+            }
+            homes.insert(port_after(session, write).await);
+        }
+        // What it will do is not known yet.
+        homes.insert(port_after(session, "SELECT 1").await);
+        homes.insert(port_after(session, "SET LOCAL work_mem = '5MB'").await);
+        client::execute(session, "BEGIN READ ONLY").await;
+        near.insert(read_port(session).await);
+        client::execute(session, "COMMIT").await;
+    }
+    assert_eq!(homes.len(), 1, "{homes:?}");
+    assert_eq!(near.len(), 3, "{near:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_rules_no_job_is_handed_out_twice_and_no_decrement_is_lost() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .proxy("pool_mode = \"transaction\"")
+        .schema(
+            "CREATE TABLE jobs (id int PRIMARY KEY, done bool NOT NULL DEFAULT false);
+             CREATE TABLE taken (worker int, job int, PRIMARY KEY (worker, job));
+             CREATE TABLE stock (id int PRIMARY KEY, n int NOT NULL);
+             INSERT INTO jobs SELECT generate_series(1, 150);
+             INSERT INTO stock VALUES (1, 1000)",
+        )
+        .start()
+        .await;
+    let mut workers = JoinSet::new();
+    for worker in 0..9 {
+        let client = cluster.proxy().await;
+        workers.spawn(async move {
+            loop {
+                client::execute(&client, "BEGIN").await;
+                let job = client::rows(
+                    &client,
+                    "SELECT id FROM jobs WHERE NOT done ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED",
+                )
+                .await;
+                let Some(job) = job.first().and_then(|row| row[0].clone()) else {
+                    client::execute(&client, "COMMIT").await;
+                    return;
+                };
+                for sql in [
+                    format!("UPDATE jobs SET done = true WHERE id = {job}"),
+                    format!("INSERT INTO taken VALUES ({worker}, {job})"),
+                ] {
+                    client::execute(&client, &sql).await;
+                }
+                client::execute(&client, "COMMIT").await;
+                client
+                    .execute("UPDATE stock SET n = n - 1 WHERE id = $1", &[&1_i32])
+                    .await
+                    .expect("an update");
+            }
+        });
+    }
+    while let Some(ended) = workers.join_next().await {
+        ended.expect("a worker");
+    }
+    cluster.converge(LIMIT).await;
+    for node in &cluster.nodes {
+        let counts = "SELECT count(*) || ' ' || count(DISTINCT job) FROM taken";
+        assert_eq!(node.value(counts).await, "150 150");
+        assert_eq!(node.value("SELECT n FROM stock").await, "850");
+    }
+    no_conflicts(&cluster).await;
+    cluster.assert_converged().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_reads_its_own_writes_on_whatever_node_it_reads() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .proxy("pool_mode = \"transaction\"")
+        .schema("CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL)")
+        .start()
+        .await;
+    let mut sessions = JoinSet::new();
+    for id in 0..6_i32 {
+        let client = cluster.proxy().await;
+        sessions.spawn(async move {
+            let near = read_port(&client).await;
+            let home = port_after(&client, "UPDATE t SET n = n").await;
+            client::execute(&client, &format!("INSERT INTO t VALUES ({id}, 0)")).await;
+            for round in 1..=60_i32 {
+                client
+                    .execute("UPDATE t SET n = $1 WHERE id = $2", &[&round, &id])
+                    .await
+                    .expect("an update");
+                let seen = format!("SELECT n, (SELECT setting FROM pg_settings WHERE name = 'port') FROM t WHERE id = {id}");
+                let seen = client::rows(&client, &seen).await;
+                assert_eq!(seen[0][0].as_deref(), Some(round.to_string().as_str()));
+                assert_eq!(seen[0][1].as_deref(), Some(near.as_str()));
+            }
+            near != home
+        });
+    }
+    let mut elsewhere = 0;
+    while let Some(ended) = sessions.join_next().await {
+        elsewhere += usize::from(ended.expect("a session"));
+    }
+    assert_eq!(elsewhere, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_that_dies_has_a_successor_and_sessions_stay() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .proxy("pool_mode = \"transaction\"")
+        .probe_interval("100ms")
+        .schema("CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL); INSERT INTO t VALUES (1, 0)")
+        .start()
+        .await;
+    let session = cluster.proxy().await;
+    let home = port_after(&session, "UPDATE t SET n = n").await;
+    let dies = cluster
+        .nodes
+        .iter()
+        .position(|node| node.port().to_string() == home)
+        .expect("one of them");
+    let others = cluster.nodes.iter().enumerate().filter(|(index, _)| *index != dies);
+    client::execute(&session, "UPDATE t SET n = 1").await;
+    cluster.converge(LIMIT).await;
+    cluster.nodes[dies].kill9().await;
+    eventually("a write finds a successor", LIMIT, async || {
+        client::try_rows(&session, "UPDATE t SET n = 2").await
+    })
+    .await;
+    let successor = port_after(&session, "UPDATE t SET n = n").await;
+    assert!(successor != home && others.into_iter().any(|(_, node)| node.port().to_string() == successor));
+}
