@@ -28,8 +28,19 @@ enum Fate {
     Outdated,
     /// It tells the end of a statement that was sent instead of the client's, which has this command tag.
     Tagged(&'static str),
-    /// The server is ready, and has thrown away all that was set: the client is told first what its settings are.
-    Discarded,
+    /// The server is ready, and has thrown away all that was set: the client is told first what its settings are. Who asked
+    /// whether it is ready gets that.
+    Discarded(By),
+}
+
+impl Fate {
+    /// Of a message for these.
+    fn of(to: By) -> Fate {
+        match to {
+            By::Client => Fate::Passed,
+            By::Proxy => Fate::Kept,
+        }
+    }
 }
 
 impl Task {
@@ -97,11 +108,11 @@ impl Task {
                     put_texts(splice.make(input), b'C', &[tag.as_bytes()]);
                     Fate::Kept
                 }
-                Fate::Discarded => {
+                Fate::Discarded(to) => {
                     for (name, value) in self.state.discarded() {
                         put_texts(splice.make(input), b'S', &[&name, &value]);
                     }
-                    Fate::Passed
+                    Fate::of(to)
                 }
                 fate => fate,
             };
@@ -197,8 +208,10 @@ impl Task {
                 }
                 self.take_back_undone();
             }
-            Event::Ready if client => {
-                self.registered.entry().ready();
+            Event::Ready if client || discards => {
+                if client {
+                    self.registered.entry().ready();
+                }
                 let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
                 self.state.ready(status, owes, settings);
                 if !owes {
@@ -206,7 +219,7 @@ impl Task {
                 }
                 if discards && !owes {
                     self.errand = Errand::None;
-                    return Ok(Fate::Discarded);
+                    return Ok(Fate::Discarded(reply.to));
                 }
             }
             Event::Ready => {}
@@ -219,10 +232,7 @@ impl Task {
                 return Ok(self.on_error(sent, note, body));
             }
         }
-        Ok(match reply.to {
-            By::Client => Fate::Passed,
-            By::Proxy => Fate::Kept,
-        })
+        Ok(Fate::of(reply.to))
     }
 
     /// The server refuses what makes it ready for the client, or ends the session.
