@@ -22,7 +22,7 @@ use super::{
     end::End,
     owed::{By, Sent},
     profile::CLEANUP,
-    ready::{Errand, Portals, put_query},
+    ready::{Errand, Portals, SYNC, put_query},
     report, route,
     task::{Place, Refusing, Task},
 };
@@ -140,6 +140,11 @@ impl Task {
         let Place::Server(server) = &mut self.place else {
             return;
         };
+        if self.errand == Errand::Discard && server.owed.awaits_sync() {
+            server.owed.sent(Sent::Sync, By::Proxy, 0);
+            self.write_server(cx, SYNC);
+            return;
+        }
         if !self.errand.is_query() || !server.owed.is_quiet() {
             return;
         }

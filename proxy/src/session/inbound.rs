@@ -14,7 +14,7 @@ use super::{
     prepared::Statement,
     program::{deallocated, program},
     ready::{
-        Bound, Errand, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse,
+        Bound, Errand, FLUSH, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse,
         put_query, put_unnamed,
     },
     sequences::looks,
@@ -168,13 +168,8 @@ impl Task {
                 self.state.touch(&mut server.settings);
                 client(server, Sent::FunctionCall)
             }
-            b'E' => self.on_execute(body),
-            b'S' => {
-                if self.state.discards() {
-                    self.errand = Errand::Discard;
-                }
-                client(server, Sent::Sync)
-            }
+            b'E' => self.on_execute(input, at, splice),
+            b'S' => client(server, Sent::Sync),
             b'c' | b'f' => client(server, Sent::CopyEnd),
             b'P' => self.on_parse(header, input, at, splice),
             b'B' => self.on_bind(header, input, body, splice),
@@ -242,7 +237,7 @@ impl Task {
         };
         let note = self.state.sent(program.as_ref(), settings);
         server.owed.sent(Sent::Query, By::Client, note);
-        if self.state.discards() {
+        if self.state.discards(program.as_ref(), settings) {
             self.errand = Errand::Discard;
         }
         step
@@ -275,7 +270,9 @@ impl Task {
         Step::Written(len)
     }
 
-    fn on_execute(&mut self, body: &[u8]) -> Step {
+    fn on_execute(&mut self, input: &[u8], at: Range<usize>, splice: &mut Splice<'_>) -> Step {
+        let frame = input.get(at).unwrap_or_default();
+        let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
@@ -283,8 +280,15 @@ impl Task {
         let portal = Reader::new(body).cstr().unwrap_or_default();
         let bound = self.portals.get(portal);
         let program = bound.and_then(|bound| bound.program.as_ref());
+        let discards = self.state.discards(program, &server.settings);
         let note = self.state.sent(program, &mut server.settings);
-        server.owed.sent(Sent::Execute, By::Client, note);
+        if server.owed.sent(Sent::Execute, By::Client, note) && discards {
+            self.errand = Errand::Discard;
+            let out = splice.make(input);
+            out.put_slice(frame);
+            out.put_slice(FLUSH);
+            return Step::Written(frame.len());
+        }
         Step::Pass
     }
 

@@ -31,8 +31,19 @@ enum Fate {
     Tagged(&'static str),
     /// The server is ready, and the client is in a block that no server knows of: it is told this status.
     Ready(u8),
-    /// The server is ready, and has thrown away all that was set: the client is told first what its settings are.
-    Discarded,
+    /// The server is ready, and has thrown away all that was set: the client is told first what its settings are. Who asked
+    /// whether it is ready gets that.
+    Discarded(By),
+}
+
+impl Fate {
+    /// Of a message for these.
+    fn of(to: By) -> Fate {
+        match to {
+            By::Client => Fate::Passed,
+            By::Proxy => Fate::Kept,
+        }
+    }
 }
 
 impl Task {
@@ -104,11 +115,11 @@ impl Task {
                     encode::backend::ready_for_query(splice.make(input), status);
                     Fate::Kept
                 }
-                Fate::Discarded => {
+                Fate::Discarded(to) => {
                     for (name, value) in self.state.discarded() {
                         put_texts(splice.make(input), b'S', &[&name, &value]);
                     }
-                    Fate::Passed
+                    Fate::of(to)
                 }
                 fate => fate,
             };
@@ -204,8 +215,10 @@ impl Task {
                 }
                 self.take_back_undone();
             }
-            Event::Ready if client => {
-                self.registered.entry().ready();
+            Event::Ready if client || discards => {
+                if client {
+                    self.registered.entry().ready();
+                }
                 let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
                 self.state.ready(status, owes, settings);
                 if !owes {
@@ -213,7 +226,7 @@ impl Task {
                 }
                 if discards && !owes {
                     self.errand = Errand::None;
-                    return Ok(Fate::Discarded);
+                    return Ok(Fate::Discarded(reply.to));
                 }
                 if let Some(routed) = &mut self.routed
                     && routed.beside == Beside::Gone
@@ -238,10 +251,7 @@ impl Task {
                 return Ok(self.on_error(sent, note, body));
             }
         }
-        Ok(match reply.to {
-            By::Client => Fate::Passed,
-            By::Proxy => Fate::Kept,
-        })
+        Ok(Fate::of(reply.to))
     }
 
     /// The server refuses what makes it ready for the client, or ends the session.

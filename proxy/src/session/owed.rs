@@ -393,6 +393,11 @@ impl Owed {
         self.items.is_empty() && !self.batch_open && !self.skipping
     }
 
+    /// Whether all of a batch is answered that no Sync has ended yet.
+    pub(crate) fn awaits_sync(&self) -> bool {
+        self.items.is_empty() && self.batch_open && !self.skipping
+    }
+
     /// Whether a Query now would come into a batch of the extended protocol that is its own transaction. PostgreSQL reports
     /// that transaction as ended, but it is not: whatever comes next on the connection fails with "unexpected state STARTED"
     /// (15 to 18).

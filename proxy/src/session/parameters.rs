@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::{profile::APPLICATION_NAME, route::Hints};
 use crate::{config::PoolMode, pool::Params};
 
-/// The setting that says where a session goes. Nodes never see it.
+/// The setting that says where a session goes. It is read here, and goes no further: a server that is shared hears of it only
+/// in `options` that go there as they are.
 const ROUTING_KEY: &str = "tandem.key";
 /// PostgreSQL cuts off the names of SQL behind this (`NAMEDATALEN - 1`).
 const NAME_MAX: usize = 63;
@@ -19,47 +20,61 @@ pub(super) struct Parameters {
     /// What goes into the startup message of servers.
     pub(super) login: Params,
     pub(super) hints: Hints,
+    /// What the client calls its settings: PostgreSQL's errors do so, too, and to a startup message `User` is not `user`.
+    spelled: BTreeMap<String, String>,
 }
 
 impl Parameters {
     /// Takes apart what a client sent. Who shares no server gets one with the same startup message.
     pub(super) fn new(params: &[(String, String)], mode: PoolMode) -> Parameters {
-        let (mut settings, mut login) = (BTreeMap::new(), BTreeMap::new());
-        let last = |wanted: &str| {
-            let mut params = params.iter().rev();
-            params.find(|(name, _)| name == wanted)
-        };
+        let (options, others): (Vec<_>, Vec<_>) = params
+            .iter()
+            .cloned()
+            .partition(|(name, _)| name == "options");
+        let options = options.last().map(|(_, options)| options.as_str());
+        let (in_options, is_all) = pairs(options.unwrap_or_default());
         // PostgreSQL takes the options first (`process_startup_options` in postinit.c).
-        let options = last("options");
-        match options.map(|(_, options)| (options, pairs(options))) {
-            Some((_, Some(pairs))) => settings.extend(pairs),
-            Some((options, None)) => {
-                login.insert("options".to_owned(), options.clone());
-            }
-            None => {}
-        }
-        let others = params.iter().filter(|(name, _)| name != "options");
-        settings.extend(others.map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
+        let last = |wanted: &str| {
+            let mut given = others.iter().rev().chain(in_options.iter().rev());
+            let found = given.find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+            found.map(|(_, value)| value.as_str().into())
+        };
         let hints = Hints {
-            application_name: settings
-                .get(APPLICATION_NAME)
-                .map(|name| name.as_str().into()),
-            key: settings.remove(ROUTING_KEY).map(Into::into),
+            application_name: last(APPLICATION_NAME),
+            key: last(ROUTING_KEY),
         };
         if mode == PoolMode::Session {
             return Parameters {
                 settings: Params::default(),
                 login: params.into(),
                 hints,
+                spelled: BTreeMap::new(),
             };
         }
-        let (settings, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            settings.into_iter().partition(|(name, _)| can_be_set(name));
-        login.extend(rest);
+        let (mut settings, mut login) = (BTreeMap::new(), BTreeMap::new());
+        let mut spelled = BTreeMap::new();
+        if !is_all {
+            let options = options.unwrap_or_default();
+            login.insert("options".to_owned(), options.to_owned());
+        }
+        let in_options = in_options.into_iter().filter(|_| is_all);
+        for (name, value) in in_options.chain(others) {
+            let lower = name.to_ascii_lowercase();
+            if lower == ROUTING_KEY {
+                continue;
+            }
+            if can_be_set(&lower) {
+                spelled.insert(lower.clone(), name);
+                settings.insert(lower, value);
+            } else {
+                login.insert(name, value);
+            }
+        }
         Parameters {
             settings: settings.into_iter().collect(),
             login: login.into_iter().collect(),
             hints,
+            spelled,
         }
     }
 
@@ -71,52 +86,61 @@ impl Parameters {
             .cloned()
             .partition(|(name, _)| names.contains(name));
         self.settings = settings.into();
+        let apart = apart.into_iter().map(|(name, value)| {
+            let spelled = self.spelled.get(&name);
+            (spelled.cloned().unwrap_or(name), value)
+        });
         let all = self.login.iter().cloned().chain(apart);
         self.login = all.collect::<BTreeMap<_, _>>().into_iter().collect();
     }
 }
 
 /// Whether SET does with it what a login does, if it can do it at all. Who the session is decides about what RESET of it
-/// gives, and what belongs to a transaction ends with that.
+/// gives, what belongs to a transaction ends with that, and `temp_buffers` stays as it is once there was a temporary table.
 fn can_be_set(name: &str) -> bool {
     let is_name = |part: &str| (1..=NAME_MAX).contains(&part.len()) && part.is_ascii();
     name.split('.').all(is_name)
+        && !is_reserved(name)
         && !matches!(
             name,
             "role"
                 | "session_authorization"
                 | "seed"
+                | "temp_buffers"
                 | "transaction_isolation"
                 | "transaction_read_only"
                 | "transaction_deferrable"
         )
 }
 
-/// The settings in a startup packet's `options`, with names in lower case; nothing where it says anything else than
-/// `-c name=value` and `--name=value` (`process_postgres_switches` in postgres.c), or what a startup message has another
-/// meaning for.
-fn pairs(options: &str) -> Option<Vec<(String, String)>> {
-    let mut found = Vec::new();
+/// Whether a startup message means something else by this name, in lower case, than a setting
+/// (`ProcessStartupPacket` in backend_startup.c).
+fn is_reserved(name: &str) -> bool {
+    matches!(name, "user" | "database" | "options" | "replication") || name.starts_with("_pq_.")
+}
+
+/// The settings in a startup packet's `options`, and whether these are all that it says: there are other things than
+/// `-c name=value` and `--name=value` (`process_postgres_switches` in postgres.c).
+fn pairs(options: &str) -> (Vec<(String, String)>, bool) {
+    let (mut found, mut is_all) = (Vec::new(), true);
     let mut words = words(options).into_iter();
     while let Some(word) = words.next() {
         let setting = match word.strip_prefix("-c") {
-            Some("") => words.next()?,
-            Some(setting) => setting.to_owned(),
-            None => word.strip_prefix("--")?.to_owned(),
+            Some("") => words.next(),
+            Some(setting) => Some(setting.to_owned()),
+            None => word.strip_prefix("--").map(str::to_owned),
         };
-        let (name, value) = setting.split_once('=')?;
+        let pair = setting.as_deref().and_then(|pair| pair.split_once('='));
         // `ParseLongOption` in guc.c.
-        let name = name.replace('-', "_").to_ascii_lowercase();
-        let is_taken = matches!(
-            name.as_str(),
-            "" | "user" | "database" | "options" | "replication"
-        );
-        if is_taken || name.starts_with("_pq_.") {
-            return None;
+        let pair = pair.map(|(name, value)| (name.replace('-', "_"), value));
+        match pair {
+            Some((name, value)) if !name.is_empty() && !is_reserved(&name.to_ascii_lowercase()) => {
+                found.push((name, value.to_owned()));
+            }
+            _ => is_all = false,
         }
-        found.push((name, value.to_owned()));
     }
-    Some(found)
+    (found, is_all)
 }
 
 /// The words of `options`: separated by white space; a backslash takes the next character as it is (`pg_split_opts` in
@@ -160,6 +184,7 @@ mod tests {
             ("--tandem.key=a", Some("a")),
             ("-c geqo=off  -c tandem.key=a\\ b -c x=y", Some("a b")),
             ("-c tandem.key=a -c tandem.key=b", Some("b")),
+            ("-e -c tandem.key=a", Some("a")),
             ("-c other.key=a", None),
             ("-c", None),
             ("", None),
@@ -216,11 +241,20 @@ mod tests {
     }
 
     #[test]
-    fn what_is_set_apart_goes_into_the_login() {
-        let mut found = parameters(&[("options", "-c b=1 -c a=2 -c role=r")]);
-        found.set_apart(&["b".to_owned()]);
+    fn what_is_set_apart_goes_into_the_login_as_it_is_spelled() {
+        let mut found = parameters(&[("options", "-c No-Such=1 -c a=2 -c role=r")]);
+        found.set_apart(&["no_such".to_owned()]);
         assert_eq!(*found.settings, owned(&[("a", "2")]));
-        assert_eq!(*found.login, owned(&[("b", "1"), ("role", "r")]));
+        assert_eq!(*found.login, owned(&[("No_Such", "1"), ("role", "r")]));
+    }
+
+    #[test]
+    fn what_looks_like_another_user_stays_a_setting() {
+        for name in ["User", "DATABASE", "Options", "Replication", "_PQ_.x"] {
+            let found = parameters(&[(name, "x")]);
+            assert_eq!(*found.login, owned(&[(name, "x")]));
+            assert!(found.settings.is_empty(), "{name}");
+        }
     }
 
     #[test]

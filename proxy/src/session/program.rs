@@ -5,7 +5,7 @@ use std::{cell::RefCell, sync::Arc};
 
 use tandem_routing_rules::{
     lex::split,
-    state::{Effect, Effects, Names, Settings, effects, is_plain},
+    state::{Change, Effect, Effects, Names, Settings, effects, is_plain},
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -38,6 +38,11 @@ impl Step {
             effects,
             instead: None,
         }
+    }
+
+    /// Whether a setting of the session gets the value that RESET gives.
+    pub(super) fn resets(&self) -> bool {
+        self.effects.changes.iter().any(Change::resets)
     }
 
     /// What it does to the server.
@@ -97,9 +102,6 @@ pub(super) fn restoring(
     session: &Settings,
     server: Option<&Settings>,
 ) -> Option<(Vec<u8>, Program)> {
-    if program.iter().all(|step| step.effects.changes.is_empty()) {
-        return None;
-    }
     let mut steps = Vec::with_capacity(program.len());
     let (mut restored, mut taken) = (Vec::new(), 0);
     for (step, statement) in program.iter().zip(split(text, true)) {

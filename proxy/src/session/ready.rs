@@ -25,7 +25,8 @@ const NOWHERE: &[u8] = b"tandem_outdated\0";
 pub(super) const REFUSED: Note = Note::MAX;
 const CLOSE_UNNAMED: &[u8] = b"C\0\0\0\x06S\0";
 const DESCRIBE_UNNAMED: &[u8] = b"D\0\0\0\x06S\0";
-const FLUSH: &[u8] = b"H\0\0\0\x04";
+pub(super) const FLUSH: &[u8] = b"H\0\0\0\x04";
+pub(super) const SYNC: &[u8] = b"S\0\0\0\x04";
 
 /// What the proxy does with the server before the client's next message may go there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +44,8 @@ pub(super) enum Errand {
     Cleanup {
         last: bool,
     },
-    /// It throws away all that the client has set, also what its login asked for: it will need that again.
+    /// It throws away all that the client has set, also what its login asked for: it will need that again. What follows in
+    /// a batch is, as for PostgreSQL, behind the end of a transaction, so a Sync of the proxy's own stands there.
     Discard,
     /// It is made to forget others' values of sequences.
     Sequences,

@@ -9,7 +9,7 @@ use std::{collections::VecDeque, fmt, sync::Arc};
 use tandem_routing_rules::{
     lex::Lexer,
     state::{
-        Change, Discard, Doubt, Effect, Effects, Pin, Pins, Settings, Status as Ready, Value,
+        Discard, Doubt, Effect, Effects, Pin, Pins, Settings, Status as Ready, Value,
         is_temporary_first,
     },
 };
@@ -17,7 +17,7 @@ use tandem_routing_rules::{
 use super::{
     owed::{Note, Status},
     profile::{Profile, ServerSettings},
-    program::{Program, program, restoring},
+    program::{Program, Step, program, restoring},
     sequences::{DISCARD, Sequences},
 };
 
@@ -103,8 +103,6 @@ pub(super) struct State {
     notes: Note,
     pins: Pins,
     hold: Option<Hold>,
-    /// A DISCARD ALL is on its way to a server whose login did not ask for what the session's did.
-    discards: bool,
 }
 
 impl State {
@@ -122,7 +120,6 @@ impl State {
             notes: 0,
             pins: Pins::default(),
             hold,
-            discards: false,
         };
         state.check_settings();
         state
@@ -155,6 +152,13 @@ impl State {
             self.pins.insert(Pin::TemporaryObject);
             self.keep(Hold::Pin(Pin::TemporaryObject));
         }
+        if !self.is_lexed_surely() {
+            self.keep(Hold::Lexing);
+        }
+    }
+
+    /// Whether `standard_conforming_strings` and the encoding leave no doubt about where a text's strings end.
+    fn is_lexed_surely(&self) -> bool {
         let is = |name: &[u8], values: &[&str]| match self.settings.value(name) {
             Value::Text(text) => values
                 .iter()
@@ -171,10 +175,14 @@ impl State {
             "JOHAB",
             "SHIFT_JIS_2004",
         ];
-        if is(b"standard_conforming_strings", &["off"]) || is(b"client_encoding", &unsafe_encodings)
-        {
-            self.keep(Hold::Lexing);
-        }
+        !is(b"standard_conforming_strings", &["off"]) && !is(b"client_encoding", &unsafe_encodings)
+    }
+
+    /// Whether a text means what was read in it, so that it can be sent with other words: where that depends on settings,
+    /// they must be the safe ones, and nothing that changes them may be on its way.
+    fn is_surely_read(&self, text: &[u8]) -> bool {
+        let is_plain = text.is_ascii() && !text.contains(&b'\\');
+        is_plain || self.pending.is_empty() && self.is_lexed_surely()
     }
 
     /// What puts a server right for this session, if it needs anything: texts, one behind the other, each a transaction. The
@@ -213,25 +221,40 @@ impl State {
         program: Option<&Program>,
         server: &ServerSettings,
     ) -> Option<(Vec<u8>, Program)> {
-        restoring(text, program?, &self.settings, Some(server.login()))
+        self.restored(text, program?, Some(server.login()))
     }
 
     /// The same for a statement to be prepared, perhaps on other servers too: `rest` is what stands behind the name in a Parse.
     pub(super) fn restoring_prepared(&self, rest: &[u8]) -> Option<(Vec<u8>, Program)> {
-        let end = rest.iter().position(|byte| *byte == 0)?;
-        let (text, types) = rest.split_at(end);
-        let first = Lexer::new(text, true).significant().next()?;
+        // Of most, the first word is enough.
+        let first = Lexer::new(rest, true).significant().next()?;
         if !first.is_word("reset") && !first.is_word("set") {
             return None;
         }
-        let (mut text, does) = restoring(text, &program(text)?, &self.settings, None)?;
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        let (text, types) = rest.split_at(end);
+        let (mut text, does) = self.restored(text, &program(text)?, None)?;
         text.extend_from_slice(types);
         Some((text, does))
     }
 
-    /// Whether the server will have to be given what the session's login asked for.
-    pub(super) fn discards(&self) -> bool {
-        self.discards
+    fn restored(
+        &self,
+        text: &[u8],
+        program: &Program,
+        server: Option<&Settings>,
+    ) -> Option<(Vec<u8>, Program)> {
+        if !program.iter().any(Step::resets) || !self.is_surely_read(text) {
+            return None;
+        }
+        restoring(text, program, &self.settings, server)
+    }
+
+    /// Whether this throws away what the session's login asked for, because the server's did not.
+    pub(super) fn discards(&self, program: Option<&Program>, server: &ServerSettings) -> bool {
+        let discards = |step: &Step| step.effects.effect == Effect::Discard(Discard::All);
+        program.is_some_and(|program| program.iter().any(discards))
+            && self.settings.is_lost_by_reset(Some(server.login()))
     }
 
     /// Whether a setting is again what the session's login made of it.
@@ -241,7 +264,6 @@ impl State {
 
     /// What the client has to be told after a DISCARD ALL, as a server would that had its login.
     pub(super) fn discarded(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        self.discards = false;
         self.settings.untold()
     }
 
@@ -266,12 +288,8 @@ impl State {
                 Some(Doubt::SetConfig) => self.keep(Hold::SetConfig),
                 Some(Doubt::Syntax) => self.keep(Hold::Unclear),
             }
-            match one.effect {
-                Effect::Prepare { .. } => self.keep(Hold::Prepared),
-                Effect::Discard(Discard::All) => {
-                    self.discards |= self.settings.is_lost_by_reset(Some(server.login()));
-                }
-                _ => {}
+            if let Effect::Prepare { .. } = one.effect {
+                self.keep(Hold::Prepared);
             }
         }
         self.notes += 1;
@@ -342,12 +360,7 @@ impl State {
         if changes {
             self.go_live(server);
         }
-        let resets = |change: &Change| match change {
-            Change::ResetAll => true,
-            Change::Set { value, .. } => *value == Value::Default,
-            Change::FromCurrent { .. } => false,
-        };
-        let reset = one.changes.iter().any(resets) || matches!(one.effect, Effect::Discard(_));
+        let reset = step.resets() || matches!(one.effect, Effect::Discard(_));
         if reset && step.instead.is_none() {
             // What RESET gives on the server may be something else.
             server.version = 0;
@@ -413,10 +426,11 @@ impl State {
             return;
         }
         self.live = true;
+        let had_all = server.version == self.version;
         // Never the number of anybody else: sessions have their own, logins a hash of 64 bits.
         self.changes += 1;
         self.version = u64::from(self.session) << 32 | self.changes;
-        server.version = self.version;
+        server.version = if had_all { self.version } else { 0 };
         for mark in std::mem::take(&mut self.trail) {
             self.mark(mark, server);
         }

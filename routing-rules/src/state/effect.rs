@@ -189,6 +189,18 @@ pub enum Change {
     ResetAll,
 }
 
+impl Change {
+    /// Whether something gets the value that RESET gives.
+    #[must_use]
+    pub fn resets(&self) -> bool {
+        match self {
+            Self::ResetAll => true,
+            Self::Set { value, .. } => *value == Value::Default,
+            Self::FromCurrent { .. } => false,
+        }
+    }
+}
+
 /// Why a statement may do more to the session than can be said. What a trigger, a rule, an operator, or a function that
 /// is called in the notation of a column does is never seen, and gives no doubt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]

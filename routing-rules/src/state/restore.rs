@@ -44,7 +44,7 @@ impl Settings {
         effects: &Effects,
         server: Option<&Settings>,
     ) -> Option<Restoring> {
-        if !effects.changes.iter().any(resets) {
+        if !effects.changes.iter().any(Change::resets) {
             return None;
         }
         let lost = self.lost_by_reset(server);
@@ -99,14 +99,6 @@ impl Settings {
             [(name, _)] if *name == APPLICATION_NAME => Vec::new(),
             _ => lost,
         }
-    }
-}
-
-fn resets(change: &Change) -> bool {
-    match change {
-        Change::ResetAll => true,
-        Change::Set { value, .. } => *value == Value::Default,
-        Change::FromCurrent { .. } => false,
     }
 }
 

@@ -194,6 +194,22 @@ fn resets() -> Vec<(&'static str, Script)> {
                 .run(SHOW)
                 .s()
                 .ready(2)
+                .q("SET work_mem = '9MB'; SET a.b = 'mine'")
+                .ready(1)
+                .run("DISCARD ALL")
+                .run("BEGIN")
+                .run("SHOW work_mem")
+                .run("SHOW timezone")
+                .run("COMMIT")
+                .s()
+                .ready(1)
+                .show()
+                .run("SELECT 1")
+                .run("DISCARD ALL")
+                .run("SHOW work_mem")
+                .s()
+                .ready(1)
+                .show()
                 .q("SET timezone = 'UTC'; PREPARE p AS SELECT 1")
                 .ready(1)
                 .q("DISCARD ALL")
@@ -296,6 +312,27 @@ async fn a_session_that_keeps_its_server_is_put_right_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_only_looks_like_a_reset_is_not_touched() {
+    let cluster = Cluster::of(&[15]).proxy(POOL_OF_TWO).start().await;
+    let params = [
+        ("options", "-c standard_conforming_strings=off"),
+        ("TimeZone", "Asia/Tokyo"),
+    ];
+    let script = script()
+        .q(r"SELECT 'a\'; RESET ALL; --'")
+        .ready(1)
+        .q(r"SET standard_conforming_strings = on; SELECT 'a\'; RESET timezone; SHOW timezone --'")
+        .ready(1)
+        .q(r"SELECT 'é\'; RESET timezone; SHOW timezone --'")
+        .ready(1);
+    let port = cluster.nodes[0].port();
+    let mut direct = open(port, &params).await.expect("a login");
+    let mut through = open(cluster.proxy_port, &params).await.expect("a login");
+    let expected = play(&mut direct, &script).await;
+    assert_eq!(play(&mut through, &script).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_server_refuses_is_told_at_login_in_its_words() {
     let cluster = Cluster::of(&[15]).proxy(POOL_OF_TWO).start().await;
     let node = &cluster.nodes[0];
@@ -306,6 +343,11 @@ async fn what_a_server_refuses_is_told_at_login_in_its_words() {
         ("client_encoding", "klingon"),
         ("DateStyle", "nonsense"),
         ("nosuch", "1"),
+        ("NoSuch", "1"),
+        ("User", "postgres"),
+        ("Database", "postgres"),
+        ("Replication", "database"),
+        ("Options", "-c work_mem=5MB"),
         ("no such", "1"),
         ("a..b", "1"),
         ("log_statement", "all"),
@@ -319,6 +361,7 @@ async fn what_a_server_refuses_is_told_at_login_in_its_words() {
         ("options", "-c"),
         ("options", "-c work_mem"),
         ("options", "-c user=postgres"),
+        ("options", "-c No-Such=1"),
         ("options", "-c work_mem=5MB -c geqo=perhaps"),
         ("options", "word"),
     ];

@@ -81,6 +81,25 @@ fn a_pin_that_comes_behind_its_release_stays() {
 }
 
 #[test]
+fn what_a_server_has_lost_is_set_again_whatever_was_set_since() {
+    let mut bench = Bench::new();
+    let login = [("work_mem".to_owned(), "5MB".to_owned())];
+    bench.state = State::new(Profile::new(&login, &[]), 1, None);
+    let set = [b"SET \"work_mem\" TO '5MB'".to_vec()];
+    assert_eq!(bench.state.sync(&mut bench.server, false), set);
+    for text in [
+        "LISTEN x",
+        "SELECT set_config('work_mem', NULL, false)",
+        "SET a.b = 'mine'",
+        "UNLISTEN *",
+    ] {
+        let note = bench.sent(text);
+        bench.succeeded(&[note]);
+    }
+    assert_eq!(bench.state.sync(&mut bench.server, false), set);
+}
+
+#[test]
 fn a_session_has_no_values_of_sequences_before_it_has_run_anything() {
     for (text, forgets) in [
         ("BEGIN", true),

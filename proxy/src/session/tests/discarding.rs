@@ -1,9 +1,19 @@
 //! A DISCARD ALL throws away what the session's login asked for too, where the server's login did not: it is set again.
 
-use super::{super::state::State, *};
+use super::{
+    super::{
+        ready::{FLUSH, SYNC},
+        state::State,
+    },
+    *,
+};
 
 const SETTINGS: &[u8] = b"SET \"work_mem\" TO '7MB'";
 const DISCARD: &[u8] = b"DISCARD ALL";
+const BIND: &[u8] = b"B\0\0\0\x0c\0\0\0\0\0\0\0\0";
+const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
+/// The answers to a Parse and a Bind.
+const BOUND: &[u8] = b"1\0\0\0\x042\0\0\0\x04";
 const REFUSAL: &[u8] = b"SERROR\0VERROR\0C25001\0Mno\0\0";
 
 fn done(tag: &[u8]) -> Vec<u8> {
@@ -37,6 +47,47 @@ async fn what_is_behind_a_discard_all_waits_until_the_server_has_the_settings_ag
     bench.assert_heard(b"");
     bench.assert_server_got(QUERY);
     bench.pass_down(&done(b"SELECT 1")).await;
+}
+
+/// A statement in one message each.
+fn run(text: &[u8]) -> Vec<u8> {
+    let parse = frame(b'P', &[b"\0", text, b"\0\0\0"].concat());
+    [&parse[..], BIND, EXECUTE].concat()
+}
+
+#[tokio::test]
+async fn what_is_behind_a_discard_all_in_one_batch_waits_too() {
+    let mut bench = bench().await;
+    let behind = [&run(b"BEGIN")[..], SYNC].concat();
+    bench
+        .client_sends(&[&run(DISCARD)[..], &behind].concat())
+        .await;
+    bench.assert_server_got(&[&run(DISCARD)[..], FLUSH].concat());
+    let executed = [BOUND, &frame(b'C', b"DISCARD ALL\0")].concat();
+    bench.pass_down(&executed).await;
+    bench.assert_server_got(SYNC);
+    bench.server_answers(READY).await;
+    bench.assert_heard(b"");
+    bench.assert_server_got(&query(SETTINGS));
+    bench.server_answers(&done(b"SET")).await;
+    bench.assert_heard(b"");
+    bench.assert_server_got(&behind);
+    let begun = [BOUND, &frame(b'C', b"BEGIN\0"), IN_TRANSACTION];
+    bench.pass_down(&begun.concat()).await;
+}
+
+#[tokio::test]
+async fn what_is_behind_a_discard_all_that_fails_is_thrown_away_up_to_the_sync() {
+    let mut bench = bench().await;
+    bench
+        .client_sends(&[&run(DISCARD)[..], &run(b"BEGIN"), SYNC].concat())
+        .await;
+    bench.assert_server_got(&[&run(DISCARD)[..], FLUSH].concat());
+    let refused = [BOUND, &frame(b'E', REFUSAL)].concat();
+    bench.pass_down(&refused).await;
+    bench.assert_server_got(SYNC);
+    bench.pass_down(READY).await;
+    assert_eq!(bench.idle(), 1);
 }
 
 #[tokio::test]
