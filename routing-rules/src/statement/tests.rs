@@ -1,3 +1,4 @@
+use super::source::Parameter;
 use super::*;
 use crate::placement::Key;
 
@@ -42,13 +43,18 @@ fn shown(text: &str) -> String {
 
 #[test]
 fn statements_are_what_they_do_and_name_their_keys() {
+    let mut wrong = String::new();
     for line in include_str!("tests/corpus.txt").lines() {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let (text, expected) = line.split_once(" => ").expect("two halves");
-        assert_eq!(shown(text), expected, "{text}");
+        let found = shown(text);
+        if found != expected {
+            wrong += &format!("{text}\n   expected {expected}\n   found    {found}\n");
+        }
     }
+    assert!(wrong.is_empty(), "\n{wrong}");
 }
 
 #[test]
