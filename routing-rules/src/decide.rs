@@ -1,10 +1,17 @@
-//! Where a session goes: the decision of session mode, with its reason.
+//! Where a session goes: the decision of session mode, with its reason. What decides per statement is in [`statement`].
+
+mod statement;
 
 use core::fmt;
 
-use crate::model::{Rules, SessionMatch, SessionRule};
+use crate::model::{Placement, Rules, SessionMatch, SessionRule};
 use crate::pattern::Pattern;
 use crate::placement::{Home, HomeReason, Key};
+
+pub use statement::{
+    DefaultHomeReason, NamedBy, NearestNode, StatementDecision, StatementFacts, StatementReason,
+    Transaction,
+};
 
 /// Nodes within this much of the best round trip are equally near.
 const EQUALLY_NEAR_US: u32 = 1_000;
@@ -104,6 +111,11 @@ pub enum PassedOver {
         /// Its name.
         placement: String,
     },
+    /// The statement itself names another key than `tandem.key` or its leading comment.
+    KeyOverruled {
+        /// What was given.
+        text: String,
+    },
     /// A session rule's node is not healthy.
     RuleNodeDown {
         /// Which rule, counted from 1.
@@ -151,6 +163,28 @@ fn by_key<'a>(
     cluster: &ClusterView<'a>,
     passed_over: &mut Vec<PassedOver>,
 ) -> Option<Choice<'a>> {
+    let (placement, key) = named_key(rules, text, passed_over)?;
+    let Home { node, because } = placement.home(&key, cluster.nodes)?;
+    let node = cluster
+        .nodes
+        .iter()
+        .find(|candidate| candidate.id == node)?;
+    Some((
+        node,
+        Reason::Key {
+            placement: placement.name.clone(),
+            key,
+            because,
+        },
+    ))
+}
+
+/// What `placement:key` names.
+fn named_key<'r>(
+    rules: &'r Rules,
+    text: &str,
+    passed_over: &mut Vec<PassedOver>,
+) -> Option<(&'r Placement, Key)> {
     let Some((name, key)) = text.split_once(':') else {
         passed_over.push(PassedOver::KeyWithoutPlacement {
             text: text.to_owned(),
@@ -163,20 +197,7 @@ fn by_key<'a>(
         });
         return None;
     };
-    let key = Key::from_text(key);
-    let Home { node, because } = placement.home(&key, cluster.nodes)?;
-    let node = cluster
-        .nodes
-        .iter()
-        .find(|candidate| candidate.id == node)?;
-    Some((
-        node,
-        Reason::Key {
-            placement: name.to_owned(),
-            key,
-            because,
-        },
-    ))
+    Some((placement, Key::from_text(key)))
 }
 
 fn by_session_rule<'a>(
@@ -185,6 +206,18 @@ fn by_session_rule<'a>(
     cluster: &ClusterView<'a>,
     passed_over: &mut Vec<PassedOver>,
 ) -> Option<Choice<'a>> {
+    let (node, rule, matches) = session_rule(rules, facts, cluster, passed_over)?;
+    let matches = matches.clone();
+    Some((node, Reason::SessionRule { rule, matches }))
+}
+
+/// The node of the first session rule that matches, which one it is, counted from 1, and what it matches.
+fn session_rule<'a, 'r>(
+    rules: &'r Rules,
+    facts: &SessionFacts<'_>,
+    cluster: &ClusterView<'a>,
+    passed_over: &mut Vec<PassedOver>,
+) -> Option<(&'a NodeView<'a>, usize, &'r SessionMatch)> {
     let (index, rule): (usize, &SessionRule) = rules
         .sessions
         .iter()
@@ -192,13 +225,7 @@ fn by_session_rule<'a>(
         .find(|(_, rule)| rule.matches.accepts(facts))?;
     let named = cluster.nodes.iter().find(|node| node.id == rule.node);
     match named {
-        Some(node) if node.healthy => Some((
-            node,
-            Reason::SessionRule {
-                rule: index + 1,
-                matches: rule.matches.clone(),
-            },
-        )),
+        Some(node) if node.healthy => Some((node, index + 1, &rule.matches)),
         _ => {
             let node = named.map_or_else(|| format!("{}", rule.node), |node| node.name.to_owned());
             passed_over.push(PassedOver::RuleNodeDown {
@@ -365,6 +392,13 @@ impl fmt::Display for PassedOver {
                     f,
                     "tandem.key ignored: the rules have no placement `{}`",
                     placement.escape_debug()
+                )
+            }
+            Self::KeyOverruled { text } => {
+                write!(
+                    f,
+                    "`{}` ignored: the statement itself names its keys",
+                    text.escape_debug()
                 )
             }
             Self::RuleNodeDown { rule, node } => {

@@ -1,5 +1,6 @@
-//! The routing rules: the rules file, placement of keys on nodes, and the decision where a session goes; SQL's tokens
-//! ([`lex`]), and what a statement does to its session ([`state`]).
+//! The routing rules: the rules file, placement of keys on nodes, and the decision where a session or a statement goes;
+//! SQL's tokens ([`lex`]), what texts have in common ([`template`]), what a statement does ([`statement`]) and what it does
+//! to its session ([`state`]).
 //!
 //! Pure: no I/O, no async, no clock. What the cluster looks like comes in as a value.
 //!
@@ -18,6 +19,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod catalog;
 mod decide;
 pub mod document;
 pub mod expression;
@@ -29,12 +31,13 @@ pub mod pattern;
 mod placement;
 mod rendezvous;
 pub mod state;
-#[cfg(feature = "grammar")]
 pub mod statement;
+pub mod template;
 
 pub use decide::{
-    ClusterView, Decision, NoHealthyNode, NodeView, PassedOver, Reason, SessionFacts,
-    decide_session,
+    ClusterView, Decision, DefaultHomeReason, NamedBy, NearestNode, NoHealthyNode, NodeView,
+    PassedOver, Reason, SessionFacts, StatementDecision, StatementFacts, StatementReason,
+    Transaction, decide_session,
 };
 pub use model::{
     Affinity, ColumnNames, Consistency, DefaultWrite, KeyRange, Mode, NodeInfo, Placement,

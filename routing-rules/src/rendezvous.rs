@@ -5,12 +5,16 @@
 //! because the last bit of a floating-point logarithm differs between platforms. The test vectors at the bottom are a
 //! promise: changing them moves keys of running clusters.
 
+use core::cmp::Ordering;
+
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Starts what is hashed for a key of a placement.
 const PLACEMENT_DOMAIN: &[u8] = b"tandem/placement/1\0";
 /// Starts what is hashed for the default home of a database.
 const DEFAULT_HOME_DOMAIN: &[u8] = b"tandem/default-home/1\0";
+/// What is hashed is put together on the stack up to this length.
+const DIGEST_ON_STACK_MAX: usize = 128;
 /// Bits behind the binary point of a logarithm.
 const FRACTION_BITS: u32 = 32;
 
@@ -27,20 +31,21 @@ pub(crate) fn key_digest(placement: &str, key: &str) -> u64 {
 /// The node that writes without a key go to, for one database: rendezvous over its name among `nodes` (their ids,
 /// in any order). `None` when there are no nodes.
 pub fn default_home(database: &str, nodes: &[u16]) -> Option<u16> {
+    default_home_among(database, nodes.iter().copied())
+}
+
+/// The same of nodes that are found one by one.
+pub(crate) fn default_home_among(database: &str, nodes: impl Iterator<Item = u16>) -> Option<u16> {
     let digest = digest(&[DEFAULT_HOME_DOMAIN, database.as_bytes()]);
-    winner(digest, nodes.iter().map(|node| (*node, 1)))
+    winner(digest, nodes.map(|node| (node, 1)))
 }
 
 /// The node that wins a digest among pairs of node id and weight. Weight 0 counts as 1.
 pub(crate) fn winner(digest: u64, nodes: impl Iterator<Item = (u16, u16)>) -> Option<u16> {
-    let draws = nodes.map(|(node, weight)| {
-        let score = draw(digest, node);
-        Draw {
-            node,
-            weight: u64::from(weight.max(1)),
-            cost: cost(score),
-            score,
-        }
+    let draws = nodes.map(|(node, weight)| Draw {
+        node,
+        weight: u64::from(weight.max(1)),
+        score: draw(digest, node),
     });
     draws.reduce(Draw::better).map(|draw| draw.node)
 }
@@ -48,18 +53,19 @@ pub(crate) fn winner(digest: u64, nodes: impl Iterator<Item = (u16, u16)>) -> Op
 struct Draw {
     node: u16,
     weight: u64,
-    cost: u64,
     score: u64,
 }
 
 impl Draw {
     /// The smaller cost per weight wins; then the larger score, then the smaller id, so that the order is total.
     fn better(self, other: Self) -> Self {
-        // cost < 2^39 and weight < 2^16: the products fit.
-        let mine = self.cost * other.weight;
-        let others = other.cost * self.weight;
-        let order = mine
-            .cmp(&others)
+        // Of equal weights the larger score is the smaller cost, or an equal one, and wins in both cases.
+        let cost = match self.weight == other.weight {
+            true => Ordering::Equal,
+            // cost < 2^39 and weight < 2^16: the products fit.
+            false => (cost(self.score) * other.weight).cmp(&(cost(other.score) * self.weight)),
+        };
+        let order = cost
             .then(other.score.cmp(&self.score))
             .then(self.node.cmp(&other.node));
         if order.is_le() { self } else { other }
@@ -67,7 +73,16 @@ impl Draw {
 }
 
 fn digest(parts: &[&[u8]]) -> u64 {
-    xxh3_64(&parts.concat())
+    let mut buffer = [0; DIGEST_ON_STACK_MAX];
+    let mut length = 0;
+    for part in parts {
+        let Some(place) = buffer.get_mut(length..length + part.len()) else {
+            return xxh3_64(&parts.concat());
+        };
+        place.copy_from_slice(part);
+        length += part.len();
+    }
+    xxh3_64(buffer.get(..length).unwrap_or_default())
 }
 
 /// What one node draws for a digest.
@@ -108,6 +123,24 @@ mod tests {
     fn the_hash_is_xxh3_as_published() {
         // XXH3_64bits of the empty input with seed 0, from the xxHash specification's reference implementation.
         assert_eq!(xxh3_64(b""), 0x2d06_8005_38d3_94c2);
+    }
+
+    #[test]
+    fn a_digest_is_of_the_parts_put_together_however_long() {
+        for length in [
+            0,
+            1,
+            100,
+            DIGEST_ON_STACK_MAX - 1,
+            DIGEST_ON_STACK_MAX,
+            1_000,
+        ] {
+            let long = vec![7; length];
+            assert_eq!(
+                digest(&[b"a", &long]),
+                xxh3_64(&[b"a", long.as_slice()].concat())
+            );
+        }
     }
 
     #[test]
@@ -179,6 +212,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn the_larger_score_never_costs_more(one: u64, other: u64) {
+            let (low, high) = (one.min(other), one.max(other));
+            prop_assert!(cost(high) <= cost(low));
+            prop_assert!(cost(low.saturating_add(1)) <= cost(low));
+        }
+
         #[test]
         fn the_order_of_nodes_means_nothing(
             key in ".{0,12}",

@@ -2,11 +2,17 @@
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    AExpr, AExprKind, BoolExpr, BoolExprType, ColumnRef, Node, a_const, node,
+    AExpr, AExprKind, BoolExpr, BoolExprType, ColumnRef, Node, TypeName, a_const, node,
 };
 
-use super::source::{Source, Values};
-use super::{Scan, TableUse};
+use super::TableUse;
+use super::analyse::Places;
+use super::source::{ColumnValues, Origin, Source};
+use crate::catalog::ColumnType;
+
+/// Of how many equalities of columns, and of how many values known, account is taken at one level: a text may hold thousands,
+/// and each is compared with each.
+const CARRIED_MAX: usize = 64;
 
 /// Something that FROM, or the target of a write, brings in.
 #[derive(Debug)]
@@ -16,19 +22,29 @@ pub(super) struct Relation {
     /// Its place among the uses of tables, if it is one.
     pub(super) table: Option<usize>,
     /// Columns of which every row's value is known: those of VALUES, or of a query without FROM.
-    pub(super) constants: Vec<(String, Values)>,
+    pub(super) constants: Vec<(String, ColumnValues)>,
 }
 
 /// The relations of one level of a statement, and what its conditions say.
-#[derive(Debug, Default)]
-pub(super) struct Level {
+#[derive(Debug)]
+pub(super) struct Level<'c> {
+    places: Places<'c>,
     pub(super) relations: Vec<Relation>,
     /// Relation (`None`: any that has the column), column, values.
     found: Vec<(Option<usize>, String, Vec<Source>)>,
     equal: Vec<[(usize, String); 2]>,
 }
 
-impl Level {
+impl<'c> Level<'c> {
+    pub(super) fn new(places: Places<'c>) -> Self {
+        Self {
+            places,
+            relations: Vec::new(),
+            found: Vec::new(),
+            equal: Vec::new(),
+        }
+    }
+
     /// Takes in a condition that holds for every row in question.
     pub(super) fn holds(&mut self, condition: Option<&Node>) {
         let Some(condition) = condition.and_then(|node| node.node.as_ref()) else {
@@ -60,7 +76,7 @@ impl Level {
                 }
             }
             Ok(AExprKind::AexprOpAny) => {
-                let values = array(right);
+                let values = self.places.array(right);
                 if let (NodeEnum::ColumnRef(column), Some(values)) = (left, values) {
                     self.column_is(column, values);
                 }
@@ -75,7 +91,7 @@ impl Level {
                 self.columns_are_equal(one, other)
             }
             (NodeEnum::ColumnRef(column), value) | (value, NodeEnum::ColumnRef(column)) => {
-                if let Some(source) = source(value) {
+                if let Some(source) = self.places.source(value) {
                     self.column_is(column, vec![source]);
                 }
             }
@@ -91,9 +107,10 @@ impl Level {
     }
 
     fn is_in(&mut self, left: &NodeEnum, items: &[Node]) {
+        let places = self.places;
         match left {
             NodeEnum::ColumnRef(column) => {
-                let sources = items.iter().map(|item| item.node.as_ref().and_then(source));
+                let sources = items.iter().map(|item| places.source(item.node.as_ref()?));
                 if let Some(sources) = sources.collect() {
                     self.column_is(column, sources);
                 }
@@ -105,7 +122,7 @@ impl Level {
                     };
                     let sources = items.iter().map(|item| match &item.node {
                         Some(NodeEnum::RowExpr(item)) => {
-                            item.args.get(place)?.node.as_ref().and_then(source)
+                            places.source(item.args.get(place)?.node.as_ref()?)
                         }
                         _ => None,
                     });
@@ -159,7 +176,7 @@ impl Level {
     }
 
     /// The values of a column of a relation with constants.
-    pub(super) fn constants(&self, column: &ColumnRef) -> Option<&Values> {
+    pub(super) fn constants(&self, column: &ColumnRef) -> Option<&ColumnValues> {
         let (relation, column) = self.resolve(column)?;
         let relation = self.relations.get(relation?)?;
         let found = relation.constants.iter().find(|(name, _)| *name == column);
@@ -170,14 +187,36 @@ impl Level {
     pub(super) fn settle(mut self, tables: &mut [TableUse]) {
         for (place, relation) in self.relations.iter().enumerate() {
             for (column, values) in &relation.constants {
-                if let Values::Of(sources) = values {
+                if let ColumnValues::Of(sources) = values {
                     let known = (Some(place), column.clone(), sources.clone());
                     self.found.push(known);
                 }
             }
         }
-        // Each equality can carry values over once in each direction.
-        for _ in 0..self.equal.len() {
+        if self.found.len() <= CARRIED_MAX {
+            self.carry_over();
+        }
+        for (place, relation) in self.relations.iter().enumerate() {
+            let Some(table) = relation.table.and_then(|table| tables.get_mut(table)) else {
+                continue;
+            };
+            for (of, column, sources) in &self.found {
+                if of.is_none_or(|of| of == place) {
+                    let values = ColumnValues::Of(sources.clone());
+                    table.columns.push((column.clone(), values));
+                }
+            }
+        }
+    }
+}
+
+impl Level<'_> {
+    /// Columns that are equal have the same values.
+    fn carry_over(&mut self) {
+        self.equal.truncate(CARRIED_MAX);
+        let mut before = usize::MAX;
+        while before != self.found.len() {
+            before = self.found.len();
             for [one, other] in &self.equal {
                 for (from, to) in [(one, other), (other, one)] {
                     let is_of =
@@ -194,31 +233,22 @@ impl Level {
                 }
             }
         }
-        for (place, relation) in self.relations.iter().enumerate() {
-            let Some(table) = relation.table.and_then(|table| tables.get_mut(table)) else {
-                continue;
-            };
-            for (of, column, sources) in &self.found {
-                if of.is_none_or(|of| of == place) {
-                    let values = Values::Of(sources.clone());
-                    table.columns.push((column.clone(), values));
-                }
-            }
-        }
+    }
+
+    /// What is known of a value that is written: of this literal or parameter, of a column with constants, or nothing.
+    pub(super) fn written(&self, value: Option<&NodeEnum>) -> ColumnValues {
+        let known = match value {
+            Some(NodeEnum::ColumnRef(column)) => self.constants(column).cloned(),
+            Some(value) => self.places.source(value).map(one),
+            None => None,
+        };
+        known.unwrap_or(ColumnValues::Unknown)
     }
 }
 
-impl Scan {
-    /// What is known of a value that is written: of this literal or parameter, of a column with constants, or nothing.
-    pub(super) fn written(value: Option<&NodeEnum>, level: &Level) -> Values {
-        match value {
-            Some(NodeEnum::ColumnRef(column)) => {
-                level.constants(column).cloned().unwrap_or(Values::Unknown)
-            }
-            Some(value) => source(value).map_or(Values::Unknown, |source| Values::Of(vec![source])),
-            None => Values::Unknown,
-        }
-    }
+/// The one value of a column.
+pub(super) fn one(source: Source) -> ColumnValues {
+    ColumnValues::Of(vec![source])
 }
 
 pub(super) fn inner(node: &Option<Box<Node>>) -> Option<&NodeEnum> {
@@ -242,38 +272,92 @@ pub(super) fn string(node: &Node) -> Option<&str> {
     }
 }
 
-/// Where the one value of an expression stands. A cast does not change which key it is: the column has the last word.
-fn source(node: &NodeEnum) -> Option<Source> {
-    match node {
-        NodeEnum::ParamRef(parameter) => {
-            u16::try_from(parameter.number).ok().map(Source::Parameter)
-        }
-        NodeEnum::TypeCast(cast) => inner(&cast.arg).and_then(source),
-        NodeEnum::AConst(constant) => match &constant.val {
-            Some(a_const::Val::Ival(_) | a_const::Val::Sval(_) | a_const::Val::Fval(_)) => {
-                usize::try_from(constant.location).ok().map(Source::Literal)
+impl Places<'_> {
+    /// Where the one value of an expression stands.
+    pub(super) fn source(self, node: &NodeEnum) -> Option<Source> {
+        let (origin, cast) = match node {
+            NodeEnum::ParamRef(parameter) => {
+                let number = u16::try_from(parameter.number).ok()?;
+                (Origin::Parameter(number), None)
             }
-            Some(a_const::Val::Boolval(value)) => Some(Source::Boolean(value.boolval)),
-            Some(a_const::Val::Bsval(_)) | None => None,
-        },
-        _ => None,
+            NodeEnum::TypeCast(cast) => {
+                let inside = self.source(inner(&cast.arg)?)?;
+                return cast_to(inside, cast_type(cast.type_name.as_ref()?, false)?);
+            }
+            NodeEnum::AConst(constant) => match &constant.val {
+                Some(a_const::Val::Ival(_) | a_const::Val::Sval(_) | a_const::Val::Fval(_)) => {
+                    let (place, negative) = self.at(constant.location)?;
+                    (Origin::Literal { place, negative }, None)
+                }
+                Some(a_const::Val::Boolval(value)) => (
+                    Origin::Constant(value.boolval.to_string().into()),
+                    Some(ColumnType::Bool),
+                ),
+                Some(a_const::Val::Bsval(_)) | None => return None,
+            },
+            _ => return None,
+        };
+        Some(Source {
+            origin,
+            array: false,
+            cast,
+        })
+    }
+
+    /// The elements of an array: ARRAY[..], a literal, a parameter.
+    fn array(self, node: &NodeEnum) -> Option<Vec<Source>> {
+        match node {
+            NodeEnum::AArrayExpr(array) => {
+                let elements = array.elements.iter();
+                elements
+                    .map(|element| self.source(element.node.as_ref()?))
+                    .collect()
+            }
+            NodeEnum::TypeCast(cast) => {
+                let to = cast_type(cast.type_name.as_ref()?, true)?;
+                let inside = self.array(inner(&cast.arg)?)?.into_iter();
+                inside.map(|source| cast_to(source, to)).collect()
+            }
+            other => {
+                let source = self.source(other)?;
+                Some(vec![Source {
+                    array: true,
+                    ..source
+                }])
+            }
+        }
     }
 }
 
-/// The elements of an array: ARRAY[..], a literal, a parameter.
-fn array(node: &NodeEnum) -> Option<Vec<Source>> {
-    match node {
-        NodeEnum::AArrayExpr(array) => {
-            let elements = array.elements.iter();
-            elements
-                .map(|element| element.node.as_ref().and_then(source))
-                .collect()
-        }
-        NodeEnum::TypeCast(cast) => inner(&cast.arg).and_then(array),
-        other => match source(other)? {
-            Source::Literal(start) => Some(vec![Source::ArrayLiteral(start)]),
-            Source::Parameter(number) => Some(vec![Source::ArrayParameter(number)]),
-            _ => None,
-        },
+/// A cast to one type does not change which key a value is, as far as both types have keys; of several casts nothing is said.
+fn cast_to(source: Source, to: ColumnType) -> Option<Source> {
+    source
+        .cast
+        .is_none_or(|known| known == to)
+        .then_some(Source {
+            cast: Some(to),
+            ..source
+        })
+}
+
+/// The type of a cast, or of its elements, if it is one that has keys and has no length.
+fn cast_type(name: &TypeName, array: bool) -> Option<ColumnType> {
+    if name.setof || !name.typmods.is_empty() || name.array_bounds.is_empty() == array {
+        return None;
     }
+    let names: Option<Vec<_>> = name.names.iter().map(string).collect();
+    let ([name] | ["pg_catalog", name]) = names?[..] else {
+        return None;
+    };
+    Some(match name {
+        "int2" | "int4" | "int8" => ColumnType::Integer,
+        "text" | "varchar" => ColumnType::Text {
+            deterministic: true,
+        },
+        "uuid" => ColumnType::Uuid,
+        "bool" => ColumnType::Bool,
+        "date" => ColumnType::Date,
+        "bytea" => ColumnType::Bytea,
+        _ => return None,
+    })
 }

@@ -6,7 +6,7 @@ use pg_query::protobuf::{FuncCall, Node};
 use super::conditions::string;
 use super::{Class, Scan, functions};
 
-impl Scan {
+impl Scan<'_> {
     pub(super) fn expressions(&mut self, nodes: &[Node]) {
         for node in nodes {
             self.expression(node);
@@ -25,8 +25,8 @@ impl Scan {
             return;
         };
         match node {
-            NodeEnum::AConst(_)
-            | NodeEnum::ParamRef(_)
+            NodeEnum::AConst(constant) => self.replaceable(constant.location),
+            NodeEnum::ParamRef(_)
             | NodeEnum::SqlvalueFunction(_)
             | NodeEnum::SetToDefault(_)
             | NodeEnum::CurrentOfExpr(_)
@@ -81,6 +81,8 @@ impl Scan {
                 self.expressions(&target.indirection);
                 self.optional(&target.val);
             }
+            // Its columns share one source.
+            NodeEnum::MultiAssignRef(assigned) if assigned.colno > 1 => {}
             NodeEnum::MultiAssignRef(assigned) => self.optional(&assigned.source),
             NodeEnum::NamedArgExpr(argument) => self.optional(&argument.arg),
             NodeEnum::WindowDef(window) => {
@@ -137,7 +139,16 @@ impl Scan {
     }
 
     pub(super) fn call(&mut self, call: &FuncCall) {
+        let names: Option<Vec<_>> = call.funcname.iter().map(string).collect();
+        let named = match names.as_deref() {
+            Some([name]) => Some((None, *name)),
+            Some([schema, name] | [_, schema, name]) => Some((Some(*schema), *name)),
+            _ => None,
+        };
+        let keeping = usize::from(named.is_none_or(|(_, name)| functions::depends_on_values(name)));
+        self.keeping += keeping;
         self.expressions(&call.args);
+        self.keeping -= keeping;
         self.expressions(&call.agg_order);
         self.optional(&call.agg_filter);
         if let Some(over) = &call.over {
@@ -145,13 +156,10 @@ impl Scan {
                 node: Some(NodeEnum::WindowDef(over.clone())),
             });
         }
-        let names: Option<Vec<_>> = call.funcname.iter().map(string).collect();
-        let (schema, name) = match names.as_deref() {
-            Some([name]) => (None, *name),
-            Some([schema, name] | [_, schema, name]) => (Some(*schema), *name),
-            _ => return self.rise(Class::Unknown, "a call without a name"),
+        let Some((schema, name)) = named else {
+            return self.rise(Class::Unknown, "a call without a name");
         };
-        let class = functions::class(schema, name);
+        let class = functions::class(schema, name, self.names);
         if class != Class::Read {
             self.rise(class, format!("function {name}"));
         }

@@ -1,25 +1,51 @@
-//! What a statement does, and which keys it names: found by PostgreSQL's own grammar.
+//! What a statement does, and which keys it names.
+//!
+//! A text is analysed once by PostgreSQL's own grammar (feature `grammar`), and gives a [`Plan`]; the plan then tells the
+//! [`Evidence`] of every text of the same template without a look at the grammar.
 //!
 //! In doubt a statement is a write: a node of the tree that is not known here, a function that is not known to leave the
-//! database as it is, a text that the grammar refuses. A key is only taken from where every row that is written, or locked,
-//! surely has it: equality in a WHERE whose conditions all hold, the rows of VALUES.
-//!
-//! Tables are not looked up: a name may be a view, whose functions are not seen here.
+//! database as it is, a text that the grammar refuses. Operators and casts are taken to leave it as it is. A key is only
+//! taken from where every row that is written, or locked, surely has it: equality in a WHERE whose conditions all hold, the
+//! rows of VALUES. Without a catalog a name may be a view, whose functions are not seen.
 
+#[cfg(feature = "grammar")]
+mod analyse;
+#[cfg(feature = "grammar")]
+mod cache;
+#[cfg(feature = "grammar")]
+mod compile;
+#[cfg(feature = "grammar")]
 mod conditions;
+#[cfg(feature = "grammar")]
 mod expressions;
+#[cfg(feature = "grammar")]
 mod functions;
+mod plan;
+#[cfg(feature = "grammar")]
 mod queries;
 mod source;
+#[cfg(feature = "grammar")]
 mod utility;
+mod value;
+#[cfg(feature = "grammar")]
+mod views;
+#[cfg(feature = "grammar")]
 mod writes;
 
-#[cfg(test)]
+#[cfg(all(test, feature = "grammar"))]
 mod tests;
 
 use core::fmt;
 
-pub use source::{Source, Values};
+#[cfg(feature = "grammar")]
+use analyse::Scan;
+#[cfg(feature = "grammar")]
+pub use analyse::{Statement, analyse};
+#[cfg(feature = "grammar")]
+pub use cache::{Found, PlanCache};
+pub use plan::{Evidence, NoKey, Plan, PlannedKey, PlannedTable, Values};
+pub use source::{ColumnValues, Origin, Source};
+pub use value::Parameter;
 
 /// What a statement does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +80,12 @@ impl Class {
             Self::Unknown => "unknown",
         }
     }
+
+    /// Whether it has to be done where the key is at home: it writes, may write, or takes locks.
+    #[must_use]
+    pub fn is_write(self) -> bool {
+        self >= Self::Lock
+    }
 }
 
 /// What is done with a table.
@@ -78,7 +110,9 @@ pub struct TableUse {
     pub access: Access,
     /// Columns, and the only values that the rows in question have in them. A column may occur more than once: all that is
     /// said of it counts.
-    pub columns: Vec<(String, Values)>,
+    pub columns: Vec<(String, ColumnValues)>,
+    /// The same of the first columns of the table, whose names the statement does not say.
+    pub first_columns: Vec<ColumnValues>,
 }
 
 impl fmt::Display for TableUse {
@@ -90,98 +124,13 @@ impl fmt::Display for TableUse {
     }
 }
 
-/// What is known of one statement.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Statement {
-    /// What it does.
-    pub class: Class,
-    /// What made it that, in a few words: `DELETE`, `function nextval`.
-    pub because: String,
-    /// The tables that it names, each as often as it does.
-    pub tables: Vec<TableUse>,
-}
-
 /// Why nothing is known of a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnalysisError {
     /// It is longer than anything that is worth a look.
-    #[error("the text is longer than {TEXT_MAX} bytes")]
+    #[error("the text is longer than {} bytes", crate::template::TEXT_MAX)]
     TooLong,
-    /// PostgreSQL's grammar refuses it, or it is nested too deeply.
+    /// PostgreSQL's scanner or grammar refuses it, or it is nested too deeply.
     #[error("{0}")]
     Grammar(String),
-}
-
-/// Texts beyond this are not looked into.
-pub const TEXT_MAX: usize = 64 << 10;
-
-/// Analyses every statement of a text, which is read as with `standard_conforming_strings` on.
-///
-/// # Errors
-/// See [`AnalysisError`]; such a text is to be treated as a write.
-///
-/// ```
-/// use tandem_routing_rules::statement::{Access, Class, analyse};
-///
-/// let found = analyse("UPDATE bikes SET at = 3 WHERE station_id = 7 AND free")?;
-/// assert_eq!(found[0].class, Class::Write);
-/// assert_eq!((found[0].tables[0].access, found[0].tables[0].columns[0].0.as_str()), (Access::Write, "station_id"));
-/// # Ok::<(), tandem_routing_rules::statement::AnalysisError>(())
-/// ```
-pub fn analyse(text: &str) -> Result<Vec<Statement>, AnalysisError> {
-    if text.len() > TEXT_MAX {
-        return Err(AnalysisError::TooLong);
-    }
-    let parsed = pg_query::parse(text, pg_query::ParserOptions::default())
-        .map_err(|error| AnalysisError::Grammar(error.to_string()))?;
-    let statements = parsed.protobuf.stmts.iter();
-    Ok(statements
-        .filter_map(|raw| raw.stmt.as_deref())
-        .map(statement)
-        .collect())
-}
-
-fn statement(node: &pg_query::Node) -> Statement {
-    let mut scan = Scan::default();
-    scan.statement(node);
-    Statement {
-        class: scan.class.unwrap_or(Class::Unknown),
-        because: scan.because,
-        tables: scan.tables,
-    }
-}
-
-/// What was found so far in one statement.
-#[derive(Debug, Default)]
-struct Scan {
-    class: Option<Class>,
-    because: String,
-    tables: Vec<TableUse>,
-    /// Names of the WITH queries that can be seen here: no tables.
-    with: Vec<String>,
-}
-
-impl Scan {
-    /// The statement is at least this.
-    fn rise(&mut self, class: Class, because: impl Into<String>) {
-        if self.class < Some(class) {
-            self.class = Some(class);
-            self.because = because.into();
-        }
-    }
-
-    /// Notes a use of a table, unless the name is a WITH query's. Answers its place among the uses.
-    fn table(&mut self, range: &pg_query::protobuf::RangeVar, access: Access) -> Option<usize> {
-        let named = !range.schemaname.is_empty();
-        if !named && access == Access::Read && self.with.contains(&range.relname) {
-            return None;
-        }
-        self.tables.push(TableUse {
-            schema: named.then(|| range.schemaname.clone()),
-            name: range.relname.clone(),
-            access,
-            columns: Vec::new(),
-        });
-        Some(self.tables.len() - 1)
-    }
 }

@@ -3,12 +3,13 @@
 use pg_query::NodeEnum;
 use pg_query::protobuf::{CommonTableExpr, JoinType, Node, SelectStmt, SetOperation, WithClause};
 
+use super::analyse::Places;
 use super::conditions::{Level, Relation, string};
 use super::expressions::kind;
-use super::source::Values;
+use super::source::ColumnValues;
 use super::{Access, Class, Scan};
 
-impl Scan {
+impl<'c> Scan<'c> {
     pub(super) fn query(&mut self, select: &SelectStmt) {
         self.rise(Class::Read, "SELECT");
         let outer = self.with.len();
@@ -19,7 +20,7 @@ impl Scan {
         for side in [&select.larg, &select.rarg].into_iter().flatten() {
             self.query(side);
         }
-        let mut level = Level::default();
+        let mut level = Level::new(self.places());
         let first = self.tables.len();
         for item in &select.from_clause {
             self.from(item, &mut level, true);
@@ -78,7 +79,7 @@ impl Scan {
     }
 
     /// Brings in an item of FROM. `inner`: no outer join may fill its columns with NULL, or hold for other rows than its own.
-    pub(super) fn from(&mut self, item: &Node, level: &mut Level, inner: bool) {
+    pub(super) fn from(&mut self, item: &Node, level: &mut Level<'_>, inner: bool) {
         let Some(item) = &item.node else { return };
         match item {
             NodeEnum::RangeVar(range) => {
@@ -103,7 +104,7 @@ impl Scan {
                     .as_ref()
                     .and_then(|query| query.node.as_ref());
                 let constants = match query {
-                    Some(NodeEnum::SelectStmt(select)) => constants(select),
+                    Some(NodeEnum::SelectStmt(select)) => constants(select, self.places()),
                     _ => Vec::new(),
                 };
                 let names = alias.iter().flat_map(|alias| &alias.colnames);
@@ -169,7 +170,11 @@ impl Scan {
         }
     }
 
-    fn unknown_relation(&mut self, alias: Option<&pg_query::protobuf::Alias>, level: &mut Level) {
+    fn unknown_relation(
+        &mut self,
+        alias: Option<&pg_query::protobuf::Alias>,
+        level: &mut Level<'_>,
+    ) {
         level.relations.push(Relation {
             name: alias
                 .map(|alias| alias.aliasname.clone())
@@ -180,21 +185,22 @@ impl Scan {
     }
 }
 
-/// The columns of VALUES, or of a query without FROM, and their values.
-pub(super) fn constants(select: &SelectStmt) -> Vec<(String, Values)> {
-    let nothing = Level::default();
-    if select.op != SetOperation::SetopNone as i32 || !select.from_clause.is_empty() {
+/// The columns of VALUES, or of a SELECT, and their values.
+pub(super) fn constants(select: &SelectStmt, places: Places<'_>) -> Vec<(String, ColumnValues)> {
+    let nothing = Level::new(places);
+    let written = |value: Option<&Node>| nothing.written(value.and_then(|node| node.node.as_ref()));
+    if select.op != SetOperation::SetopNone as i32 {
         return Vec::new();
     }
     if select.values_lists.is_empty() {
         let columns = select.target_list.iter().map(|target| match &target.node {
-            Some(NodeEnum::ResTarget(target)) => {
-                let value = target.val.as_ref().and_then(|value| value.node.as_ref());
-                (target.name.clone(), Scan::written(value, &nothing))
+            // Nobody knows how many columns a star is.
+            Some(NodeEnum::ResTarget(target)) if !is_star(target.val.as_deref()) => {
+                Some((target.name.clone(), written(target.val.as_deref())))
             }
-            _ => (String::new(), Values::Unknown),
+            _ => None,
         });
-        return columns.collect();
+        return columns.collect::<Option<_>>().unwrap_or_default();
     }
     let rows: Vec<&[Node]> = select
         .values_lists
@@ -208,16 +214,30 @@ pub(super) fn constants(select: &SelectStmt) -> Vec<(String, Values)> {
     let column = |place: usize| {
         let mut sources = Vec::new();
         for row in &rows {
-            let value = row.get(place).and_then(|value| value.node.as_ref());
-            match Scan::written(value, &nothing) {
-                Values::Of(of_row) => sources.extend(of_row),
-                Values::Unknown => return Values::Unknown,
+            match written(row.get(place)) {
+                ColumnValues::Of(of_row) => sources.extend(of_row),
+                ColumnValues::Unknown => return ColumnValues::Unknown,
             }
         }
-        Values::Of(sources)
+        ColumnValues::Of(sources)
     };
     // What PostgreSQL calls them.
     (0..width)
         .map(|place| (format!("column{}", place + 1), column(place)))
         .collect()
+}
+
+/// `*` or `t.*`
+pub(super) fn is_star(value: Option<&Node>) -> bool {
+    match value.and_then(|value| value.node.as_ref()) {
+        Some(NodeEnum::ColumnRef(column)) => column
+            .fields
+            .iter()
+            .any(|field| matches!(field.node, Some(NodeEnum::AStar(_)))),
+        Some(NodeEnum::AIndirection(indirection)) => indirection
+            .indirection
+            .iter()
+            .any(|field| matches!(field.node, Some(NodeEnum::AStar(_)))),
+        _ => false,
+    }
 }

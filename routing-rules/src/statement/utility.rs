@@ -6,7 +6,7 @@ use pg_query::protobuf::{CopyStmt, DefElem, Node, TransactionStmt, TransactionSt
 use super::conditions::inner;
 use super::{Access, Class, Scan};
 
-impl Scan {
+impl Scan<'_> {
     /// Looks into a whole statement, or into one that stands in another.
     pub(super) fn statement(&mut self, node: &Node) {
         let Some(node) = &node.node else { return };
@@ -23,14 +23,15 @@ impl Scan {
             }
             NodeEnum::LockStmt(lock) => {
                 self.rise(Class::Lock, "LOCK TABLE");
+                self.locks_table = true;
                 self.ranges(&lock.relations, Access::Lock);
             }
             NodeEnum::ExplainStmt(explain) => {
                 self.rise(Class::Read, "EXPLAIN");
-                if explain.options.iter().any(is_analyze)
-                    && let Some(query) = &explain.query
-                {
-                    self.statement(query);
+                match &explain.query {
+                    Some(query) if explain.options.iter().any(is_analyze) => self.statement(query),
+                    Some(query) => self.not_run(query),
+                    None => {}
                 }
             }
             NodeEnum::DeclareCursorStmt(cursor) => {
@@ -57,9 +58,17 @@ impl Scan {
             NodeEnum::UnlistenStmt(_) => self.rise(Class::Session, "UNLISTEN"),
             NodeEnum::LoadStmt(_) => self.rise(Class::Session, "LOAD"),
             NodeEnum::NotifyStmt(_) => self.rise(Class::Write, "NOTIFY"),
-            NodeEnum::CallStmt(_) => self.rise(Class::Unknown, "CALL"),
+            NodeEnum::CallStmt(call) => {
+                self.rise(Class::Unknown, "CALL");
+                if let Some(call) = &call.funccall {
+                    self.expressions(&call.args);
+                }
+            }
             NodeEnum::DoStmt(_) => self.rise(Class::Unknown, "DO"),
-            NodeEnum::ExecuteStmt(_) => self.rise(Class::Unknown, "EXECUTE"),
+            NodeEnum::ExecuteStmt(execute) => {
+                self.rise(Class::Unknown, "EXECUTE");
+                self.expressions(&execute.params);
+            }
             // Nothing else is a query or writes rows only.
             _ => self.rise(Class::Ddl, "DDL or maintenance"),
         }

@@ -2,20 +2,21 @@
 
 use pg_query::NodeEnum;
 use pg_query::protobuf::{
-    CmdType, DeleteStmt, InsertStmt, MergeStmt, Node, RangeVar, ReturningClause, UpdateStmt,
+    CmdType, DeleteStmt, InsertStmt, MergeMatchKind, MergeStmt, Node, RangeVar, ReturningClause,
+    UpdateStmt,
 };
 
 use super::conditions::{Level, Relation, inner};
 use super::queries::constants;
-use super::source::Values;
+use super::source::ColumnValues;
 use super::{Access, Class, Scan};
 
-impl Scan {
+impl Scan<'_> {
     pub(super) fn insert(&mut self, insert: &InsertStmt) {
         self.rise(Class::Write, "INSERT");
         let outer = self.with.len();
         self.with(insert.with_clause.as_ref());
-        let mut level = Level::default();
+        let mut level = Level::new(self.places());
         let target = self.target(insert.relation.as_ref(), &mut level);
         self.optional(&insert.select_stmt);
         let names = insert.cols.iter().map(|column| match &column.node {
@@ -23,12 +24,18 @@ impl Scan {
             _ => String::new(),
         });
         let values = match inner(&insert.select_stmt) {
-            Some(NodeEnum::SelectStmt(select)) => constants(select),
+            Some(NodeEnum::SelectStmt(select)) => constants(select, self.places()),
             _ => Vec::new(),
         };
         let mut values = values.into_iter().map(|(_, values)| values);
         for name in names {
-            self.column(target, name, values.next().unwrap_or(Values::Unknown));
+            let values = values.next().unwrap_or(ColumnValues::Unknown);
+            self.column(target, name, values);
+        }
+        if insert.cols.is_empty()
+            && let Some(table) = target.and_then(|table| self.tables.get_mut(table))
+        {
+            table.first_columns = values.collect();
         }
         if let Some(conflict) = &insert.on_conflict_clause {
             if let Some(infer) = &conflict.infer {
@@ -48,7 +55,7 @@ impl Scan {
         self.rise(Class::Write, "UPDATE");
         let outer = self.with.len();
         self.with(update.with_clause.as_ref());
-        let mut level = Level::default();
+        let mut level = Level::new(self.places());
         let target = self.target(update.relation.as_ref(), &mut level);
         for item in &update.from_clause {
             self.from(item, &mut level, true);
@@ -65,7 +72,7 @@ impl Scan {
         self.rise(Class::Write, "DELETE");
         let outer = self.with.len();
         self.with(delete.with_clause.as_ref());
-        let mut level = Level::default();
+        let mut level = Level::new(self.places());
         self.target(delete.relation.as_ref(), &mut level);
         for item in &delete.using_clause {
             self.from(item, &mut level, true);
@@ -81,12 +88,17 @@ impl Scan {
         self.rise(Class::Write, "MERGE");
         let outer = self.with.len();
         self.with(merge.with_clause.as_ref());
-        let mut level = Level::default();
+        let mut level = Level::new(self.places());
         let target = self.target(merge.relation.as_ref(), &mut level);
         if let Some(source) = &merge.source_relation {
             self.from(source, &mut level, true);
         }
-        level.holds(merge.join_condition.as_deref());
+        // Of rows that match nothing in the source, the conditions say nothing.
+        let by_source = MergeMatchKind::MergeWhenNotMatchedBySource as i32;
+        let without_source = |clause: &Node| matches!(&clause.node, Some(NodeEnum::MergeWhenClause(clause)) if clause.match_kind == by_source);
+        if !merge.merge_when_clauses.iter().any(without_source) {
+            level.holds(merge.join_condition.as_deref());
+        }
         self.optional(&merge.join_condition);
         for clause in &merge.merge_when_clauses {
             let Some(NodeEnum::MergeWhenClause(clause)) = &clause.node else {
@@ -106,7 +118,7 @@ impl Scan {
                     .values
                     .get(place)
                     .and_then(|value| value.node.as_ref());
-                let values = Self::written(value, &level);
+                let values = level.written(value);
                 self.column(target, column.name.clone(), values);
             }
         }
@@ -116,7 +128,7 @@ impl Scan {
     }
 
     /// The table that is written.
-    fn target(&mut self, range: Option<&RangeVar>, level: &mut Level) -> Option<usize> {
+    fn target(&mut self, range: Option<&RangeVar>, level: &mut Level<'_>) -> Option<usize> {
         let range = range?;
         let table = self.table(range, Access::Write);
         let alias = range.alias.as_ref();
@@ -131,7 +143,7 @@ impl Scan {
     }
 
     /// SET: a row that gets another key is a row of that key too.
-    fn assigned(&mut self, targets: &[Node], table: Option<usize>, level: &Level) {
+    fn assigned(&mut self, targets: &[Node], table: Option<usize>, level: &Level<'_>) {
         for target in targets {
             let Some(NodeEnum::ResTarget(target)) = &target.node else {
                 continue;
@@ -140,12 +152,12 @@ impl Scan {
             let value = inner(&target.val);
             // A column that is set to itself stays as it is.
             if !is_itself(value, &target.name, level) {
-                self.column(table, target.name.clone(), Self::written(value, level));
+                self.column(table, target.name.clone(), level.written(value));
             }
         }
     }
 
-    fn column(&mut self, table: Option<usize>, name: String, values: Values) {
+    fn column(&mut self, table: Option<usize>, name: String, values: ColumnValues) {
         if let Some(table) = table.and_then(|table| self.tables.get_mut(table)) {
             table.columns.push((name, values));
         }
@@ -159,7 +171,7 @@ impl Scan {
 }
 
 /// Whether a value is the target's own column of this name.
-fn is_itself(value: Option<&NodeEnum>, name: &str, level: &Level) -> bool {
+fn is_itself(value: Option<&NodeEnum>, name: &str, level: &Level<'_>) -> bool {
     let Some(NodeEnum::ColumnRef(column)) = value else {
         return false;
     };
