@@ -26,6 +26,7 @@ use crate::{
     node::{self, NodeTlsError},
     pool::Pools,
     reload::{self, ReloadError, Reloaded, Settings},
+    routing::Router,
     session::{
         Clients, Shared,
         registry::{Registry, Stop},
@@ -164,7 +165,7 @@ impl Daemon {
             console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
             stop: stop_seen.clone(),
             nodes,
-            replicated: config.replication.database.clone(),
+            router: Router::new(config.replication.database.clone()),
             replicator: Arc::clone(&replicator),
             health,
             gate,
@@ -183,6 +184,10 @@ impl Daemon {
         ));
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
+        if shared.nodes.len() > 1 {
+            let shared = Arc::clone(&shared);
+            background.spawn(async move { shared.router.keep(&shared.nodes, &shared.health).await });
+        }
         let mut accepting = JoinSet::new();
         for (listener, worker) in listeners.into_iter().zip(workers.handles().iter().cycle()) {
             let listener = {

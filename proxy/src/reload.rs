@@ -3,6 +3,8 @@
 //! **Invariant:** all files are read and all that may fail is done before anything changes, so what is wrong is refused as
 //! a whole. Who is connected stays connected, and no server connection is closed that is not one too many.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use tandem_wire::tls::{ServerTls, TlsError};
 
 use crate::{
@@ -33,6 +35,8 @@ pub(crate) struct Settings {
     pub(crate) config: Config,
     /// The certificates that it names.
     pub(crate) tls: Option<ServerTls>,
+    /// Another number for each time that the rules were read.
+    pub(crate) rules_id: u64,
 }
 
 impl Settings {
@@ -43,10 +47,20 @@ impl Settings {
     pub(crate) fn new(config: Config) -> Result<Settings, TlsError> {
         let tls = config.proxy.tls.as_ref();
         let tls = tls.map(|tls| ServerTls::load(&tls.cert, &tls.key, tls.client_ca.as_deref()));
-        Ok(Settings {
-            tls: tls.transpose()?,
+        let tls = tls.transpose()?;
+        Ok(Settings::of(config, tls))
+    }
+}
+
+impl Settings {
+    /// Of a configuration, with the certificates that it names.
+    pub(crate) fn of(config: Config, tls: Option<ServerTls>) -> Settings {
+        static READ: AtomicU64 = AtomicU64::new(0);
+        Settings {
             config,
-        })
+            tls,
+            rules_id: READ.fetch_add(1, Ordering::Relaxed),
+        }
     }
 }
 
@@ -94,14 +108,14 @@ pub(crate) async fn reload(shared: &Shared) -> Result<Reloaded, ReloadError> {
     let read: Result<Settings, ReloadError> = read
         .await
         .map_err(|error| ReloadError::Reading(error.to_string()))?;
-    let Settings { config, tls } = read?;
+    let Settings { config, tls, .. } = read?;
     let changes = Changes::between(&running.config, &config);
     let config = config.keeping(&running.config);
     let reloaded = Reloaded {
         level_overridden: !log::set_level(config.log.level),
         changes,
     };
-    apply(shared, Settings { config, tls });
+    apply(shared, Settings::of(config, tls));
     tracing::info!("reloaded: {}", reloaded.sentences().join("; "));
     Ok(reloaded)
 }

@@ -47,6 +47,8 @@ pub struct ClusterBuilder {
     probe_interval: String,
     sections: String,
     replication: String,
+    rules: String,
+    zones: Vec<String>,
     start_daemon: bool,
 }
 
@@ -138,6 +140,20 @@ impl ClusterBuilder {
     #[must_use]
     pub fn sections(mut self, text: &str) -> Self {
         let _ = writeln!(self.sections, "{text}");
+        self
+    }
+
+    /// The rules file, whole.
+    #[must_use]
+    pub fn rules(mut self, text: &str) -> Self {
+        text.clone_into(&mut self.rules);
+        self
+    }
+
+    /// The nodes' zones, in their order.
+    #[must_use]
+    pub fn zones(mut self, zones: &[&str]) -> Self {
+        self.zones = zones.iter().map(|zone| (*zone).to_owned()).collect();
         self
     }
 
@@ -253,10 +269,13 @@ impl ClusterBuilder {
                  password = \"{TANDEM_PASSWORD}\"\nsslmode = \"disable\"\n",
                 node.name, node.id
             );
+            if let Some(zone) = self.zones.get(index) {
+                let _ = writeln!(text, "zone = \"{zone}\"");
+            }
         }
         fs::write(
             scratch.path().join("rules.toml"),
-            "[default]\nwrite = \"home\"\n",
+            &self.rules,
         )
         .expect("rules can be written");
         text
@@ -279,6 +298,8 @@ impl Cluster {
             probe_interval: "100ms".to_owned(),
             sections: String::new(),
             replication: String::new(),
+            rules: "[default]\nwrite = \"home\"\n".to_owned(),
+            zones: Vec::new(),
             start_daemon: true,
         }
     }

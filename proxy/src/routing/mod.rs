@@ -1,54 +1,276 @@
-//! Owns which node a unit of work goes to: a transaction, or a statement outside of one.
+//! Owns which node a unit of work goes to: a transaction, or what runs up to a Sync or with a Query outside of one.
+//!
+//! What a text does and which keys it names is found once for all texts of its template (`PlanCache`); where it goes then is the
+//! rules' decision, among the nodes as they are now.
 
-mod class;
+mod bound;
+mod catalog;
+mod glance;
 
-use tandem_routing_rules::{Consistency, DefaultWrite, Mode, ReadRoute, Rules, default_home};
+use std::{borrow::Cow, cell::RefCell, sync::Arc};
 
-pub(crate) use class::{Class, class};
+use tandem_routing_rules::{
+    ClusterView, Mode, NodeView, Rules, SessionFacts, StatementFacts, StatementReason, Transaction,
+    statement::{AnalysisError, Class, Evidence, NoKey, Plan, PlanCache, Values},
+    template::{Literals, Template},
+};
 
-use crate::session::Shared;
+use catalog::Catalogs;
+use xxhash_rust::xxh3::Xxh3;
 
-/// What is known of a unit of work.
+use crate::{health::HealthBoard, node::Nodes, reload::Settings};
+
+/// Bytes of plans that are kept.
+const PLANS_MAX: usize = 32 << 20;
+
+/// What routing needs, shared by all sessions.
+#[derive(Debug)]
+pub(crate) struct Router {
+    plans: PlanCache,
+    /// What it has.
+    pub(crate) catalogs: Catalogs,
+    /// The database that is the same on all nodes.
+    replicated: String,
+}
+
+/// Something that is to run.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Work {
-    pub(crate) class: Class,
-    /// The node that the login chose: the nearest one then.
+pub(crate) struct Run<'a> {
+    /// Its text.
+    pub(crate) text: &'a [u8],
+    /// What follows the names in its Bind: formats and values. None: it came in a Query.
+    pub(crate) bound: Option<&'a [u8]>,
+    /// The types that its Parse gives to parameters, as they stand there, where it is in sight.
+    pub(crate) types: &'a [u8],
+}
+
+/// How demanding a unit of work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Demand {
+    /// It concerns the session's own state only: any node will do.
+    Session,
+    /// It leaves everything as it is.
+    Read,
+    /// It may change something, or lock it, or keep its server.
+    Write,
+}
+
+/// Where something goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) demand: Demand,
+    /// Index of the node; none: none can be used.
+    pub(crate) node: Option<usize>,
+}
+
+/// What a choice depends on besides what is to run.
+#[derive(Debug)]
+pub(crate) struct Chooser<'a> {
+    pub(crate) router: &'a Router,
+    pub(crate) settings: &'a Settings,
+    pub(crate) nodes: &'a Nodes,
+    pub(crate) health: &'a HealthBoard,
+    /// The session, with what `tandem.key` is now.
+    pub(crate) session: SessionFacts<'a>,
+    /// Its `search_path`, if it has set one.
+    pub(crate) search_path: Option<&'a str>,
+    pub(crate) transaction: Transaction,
+    pub(crate) serializable: bool,
+    /// The node that was chosen at the login.
     pub(crate) near: usize,
-    /// The rules name that node for the whole session.
-    pub(crate) is_bound: bool,
     /// Where the session was last.
     pub(crate) last: Option<usize>,
+    /// Where it wrote last.
+    pub(crate) wrote: Option<usize>,
 }
 
-/// Chooses among the nodes that can be used; none: none can.
-pub(crate) fn node_for(shared: &Shared, rules: &Rules, database: &str, work: Work) -> Option<usize> {
-    let usable = |node: &usize| shared.health.usable(*node);
-    let near = Some(work.near).filter(usable);
-    let is_replicated = database == shared.replicated.as_str();
-    let goes_home = match work.class {
-        Class::Read => {
-            !is_replicated
-                || rules.read.route == ReadRoute::Home
-                || rules.read.consistency == Consistency::Home
+thread_local! {
+    static TEMPLATE: RefCell<Template> = RefCell::default();
+}
+
+impl Router {
+    /// Of a cluster that keeps this database converged.
+    pub(crate) fn new(replicated: String) -> Router {
+        Router {
+            plans: PlanCache::new(PLANS_MAX),
+            catalogs: Catalogs::default(),
+            replicated,
         }
-        Class::Write => !is_replicated || rules.default_write == DefaultWrite::Home,
-        Class::Session => return work.last.filter(usable).or(near).or_else(|| any(shared)),
-    };
-    if work.is_bound || rules.mode == Mode::Advise || !goes_home {
-        return near.or_else(|| any(shared));
     }
-    home(shared, database)
+
+    /// Bytes of plans that it keeps.
+    pub(crate) fn bytes(&self) -> usize {
+        self.plans.bytes()
+    }
+
+    /// Looks for ever what the database has.
+    pub(crate) async fn keep(&self, nodes: &Nodes, health: &HealthBoard) {
+        self.catalogs.keep(nodes, health, &self.replicated).await;
+    }
 }
 
-/// The home of what has no key.
-pub(crate) fn home(shared: &Shared, database: &str) -> Option<usize> {
-    let usable = (0..shared.nodes.len()).filter(|node| shared.health.usable(*node));
-    let id = |node: usize| shared.nodes.get(node).map(|node| node.config().id);
-    let ids: Vec<u16> = usable.filter_map(id).collect();
-    let home = default_home(database, &ids)?;
-    (0..shared.nodes.len()).find(|node| id(*node) == Some(home))
+impl Chooser<'_> {
+    /// Where this goes. None: what it is cannot be told.
+    pub(crate) fn choose(&self, run: Option<Run<'_>>) -> Choice {
+        let rules = &self.settings.config.rules;
+        let Some(run) = run else {
+            return self.unknown(rules);
+        };
+        if rules.affinities.is_empty()
+            && let Some(class) = glance::class(run.text)
+        {
+            return self.decide(rules, glance::plan(class), Evidence::None(NoKey::NoRule), None);
+        }
+        TEMPLATE.with_borrow_mut(|template| {
+            let Some(shape) = template.read(run.text) else {
+                return self.unknown(rules);
+            };
+            let catalog = self.router.catalogs.now();
+            let path = self.search_path();
+            let path: Vec<&str> = path.iter().map(|schema| &**schema).collect();
+            let mut scope = Xxh3::new();
+            scope.update(&self.settings.rules_id.to_le_bytes());
+            let number = catalog.as_ref().map_or(0, |catalog| catalog.number);
+            scope.update(&number.to_le_bytes());
+            for schema in &path {
+                scope.update(schema.as_bytes());
+                scope.update(&[0]);
+            }
+            let plans = &self.router.plans;
+            let catalog = catalog.as_ref().map(|known| &known.catalog);
+            let found = plans.plan(scope.digest(), &shape, rules, catalog, &path);
+            if found.plan.class == Class::Ddl {
+                self.router.catalogs.note_change();
+            }
+            self.decide_plan(rules, &found.plan, shape.literals, shape.key, run)
+        })
+    }
+
+    /// The schemas in which names are looked for.
+    fn search_path(&self) -> Vec<Cow<'_, str>> {
+        let Some(path) = self.search_path else {
+            return vec![self.session.user.into(), "public".into()];
+        };
+        let elements = path.split(',').map(str::trim);
+        elements
+            .map(|element| match element.strip_prefix('"').and_then(|e| e.strip_suffix('"')) {
+                Some("$user") => self.session.user.into(),
+                Some(quoted) => quoted.replace("\"\"", "\"").into(),
+                None if element == "$user" => self.session.user.into(),
+                None => element.to_ascii_lowercase().into(),
+            })
+            .collect()
+    }
+
+    /// Where what cannot be told goes.
+    fn unknown(&self, rules: &Rules) -> Choice {
+        let plan = Plan::unknown(AnalysisError::TooLong);
+        self.decide(rules, &plan, Evidence::None(NoKey::NoRule), None)
+    }
+
+    /// Where what does nothing yet goes.
+    pub(crate) fn anywhere(&self) -> Choice {
+        let usable = |node: &usize| self.health.usable(*node);
+        let known = self.last.filter(usable);
+        let node = known.or_else(|| Some(self.near).filter(usable));
+        Choice {
+            demand: Demand::Session,
+            node: node.or_else(|| (0..self.nodes.len()).find(usable)),
+        }
+    }
+
+    fn decide_plan(
+        &self,
+        rules: &Rules,
+        plan: &Arc<Plan>,
+        literals: Literals<'_>,
+        comment: Option<&str>,
+        run: Run<'_>,
+    ) -> Choice {
+        if plan.keys.is_empty() {
+            return self.decide(rules, plan, plan.evidence(&Values::default()), comment);
+        }
+        let parameters = bound::parameters(run.bound, run.types);
+        let values = Values {
+            literals,
+            parameters: &parameters,
+        };
+        self.decide(rules, plan, plan.evidence(&values), comment)
+    }
+
+    fn decide<'p>(
+        &self,
+        rules: &'p Rules,
+        plan: &Plan,
+        evidence: Evidence<'p>,
+        comment: Option<&str>,
+    ) -> Choice {
+        let demand = match plan.class {
+            Class::Session if leaves_nothing(&plan.because) => Demand::Session,
+            Class::Read => Demand::Read,
+            _ => Demand::Write,
+        };
+        if demand == Demand::Session && self.transaction == Transaction::Autocommit {
+            return self.anywhere();
+        }
+        let usable = |node: usize| self.health.usable(node);
+        let views: Vec<NodeView<'_>> = self
+            .nodes
+            .iter()
+            .enumerate()
+            .map(|(index, node)| NodeView {
+                id: node.config().id,
+                name: node.name(),
+                zone: node.config().zone.as_deref(),
+                healthy: usable(index),
+                rtt_us: self.health.rtt_us(index),
+                sessions: node.sessions(),
+            })
+            .collect();
+        let cluster = ClusterView {
+            nodes: &views,
+            zone: self.settings.config.proxy.zone.as_deref(),
+        };
+        let id = |node: usize| views.get(node).map(|view| view.id);
+        let facts = StatementFacts {
+            session: self.session,
+            comment,
+            transaction: self.transaction,
+            serializable: self.serializable,
+            last_home: self.wrote.and_then(id),
+        };
+        let near = Some(self.near).filter(|node| usable(*node));
+        let demand = match self.transaction {
+            Transaction::Autocommit => demand,
+            Transaction::ReadOnly => Demand::Read,
+            Transaction::ReadWrite => Demand::Write,
+        };
+        if rules.mode == Mode::Advise && near.is_some() {
+            return Choice { demand, node: near };
+        }
+        // Nobody keeps other databases the same everywhere, so each has one home for all.
+        let home_plan;
+        let plan = match self.session.database == self.router.replicated {
+            true => plan,
+            false => {
+                home_plan = Plan::unknown(AnalysisError::TooLong);
+                &home_plan
+            }
+        };
+        let decision = rules.decide_statement(&facts, plan, evidence, &cluster);
+        let node = decision.ok().and_then(|decision| match decision.reason {
+            // The same one for a session as long as it serves.
+            StatementReason::Nearest(_) if near.is_some() => near,
+            _ => views.iter().position(|view| view.id == decision.node),
+        });
+        Choice { demand, node }
+    }
 }
 
-fn any(shared: &Shared) -> Option<usize> {
-    (0..shared.nodes.len()).find(|node| shared.health.usable(*node))
+/// Whether a statement about the session leaves nothing on its server that keeps the session there.
+fn leaves_nothing(because: &str) -> bool {
+    matches!(
+        because,
+        "SET" | "SHOW" | "DISCARD" | "DEALLOCATE" | "UNLISTEN"
+    )
 }

@@ -5,16 +5,7 @@ use tandem_wire::{
     frame::{self, HEADER_LEN},
 };
 
-/// A statement that is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run<'a> {
-    /// Its text.
-    pub(super) text: &'a [u8],
-    /// What follows the names in its Bind: formats and values. None: it came in a Query.
-    pub(super) bound: Option<&'a [u8]>,
-    /// The types that its Parse gives to parameters, as they stand there, where it is in sight.
-    pub(super) types: &'a [u8],
-}
+use crate::routing::Run;
 
 /// Where what was looked at ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -275,7 +275,6 @@ impl Task {
         );
         if let Some(routed) = &mut self.routed {
             routed.near = chosen.node;
-            routed.is_bound = chosen.is_bound;
         }
         if let Some(node) = shared.nodes.get(chosen.node) {
             self.counted = node.count_session();

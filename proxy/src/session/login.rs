@@ -52,7 +52,6 @@ pub(super) struct Welcome {
     pub(super) server: Option<Box<Server>>,
     pub(super) profile: Profile,
     pub(super) hints: Hints,
-    pub(super) is_bound: bool,
     pub(super) registered: Registered,
     pub(super) counted: CountedSession,
     pub(super) place: Place,
@@ -64,7 +63,6 @@ struct Found {
     server: Option<Box<Server>>,
     profile: Profile,
     hints: Hints,
-    is_bound: bool,
     counted: CountedSession,
 }
 
@@ -176,13 +174,13 @@ impl Login<'_> {
         let limit = shared.connect_timeout.get();
         // Who waits in vain is told by the choice below.
         let _ = timeout(limit, shared.health.first_verdicts()).await;
+        if shared.nodes.len() > 1 && !shared.settings.load().config.rules.affinities.is_empty() {
+            // Without it the types of keys are not known, and they could have other homes.
+            let _ = timeout(limit, shared.router.catalogs.first()).await;
+        }
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
-        while let Some(Chosen {
-            node: index,
-            is_bound,
-            why,
-        }) =
+        while let Some(Chosen { node: index, why }) =
             route::choose(shared, user, database, &parameters.hints, &unusable)
         {
             let Some(node) = shared.nodes.get(index) else {
@@ -220,7 +218,6 @@ impl Login<'_> {
                         server,
                         profile,
                         hints: parameters.hints,
-                        is_bound,
                         counted,
                     });
                 }
@@ -377,7 +374,6 @@ impl Login<'_> {
             server: found.server,
             profile: found.profile,
             hints: found.hints,
-            is_bound: found.is_bound,
             registered,
             counted: found.counted,
             place,

@@ -60,6 +60,7 @@ use crate::{
     node::Nodes,
     pool::{Pools, current_worker},
     reload::Settings,
+    routing::Router,
 };
 pub(crate) use end::farewell;
 use end::{Boundary, End};
@@ -82,8 +83,7 @@ pub(crate) struct Shared {
     /// `server_connect_timeout`
     pub(crate) connect_timeout: Bound,
     pub(crate) nodes: Nodes,
-    /// The database that is the same on all nodes.
-    pub(crate) replicated: String,
+    pub(crate) router: Router,
     pub(crate) replicator: Arc<Replicator>,
     pub(crate) health: Arc<HealthBoard>,
     pub(crate) gate: Gate,
@@ -296,7 +296,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
                     registered: welcome.registered,
                     session: shared.pools.next_session(),
                     mode: proxy.pool.mode,
-                    routed: is_routed.then(|| Box::new(Routed::new(near, welcome.is_bound))),
+                    routed: is_routed.then(|| Box::new(Routed::new(near))),
                     slow_statement: shared.slow_statement.clone(),
                 }),
                 _listed: shared.console.clients.list(pid, &about),

@@ -398,6 +398,11 @@ impl Owed {
         self.items.is_empty() && self.batch_open && !self.skipping
     }
 
+    /// Whether a message of the extended protocol was sent since the last Sync.
+    pub(crate) fn is_in_batch(&self) -> bool {
+        self.batch_open
+    }
+
     /// Whether a Query now would come into a batch of the extended protocol that is its own transaction. PostgreSQL reports
     /// that transaction as ended, but it is not: whatever comes next on the connection fails with "unexpected state STARTED"
     /// (15 to 18).

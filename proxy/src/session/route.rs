@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use tandem_routing_rules::{ClusterView, NodeView, Reason, SessionFacts, decide_session};
+use tandem_routing_rules::{ClusterView, NodeView, SessionFacts, decide_session};
 
 use super::Shared;
 
@@ -26,8 +26,6 @@ pub(crate) fn unusable(shared: &Shared) -> Vec<bool> {
 pub(crate) struct Chosen {
     /// Its index.
     pub(crate) node: usize,
-    /// The rules name it for the whole session.
-    pub(crate) is_bound: bool,
     /// The reason, for people.
     pub(crate) why: String,
 }
@@ -69,7 +67,6 @@ pub(crate) fn choose(
     let node = views.iter().position(|view| view.id == decision.node)?;
     Some(Chosen {
         node,
-        is_bound: !matches!(decision.reason, Reason::Nearest { .. }),
         why: decision.to_string(),
     })
 }

@@ -130,6 +130,14 @@ impl State {
         self.hold
     }
 
+    /// What a setting is, if that is known and is a text.
+    pub(super) fn text_of(&self, name: &[u8]) -> Option<&str> {
+        match self.settings.value(name) {
+            Value::Text(text) => std::str::from_utf8(text).ok().filter(|text| !text.is_empty()),
+            _ => None,
+        }
+    }
+
     /// From now on it keeps its server.
     pub(super) fn keep(&mut self, hold: Hold) {
         self.hold.get_or_insert(hold);

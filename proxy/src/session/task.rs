@@ -530,6 +530,10 @@ impl Task {
                     self.stalled = true;
                     self.begin_block(cx);
                 }
+                Some(StopAt::Answers) => {
+                    self.stalled = true;
+                    return Ok(false);
+                }
                 Some(StopAt::Goodbye) => {
                     self.goodbye = Goodbye::Said;
                     self.from_client = BytesMut::new();
@@ -685,6 +689,8 @@ pub(super) enum StopAt {
     More,
     /// The server is asked something first.
     Errand,
+    /// What the server still has to answer comes first.
+    Answers,
     /// The server has to begin the client's transaction block first.
     Begin,
     /// Terminate.

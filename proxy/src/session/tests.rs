@@ -96,7 +96,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         clients: Clients::new(10),
         limits: Limits::new(config.limits.clone()),
         console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
-        replicated: config.replication.database.clone(),
+        router: Router::new(config.replication.database.clone()),
         replicator,
         stop: stop_seen,
         pools: Arc::new(Pools::new(
@@ -114,7 +114,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         slow_statement: Bound::new(Duration::ZERO),
         reloading: Mutex::default(),
         shares_addresses: false,
-        settings: ArcSwap::from_pointee(Settings { config, tls: None }),
+        settings: ArcSwap::from_pointee(Settings::of(config, None)),
     };
     (shared, probes)
 }
@@ -197,7 +197,7 @@ impl Bench {
     /// One of which each unit of work goes to a node of its own.
     fn routed() -> Bench {
         let mut bench = Bench::new(PoolMode::Transaction);
-        bench.task.routed = Some(Box::new(Routed::new(0, false)));
+        bench.task.routed = Some(Box::new(Routed::new(0)));
         bench
     }
 

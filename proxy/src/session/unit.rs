@@ -13,13 +13,13 @@ use std::{
 };
 
 use bytes::BufMut;
-use tandem_routing_rules::Consistency;
+use tandem_routing_rules::{Consistency, SessionFacts, Transaction};
 use tandem_wire::{Header, Reader, encode, frame::HEADER_LEN};
 use tokio::time::Instant;
 
 use super::{
     Shared,
-    ahead::{Frames, Known, Run, Until, look_ahead},
+    ahead::{Frames, Known, Until, look_ahead},
     block::{Block, is_read_only, is_serializable},
     inbound::Step,
     owed::Status,
@@ -30,7 +30,8 @@ use super::{
 };
 use crate::{
     pool::{Key, Pool},
-    routing::{Class, Work, class, node_for},
+    reload::Settings,
+    routing::{Choice, Chooser, Demand, Run},
 };
 
 /// How long a unit waits for the node to show what the session has seen elsewhere.
@@ -52,10 +53,10 @@ pub(super) enum Beside {
 pub(super) struct Routed {
     /// The node that was chosen at the login.
     pub(super) near: usize,
-    /// The rules name it for the whole session.
-    pub(super) is_bound: bool,
     /// The node that it last had a server of, and up to when.
     pub(super) last: Option<(usize, Instant)>,
+    /// The node that it last wrote on.
+    wrote: Option<usize>,
     /// Its pools on the others that it has been on.
     elsewhere: Vec<Arc<Pool>>,
     /// What it waits for before it asks for a server.
@@ -67,11 +68,11 @@ pub(super) struct Routed {
 
 impl Routed {
     /// One that has just logged in.
-    pub(super) fn new(near: usize, is_bound: bool) -> Routed {
+    pub(super) fn new(near: usize) -> Routed {
         Routed {
             near,
-            is_bound,
             last: None,
+            wrote: None,
             elsewhere: Vec::new(),
             behind: None,
             block: Block::None,
@@ -104,20 +105,27 @@ impl fmt::Debug for Behind {
 #[derive(Debug, Default)]
 struct Runs {
     count: usize,
-    /// The most that they do.
-    class: Option<Class>,
+    /// Where the first goes of those that demand most.
+    choice: Option<Choice>,
     /// The first is about the block and nothing else.
     is_block: bool,
 }
 
 impl Runs {
-    fn add(&mut self, run: Option<Run<'_>>, block: &Block) {
-        let class = run.map_or(Class::Write, |run| class(run.text));
+    fn add(&mut self, run: Option<Run<'_>>, chooser: &Chooser<'_>, block: &Block) {
         if self.count == 0 {
-            self.is_block = run.is_some_and(|run| block.takes(run.text, program(run.text).as_ref()));
+            self.is_block =
+                run.is_some_and(|run| block.takes(run.text, program(run.text).as_ref()));
         }
         self.count += 1;
-        self.class = self.class.max(Some(class));
+        let demand = self.choice.as_ref().map(|choice| choice.demand);
+        if demand == Some(Demand::Write) {
+            return;
+        }
+        let choice = chooser.choose(run);
+        if demand.is_none_or(|demand| choice.demand > demand) {
+            self.choice = Some(choice);
+        }
     }
 }
 
@@ -135,11 +143,26 @@ impl Task {
     /// Looks at a message, and at those behind it, before any server gets them: `input` begins with it. None: it takes its
     /// ordinary way.
     pub(super) fn before(&mut self, header: Header, input: &[u8], shared: &Shared) -> Option<Step> {
-        let has_server = matches!(self.place, Place::Server(_));
-        let routed = self.routed.as_mut()?;
-        if has_server && matches!(routed.block, Block::None) {
-            return None;
+        self.routed.as_ref()?;
+        if matches!(&self.place, Place::Server(server) if !server.owed.is_untouched()) {
+            // What waited here for its answers begins a unit of its own.
+            self.release_if_done();
         }
+        let routed = self.routed.as_mut()?;
+        let has_server = match (&self.place, &routed.block) {
+            (Place::Server(server), Block::None) => {
+                let owed = &server.owed;
+                let is_new =
+                    !owed.is_quiet() && !owed.is_in_batch() && owed.status() == Status::Idle;
+                let is_control = matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
+                if !is_new || is_control || self.state.hold().is_some() {
+                    return None;
+                }
+                return self.behind_another(header, input, shared);
+            }
+            (Place::Server(_), _) => true,
+            _ => false,
+        };
         match (header.tag, routed.beside) {
             (b'd' | b'c' | b'f', _) => return None,
             (tag, Beside::Goes) => {
@@ -149,7 +172,7 @@ impl Task {
                 return None;
             }
             // That is still being answered.
-            (_, Beside::Gone) if has_server => return Some(Step::Stop(StopAt::Errand)),
+            (_, Beside::Gone) if has_server => return Some(Step::Stop(StopAt::Answers)),
             (b'H', _) => return None,
             (b'S', _) if !has_server => {
                 self.ready_for_query();
@@ -157,10 +180,11 @@ impl Task {
             }
             _ => {}
         }
+        if !shared.health.usable(routed.near) {
+            self.change_near(shared);
+        }
         let is_whole = input.len() >= header.frame_len();
-        let mut runs = Runs::default();
-        let known: &Task = self;
-        let until = look_ahead(input, &known, |run| runs.add(run, known.block()));
+        let (runs, until) = self.look(input, shared)?;
         if until == Until::More && is_whole && input.len() < WHOLE_MAX {
             return Some(Step::Stop(StopAt::More));
         }
@@ -182,55 +206,109 @@ impl Task {
                 return self.before(header, input, shared);
             }
         }
-        if has_server {
-            return Some(Step::Stop(StopAt::Begin));
+        if let Place::Server(server) = &self.place {
+            let stop = match server.owed.is_quiet() {
+                true => StopAt::Begin,
+                false => StopAt::Answers,
+            };
+            return Some(Step::Stop(stop));
         }
-        self.choose(runs.class, shared);
+        if let Some(choice) = runs.choice {
+            self.go(&choice, shared);
+        }
         Some(Step::Stop(StopAt::NeedServer))
     }
 
-    /// Goes to the node of what is to run.
-    fn choose(&mut self, class: Option<Class>, shared: &Shared) {
-        if matches!(&self.routed, Some(routed) if !shared.health.usable(routed.near)) {
-            self.change_near(shared);
+    /// Looks at a message behind which the server still has something to answer, outside of a transaction. It goes there too if
+    /// that is where it belongs; else it waits until that is over.
+    fn behind_another(&self, header: Header, input: &[u8], shared: &Shared) -> Option<Step> {
+        let is_whole = input.len() >= header.frame_len();
+        let (runs, until) = self.look(input, shared)?;
+        if until == Until::More && is_whole && input.len() < WHOLE_MAX {
+            return Some(Step::Stop(StopAt::More));
         }
-        let Some(routed) = &self.routed else { return };
+        let stays = match &runs.choice {
+            // A node shows at least what it has shown before.
+            Some(choice) => choice.demand < Demand::Write || choice.node == Some(self.node()),
+            None => true,
+        };
+        (runs.is_block || !stays).then_some(Step::Stop(StopAt::Answers))
+    }
+
+    /// What these messages run.
+    fn look(&self, input: &[u8], shared: &Shared) -> Option<(Runs, Until)> {
         let settings = shared.settings.load();
-        let rules = &settings.config.rules;
-        let class = match &routed.block {
-            _ if routed.beside == Beside::Goes => Class::Session,
-            Block::Held(held) if is_read_only(held.modes()) && !is_serializable(held.modes()) => {
-                Class::Read
+        let chooser = self.chooser(shared, &settings)?;
+        let mut runs = Runs::default();
+        let is_read = self.state.hold().is_none();
+        let until = look_ahead(input, &self, |run| {
+            runs.add(run.filter(|_| is_read), &chooser, self.block());
+        });
+        if runs.count == 0 || self.routed.as_ref()?.beside == Beside::Goes {
+            runs.choice = Some(chooser.anywhere());
+        }
+        Some((runs, until))
+    }
+
+    fn chooser<'a>(&'a self, shared: &'a Shared, settings: &'a Settings) -> Option<Chooser<'a>> {
+        let routed = self.routed.as_ref()?;
+        let key = self.pool.key();
+        let (transaction, serializable) = match &routed.block {
+            Block::Held(held) if is_read_only(held.modes()) => {
+                (Transaction::ReadOnly, is_serializable(held.modes()))
             }
-            // What it will do is not known yet.
-            Block::Held(_) => Class::Write,
-            Block::None | Block::Failed(_) => class.unwrap_or(Class::Session),
+            Block::Held(held) => (Transaction::ReadWrite, is_serializable(held.modes())),
+            Block::None | Block::Failed(_) => (Transaction::Autocommit, false),
         };
-        let work = Work {
-            class,
+        // Without a placement no key has a meaning.
+        let asks = !settings.config.rules.placements.is_empty();
+        let own = asks.then(|| self.state.text_of(b"tandem.key")).flatten();
+        let hints = &self.about.hints;
+        Some(Chooser {
+            router: &shared.router,
+            settings,
+            nodes: &shared.nodes,
+            health: &shared.health,
+            session: SessionFacts {
+                user: &key.user,
+                database: &key.database,
+                application_name: hints.application_name.as_deref(),
+                key: own.or(hints.key.as_deref()),
+            },
+            search_path: self.state.text_of(b"search_path"),
+            transaction,
+            serializable,
             near: routed.near,
-            is_bound: routed.is_bound,
             last: routed.last.map(|(node, _)| node),
-        };
-        let last = routed.last;
-        let Some(node) = node_for(shared, rules, &self.pool.key().database, work) else {
+            wrote: routed.wrote,
+        })
+    }
+
+    /// Goes to the node of what is to run.
+    fn go(&mut self, choice: &Choice, shared: &Shared) {
+        let Some(node) = choice.node else { return };
+        self.go_to(node, shared);
+        let Some(routed) = &mut self.routed else {
             return;
         };
-        self.go_to(node, shared);
-        if class == Class::Session || rules.read.consistency != Consistency::Session {
+        match choice.demand {
+            Demand::Session => return,
+            Demand::Read => {}
+            Demand::Write => routed.wrote = Some(node),
+        }
+        let settings = shared.settings.load();
+        if settings.config.rules.read.consistency != Consistency::Session {
             return;
         }
-        let Some((before, since)) = last.filter(|(before, _)| *before != node) else {
+        let Some((before, since)) = routed.last.filter(|(before, _)| *before != node) else {
             return;
         };
         // What a node had that does not serve was lost with it, or comes back with it: nobody can tell now.
-        if shared.health.usable(before)
-            && let Some(routed) = &mut self.routed
-        {
+        if shared.health.usable(before) {
             let wait = shared.replicator.shows(before, node, since, BEHIND_MAX);
             routed.behind = Some(Box::new(Behind {
                 wait: Box::pin(wait),
-                before: (class == Class::Read).then_some(before),
+                before: (choice.demand == Demand::Read).then_some(before),
             }));
         }
     }
@@ -275,13 +353,11 @@ impl Task {
 
     /// Begins the block on the server, before anything else of the client's goes there.
     pub(super) fn begin_block(&mut self, cx: &mut Context<'_>) {
-        let (Block::Held(held), Place::Server(server)) = (self.block(), &self.place) else {
+        let (Block::Held(held), Place::Server(_)) = (self.block(), &self.place) else {
             return;
         };
-        if server.owed.is_quiet() {
-            let text = held.text().to_vec();
-            self.run_errand(Errand::Begin { refused: false }, &[text], cx);
-        }
+        let text = held.text().to_vec();
+        self.run_errand(Errand::Begin { refused: false }, &[text], cx);
     }
 
     /// The server has answered that.

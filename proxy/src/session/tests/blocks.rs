@@ -188,3 +188,29 @@ async fn what_has_come_in_part_waits_for_the_rest() {
     bench.client_sends(&batch[batch.len() - 1..]).await;
     bench.assert_server_got(&batch);
 }
+
+#[tokio::test]
+async fn what_comes_behind_an_unanswered_statement_is_sent_where_it_belongs() {
+    let mut bench = Bench::routed();
+    let selected = [&completed("SELECT 1")[..], READY].concat();
+    let both = [query(b"SELECT 1"), query(b"SELECT 2")].concat();
+    bench.pass_up(&both).await;
+    bench.pass_down(&[&selected[..], &selected].concat()).await;
+    // No node can be used here, so nobody knows that it is the same one.
+    bench
+        .client_sends(&[query(b"SELECT 1"), query(b"UPDATE t SET a = 1")].concat())
+        .await;
+    bench.assert_server_got(&query(b"SELECT 1"));
+    bench.pass_down(&selected).await;
+    bench.assert_server_got(&query(b"UPDATE t SET a = 1"));
+    bench.pass_down(&[&completed("UPDATE 1")[..], READY].concat()).await;
+    // Nor does a block begin behind it.
+    bench
+        .client_sends(&[query(b"SELECT 1"), query(b"BEGIN"), query(b"COMMIT")].concat())
+        .await;
+    bench.assert_server_got(&query(b"SELECT 1"));
+    bench.server_answers(&selected).await;
+    let committed = completed("COMMIT");
+    bench.assert_heard(&[&selected, BEGUN, IN_TRANSACTION, &committed, READY].concat());
+    bench.assert_server_got(b"");
+}
