@@ -472,6 +472,41 @@ fn literals_that_are_no_values_are_kept() {
 }
 
 #[test]
+fn a_plan_says_whether_it_looks_at_literals_and_what_it_can_never_place() {
+    let catalog = catalog();
+    let plan = |text: &str| Plan::of(text, &rules(), Some(&catalog), &["public"]);
+    for (text, needs_literals, unplaced) in [
+        ("UPDATE bikes SET x = 1 WHERE station_id = $1", false, None),
+        ("UPDATE bikes SET x = 1 WHERE station_id = 7", true, None),
+        (
+            "UPDATE bikes SET x = 1 WHERE station_id IN ($1, 7)",
+            true,
+            None,
+        ),
+        (
+            "UPDATE bikes SET x = 1 WHERE id = 7",
+            false,
+            Some("public.bikes"),
+        ),
+        ("UPDATE log SET x = 1", false, Some("log")),
+        ("SELECT * FROM bikes", false, None),
+        ("SELECT * FROM fixed", false, None),
+        (
+            "UPDATE bikes SET x = 1 WHERE station_id = $1; DELETE FROM rentals",
+            false,
+            Some("public.rentals"),
+        ),
+    ] {
+        let plan = plan(text);
+        assert_eq!(
+            (plan.needs_literals(), plan.unplaced()),
+            (needs_literals, unplaced),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn the_cache_spares_the_grammar_and_keeps_plans_apart() {
     let (rules, cache) = (rules(), PlanCache::new(1 << 20));
     let mut template = Template::default();
