@@ -14,7 +14,7 @@ help:
 	@echo "make demo         build, start three primaries, run the city-bikes workload, compare them, stay up"
 	@echo "make demo SMOKE=1 the same in a throw-away directory on free ports; ends after the comparison"
 	@echo "make test         formatting, clippy, all tests, doc tests"
-	@echo "make deps         install what is missing (PostgreSQL 15, python3-venv) with apt"
+	@echo "make deps         install what is missing (PostgreSQL 15, python3-venv, libclang-dev) with apt"
 	@echo "make build        the tandem program: $(TANDEM)"
 	@echo "make fmt lint     format; clippy with warnings as errors"
 	@echo "make bench        the benchmarks (release build), about 20 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
@@ -65,6 +65,7 @@ bench: deps
 	BENCH_ROUNDS=1 $(TARGET)/release/proxy idle-tls
 	$(TARGET)/release/proxy select-8 select-32 tpcb rate churn logins crowd storm
 	$(TARGET)/release/replication
+	$(TARGET)/release/decision
 
 # The seeds that follow each other from SOAK_SEED on (random where none is given), for SOAK_MINUTES; before that the
 # scenarios whose full size is too much for `make test`. Stops at the first finding and says how to see it again.

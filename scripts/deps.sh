@@ -39,6 +39,19 @@ have_pip() {
         /usr/bin/python3 -c 'import venv, ensurepip' >/dev/null 2>&1
 }
 
+# PostgreSQL's grammar (pg_query) is built with bindgen, which loads libclang and reads clang's headers.
+have_libclang() {
+    local dir
+    [ -z "${LIBCLANG_PATH:-}" ] || return 0
+    compgen -G '/usr/lib*/llvm*/lib/clang/*/include' >/dev/null || compgen -G '/usr/lib*/clang/*/include' >/dev/null ||
+        compgen -G '/usr/local/lib/clang/*/include' >/dev/null || return 1
+    for dir in '/usr/lib*/llvm*/lib' /usr/lib /usr/lib64 '/usr/lib/*-linux-gnu' /usr/local/lib; do
+        compgen -G "$dir/libclang.so*" >/dev/null || compgen -G "$dir/libclang-[0-9]*.so*" >/dev/null || continue
+        return 0
+    done
+    return 1
+}
+
 # Debian 12 has PostgreSQL 15; elsewhere the package without a number is the system's own version.
 if [ "$(. /etc/os-release 2>/dev/null && echo "${ID:-}${VERSION_ID:-}")" = debian12 ]; then
     postgres=(postgresql-15 postgresql-client-15)
@@ -49,6 +62,7 @@ fi
 packages=()
 have_postgres || packages+=("${postgres[@]}")
 have_wheels || have_pip || packages+=(python3 python3-venv)
+have_libclang || packages+=(libclang-dev)
 if [ ${#packages[@]} -eq 0 ]; then
     exit 0
 fi
@@ -62,7 +76,7 @@ fi
 
 if ! command -v apt-get >/dev/null 2>&1; then
     say "deps: missing: ${packages[*]} (Debian's names). This system has no apt-get: install PostgreSQL 15 to 18 with psql"
-    say "      and pgbench, and Python 3 with venv, by its own means."
+    say "      and pgbench, Python 3 with venv, and libclang, by its own means."
     exit 1
 fi
 if [ "$(id -u)" = 0 ]; then

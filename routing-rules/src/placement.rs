@@ -30,6 +30,10 @@ impl Key {
 
 /// Reads a bigint as `pg_strtoint64` does (numutils.c; the newest major's).
 fn bigint(text: &str) -> Option<i64> {
+    // What Rust reads PostgreSQL reads alike.
+    if let Ok(value) = text.parse() {
+        return Some(value);
+    }
     let text = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, text.get(1..)?),

@@ -147,6 +147,7 @@ Examples:
 
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
+  tandem explain 'UPDATE bikes SET free = true WHERE station_id = 7'
   tandem explain --user batch --application-name nightly-load
   tandem explain --user app --session tandem.key=station:42 --down paris";
 
@@ -276,9 +277,13 @@ pub(super) struct CheckArguments {
 pub(super) struct ExplainArguments {
     #[command(flatten)]
     pub(super) config: ConfigArgument,
+    /// A statement, by itself a transaction; without it the session as a whole is explained. No server is asked: a view
+    /// counts as a table, and a function that is not PostgreSQL's own as a write
+    #[arg(value_name = "SQL")]
+    pub(super) sql: Option<String>,
     /// The user who connects
-    #[arg(long, value_name = "NAME")]
-    pub(super) user: String,
+    #[arg(long, value_name = "NAME", required_unless_present = "sql")]
+    pub(super) user: Option<String>,
     /// The database connected to [default: the one kept converged]
     #[arg(long, value_name = "NAME")]
     pub(super) database: Option<String>,
@@ -439,6 +444,15 @@ mod tests {
                 .filter_map(|line| line.strip_prefix("  tandem "))
             {
                 let line = example.split(" | ").next().unwrap();
+                // What stands in quotes is one word.
+                let words = line
+                    .split('\'')
+                    .enumerate()
+                    .map(|(place, part)| match place % 2 {
+                        0 => part.to_owned(),
+                        _ => part.replace(' ', "_"),
+                    });
+                let line: String = words.collect();
                 parse(&format!("tandem {line}")).unwrap_or_else(|error| panic!("{line}: {error}"));
                 seen += 1;
             }
@@ -508,6 +522,7 @@ mod tests {
             "tandem dev",
             "tandem check --config F",
             "tandem explain --config F --user u --session tandem.key=station:42",
+            "tandem explain --config F --session tandem.key=station:42 SELECT",
             "tandem status --json",
             "tandem wait-converged --timeout 30s",
             "tandem diff --table T --json",

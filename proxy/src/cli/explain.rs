@@ -1,6 +1,12 @@
-//! `tandem explain`: which node a session would go to, and why.
+//! `tandem explain`: which node a session or a statement would go to, and why.
 
-use tandem_routing_rules::{ClusterView, NodeView, SessionFacts, decide_session, nearest};
+use std::fmt::Write as _;
+
+use tandem_routing_rules::{
+    ClusterView, NoHealthyNode, NodeView, SessionFacts, StatementFacts, decide_session, nearest,
+    statement::{Access, AnalysisError, Plan, Values},
+    template::Template,
+};
 
 use super::args::ExplainArguments;
 use super::{Exit, Failure, find_config, out};
@@ -23,12 +29,12 @@ pub(super) fn explain(arguments: &ExplainArguments) -> Result<Exit, Failure> {
             "--down: there is no node `{unknown}`; {hint}"
         )));
     }
-    let (exit, text) = explanation(&config, arguments);
+    let (exit, text) = explanation(&config, arguments)?;
     out::line(&text)?;
     Ok(exit)
 }
 
-fn explanation(config: &Config, arguments: &ExplainArguments) -> (Exit, String) {
+fn explanation(config: &Config, arguments: &ExplainArguments) -> Result<(Exit, String), Failure> {
     let nodes: Vec<NodeView<'_>> = config
         .nodes
         .iter()
@@ -50,15 +56,65 @@ fn explanation(config: &Config, arguments: &ExplainArguments) -> (Exit, String) 
         .as_deref()
         .unwrap_or(&config.replication.database);
     let facts = SessionFacts {
-        user: &arguments.user,
+        user: arguments.user.as_deref().unwrap_or_default(),
         database,
         application_name: arguments.application_name.as_deref(),
         key: arguments.key.as_deref(),
     };
-    match decide_session(&config.rules, &facts, &cluster) {
-        Ok(decision) => (Exit::Yes, decision.to_string()),
+    let decided = match &arguments.sql {
+        Some(sql) => of_statement(config, sql, facts, &cluster)?,
+        None => {
+            decide_session(&config.rules, &facts, &cluster).map(|decision| decision.to_string())
+        }
+    };
+    Ok(match decided {
+        Ok(text) => (Exit::Yes, text),
         Err(none) => (Exit::No, format!("nowhere: {none}")),
+    })
+}
+
+/// Class, tables, keys and home of a statement, a line each.
+fn of_statement(
+    config: &Config,
+    sql: &str,
+    session: SessionFacts<'_>,
+    cluster: &ClusterView<'_>,
+) -> Result<Result<String, NoHealthyNode>, Failure> {
+    let plan = Plan::of(sql, &config.rules, None, &["public"]);
+    let refused = |error: &AnalysisError| Failure::Usage(format!("the statement: {error}"));
+    if let Some(error) = &plan.refused {
+        return Err(refused(error));
     }
+    let mut template = Template::default();
+    let shape = template.read(sql.as_bytes());
+    let shape = shape.ok_or_else(|| refused(&AnalysisError::TooLong))?;
+    let evidence = plan.evidence(&Values {
+        literals: shape.literals,
+        parameters: &[],
+    });
+    let mut text = format!("class: {} ({})\n", plan.class.word(), plan.because);
+    for table in &plan.tables {
+        let access = match table.access {
+            Access::Read => "read",
+            Access::Lock => "locked",
+            Access::Write => "written",
+        };
+        let placement = match &table.placement {
+            Some(placement) => format!("placement {placement}"),
+            None => "no rule".to_owned(),
+        };
+        let _ = writeln!(text, "table: {}, {access}, {placement}", table.name);
+    }
+    let _ = writeln!(text, "key: {evidence}");
+    let facts = StatementFacts {
+        session,
+        comment: shape.key,
+        ..StatementFacts::default()
+    };
+    let decision = config
+        .rules
+        .decide_statement(&facts, &plan, evidence, cluster);
+    Ok(decision.map(|decision| format!("{text}{decision}")))
 }
 
 #[cfg(test)]
@@ -86,10 +142,23 @@ id = 2
 host = "127.0.0.1"
 user = "tandem"
 "#;
-    const RULES: &str =
-        "[[session]]\nmatch = { user = \"batch\", database = \"app\" }\nnode = \"oslo\"\n";
+    const RULES: &str = r#"
+[placement.station]
+strategy = "map"
+map = { 7 = "oslo", 8 = "paris" }
+[[affinity]]
+placement = "station"
+tables = { bikes = "station_id" }
+[[session]]
+match = { user = "batch", database = "app" }
+node = "oslo"
+"#;
 
     fn explained(user: &str, down: &[&str]) -> (Exit, String) {
+        with_sql(None, user, down).expect("an explanation")
+    }
+
+    fn with_sql(sql: Option<&str>, user: &str, down: &[&str]) -> Result<(Exit, String), Failure> {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("tandem.toml"), CONFIG).unwrap();
         std::fs::write(directory.path().join("rules.toml"), RULES).unwrap();
@@ -97,7 +166,8 @@ user = "tandem"
         let config = Config::load(&path).unwrap();
         let arguments = ExplainArguments {
             config: ConfigArgument { config: Some(path) },
-            user: user.to_owned(),
+            sql: sql.map(str::to_owned),
+            user: Some(user.to_owned()),
             database: None,
             application_name: None,
             key: None,
@@ -124,6 +194,50 @@ user = "tandem"
         assert!(
             text.ends_with("session rule 1 not followed: node oslo is down"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn a_statement_is_explained_by_what_it_does_and_which_key_it_names() {
+        let explained = |sql: &str| with_sql(Some(sql), "app", &[]).expect("an explanation").1;
+        assert_eq!(
+            explained("UPDATE bikes SET free = true WHERE station_id = 7"),
+            "class: write (UPDATE)\n\
+             table: bikes, written, placement station\n\
+             key: station:7\n\
+             node oslo: home of key station:7 (listed in the map), named by the statement"
+        );
+        assert_eq!(
+            explained("/* tandem.key='station:8' */ DELETE FROM log"),
+            "class: write (DELETE)\n\
+             table: log, written, no rule\n\
+             key: no table of it has a rule\n\
+             node paris: home of key station:8 (listed in the map), named by its leading comment"
+        );
+        let text = explained("INSERT INTO bikes (station_id) VALUES (7), (8)");
+        assert!(text.contains("key: station:7, station:8"), "{text}");
+        assert!(text.contains("at home on node id 1 too"), "{text}");
+        let text = explained("SELECT my_function()");
+        assert!(
+            text.starts_with("class: write (function my_function)"),
+            "{text}"
+        );
+        assert!(text.contains("default home: no table"), "{text}");
+    }
+
+    #[test]
+    fn sql_that_the_grammar_refuses_is_an_error_that_says_so() {
+        let error = with_sql(Some("SELEC 1"), "app", &[]).expect_err("no SQL");
+        assert!(
+            error
+                .to_string()
+                .contains("syntax error at or near \"SELEC\""),
+            "{error}"
+        );
+        let error = with_sql(Some("SELECT 'a"), "app", &[]).expect_err("no SQL");
+        assert!(
+            error.to_string().contains("unterminated quoted string"),
+            "{error}"
         );
     }
 

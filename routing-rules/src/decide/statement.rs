@@ -129,7 +129,8 @@ impl Rules {
     /// where the session wrote last; else to the database's default home, or under `[default] write = "nearest"` to the
     /// nearest node. What must see all others of its kind (SERIALIZABLE, LOCK TABLE, advisory locks, FOR UPDATE without a key)
     /// goes to the default home. A read goes to the nearest node, unless a comment or a session rule names one, the rules
-    /// have reads go to the home, or it begins a READ WRITE transaction.
+    /// have reads go to the home, or it begins a READ WRITE transaction. [`Rules::mode`] is not looked at: under
+    /// `mode = "advise"` the caller only says what was decided.
     ///
     /// # Errors
     /// No node is healthy.

@@ -48,7 +48,8 @@ fn has_any(text: &[u8]) -> bool {
         for (place, byte) in padded.iter_mut().zip(text) {
             *place = *byte;
         }
-        return block_has_any(&padded);
+        // The letters behind a block begin no word that is long enough.
+        return block_has_any(&padded) || text.iter().skip(BLOCK).any(|byte| calls_or_ends(*byte));
     };
     let mut rest = text;
     while let Some(block) = rest.first_chunk() {
@@ -57,7 +58,11 @@ fn has_any(text: &[u8]) -> bool {
         }
         rest = rest.get(BLOCK..).unwrap_or_default();
     }
-    block_has_any(last) || ends.iter().any(|&byte| byte == b'(' || byte == b';')
+    block_has_any(last) || ends.iter().any(|byte| calls_or_ends(*byte))
+}
+
+fn calls_or_ends(byte: u8) -> bool {
+    matches!(byte, b'(' | b';')
 }
 
 /// Without a branch, so that the compiler can look at all places at once.
@@ -129,6 +134,15 @@ mod tests {
                 let blank = |length| " ".repeat(length);
                 let text = format!("SELECT a{}{marked}{}b", blank(length), blank(70 - length));
                 assert!(!is_plain(text.as_bytes()), "{text}");
+                for behind in 0..3 {
+                    let text = format!(
+                        "SELECT {}{marked}{}",
+                        "a".repeat(length),
+                        "b".repeat(behind)
+                    );
+                    let is_end = marked == "; " && behind == 0;
+                    assert!(is_end || !is_plain(text.as_bytes()), "{text}");
+                }
             }
         }
     }

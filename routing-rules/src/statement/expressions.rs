@@ -1,7 +1,7 @@
 //! Expressions: what they call, and the queries in them.
 
 use pg_query::NodeEnum;
-use pg_query::protobuf::{FuncCall, Node};
+use pg_query::protobuf::{FuncCall, Node, WindowDef};
 
 use super::conditions::string;
 use super::{Class, Scan, functions};
@@ -36,6 +36,7 @@ impl Scan<'_> {
             | NodeEnum::MergeSupportFunc(_)
             | NodeEnum::ColumnRef(_)
             | NodeEnum::TypeName(_)
+            | NodeEnum::ColumnDef(_)
             | NodeEnum::JsonFormat(_)
             | NodeEnum::JsonReturning(_)
             | NodeEnum::JsonOutput(_) => {}
@@ -85,12 +86,7 @@ impl Scan<'_> {
             NodeEnum::MultiAssignRef(assigned) if assigned.colno > 1 => {}
             NodeEnum::MultiAssignRef(assigned) => self.optional(&assigned.source),
             NodeEnum::NamedArgExpr(argument) => self.optional(&argument.arg),
-            NodeEnum::WindowDef(window) => {
-                self.expressions(&window.partition_clause);
-                self.expressions(&window.order_clause);
-                self.optional(&window.start_offset);
-                self.optional(&window.end_offset);
-            }
+            NodeEnum::WindowDef(window) => self.over(Some(window)),
             NodeEnum::GroupingSet(set) => self.expressions(&set.content),
             NodeEnum::GroupingFunc(function) => self.expressions(&function.args),
             NodeEnum::IndexElem(element) => self.optional(&element.expr),
@@ -103,38 +99,12 @@ impl Scan<'_> {
         }
     }
 
-    /// SQL/JSON.
-    fn json(&mut self, node: &NodeEnum) {
-        match node {
-            NodeEnum::JsonValueExpr(value) => {
-                self.optional(&value.raw_expr);
-                self.optional(&value.formatted_expr);
-            }
-            NodeEnum::JsonIsPredicate(predicate) => self.optional(&predicate.expr),
-            NodeEnum::JsonKeyValue(pair) => {
-                self.optional(&pair.key);
-                if let Some(value) = &pair.value {
-                    self.optional(&value.raw_expr);
-                }
-            }
-            NodeEnum::JsonObjectConstructor(object) => self.expressions(&object.exprs),
-            NodeEnum::JsonArrayConstructor(array) => self.expressions(&array.exprs),
-            NodeEnum::JsonArrayQueryConstructor(array) => self.optional(&array.query),
-            NodeEnum::JsonParseExpr(parse) => {
-                if let Some(value) = &parse.expr {
-                    self.optional(&value.raw_expr);
-                }
-            }
-            NodeEnum::JsonScalarExpr(scalar) => self.optional(&scalar.expr),
-            NodeEnum::JsonSerializeExpr(serialize) => {
-                if let Some(value) = &serialize.expr {
-                    self.optional(&value.raw_expr);
-                }
-            }
-            other => self.rise(
-                Class::Unknown,
-                format!("an expression of kind {}", kind(other)),
-            ),
+    pub(super) fn over(&mut self, window: Option<&WindowDef>) {
+        if let Some(window) = window {
+            self.expressions(&window.partition_clause);
+            self.expressions(&window.order_clause);
+            self.optional(&window.start_offset);
+            self.optional(&window.end_offset);
         }
     }
 
@@ -151,11 +121,7 @@ impl Scan<'_> {
         self.keeping -= keeping;
         self.expressions(&call.agg_order);
         self.optional(&call.agg_filter);
-        if let Some(over) = &call.over {
-            self.expression(&Node {
-                node: Some(NodeEnum::WindowDef(over.clone())),
-            });
-        }
+        self.over(call.over.as_deref());
         let Some((schema, name)) = named else {
             return self.rise(Class::Unknown, "a call without a name");
         };

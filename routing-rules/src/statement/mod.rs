@@ -20,6 +20,8 @@ mod conditions;
 mod expressions;
 #[cfg(feature = "grammar")]
 mod functions;
+#[cfg(feature = "grammar")]
+mod json;
 mod plan;
 #[cfg(feature = "grammar")]
 mod queries;

@@ -163,6 +163,10 @@ impl<'c> Scan<'c> {
                 }
                 self.unknown_relation(function.alias.as_ref(), level);
             }
+            NodeEnum::JsonTable(table) => {
+                self.json_table(table);
+                self.unknown_relation(table.alias.as_ref(), level);
+            }
             other => self.rise(
                 Class::Unknown,
                 format!("FROM an item of kind {}", kind(other)),

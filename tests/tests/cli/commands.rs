@@ -196,6 +196,20 @@ async fn explain_tells_where_a_session_would_go_and_why() {
         .await
         .expect_success();
     assert!(ran.stdout.contains("n2"), "{}", ran.all());
+
+    let explain = |sql: &str| cluster.daemon.command("explain").args([sql]).run(LIMIT);
+    let ran = explain("UPDATE t SET n = n - 1 WHERE id = 7").await;
+    let ran = ran.expect_success();
+    for expected in ["class: write (UPDATE)", "table: t, written", "default home"] {
+        assert!(ran.stdout.contains(expected), "{}", ran.all());
+    }
+    let refused = explain("UPDAT t").await;
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.all());
+    assert!(
+        refused.stderr.contains("syntax error at or near \"UPDAT\""),
+        "{}",
+        refused.all()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

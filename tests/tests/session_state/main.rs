@@ -1,6 +1,7 @@
-//! What the lexer and the model of a session say beside what real servers answer.
+//! What the lexer, the model of a session and the classes of statements say beside what real servers answer.
 
 mod functions;
 mod lexer;
 mod settings;
+mod statements;
 mod wire;

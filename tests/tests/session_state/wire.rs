@@ -100,6 +100,8 @@ impl Answer {
     fn take(&mut self, kind: u8, body: &[u8]) {
         match kind {
             b'C' => self.completed += 1,
+            // A row may have no column.
+            b'D' if body.len() < 6 => self.values.push(Vec::new()),
             b'D' => {
                 let length = i32::from_be_bytes(body[2..6].try_into().expect("four bytes"));
                 let length = usize::try_from(length).unwrap_or_default();
