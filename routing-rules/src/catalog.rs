@@ -176,7 +176,8 @@ pub struct CatalogBuilder {
 }
 
 impl CatalogBuilder {
-    /// Adds a relation; one of the same schema and name is replaced.
+    /// Adds a relation; one of the same schema and name is replaced. PostgreSQL's own, of `pg_catalog` and
+    /// `information_schema`, are better left out: they count as tables then, and what their views call writes nothing.
     #[must_use]
     pub fn relation(mut self, relation: Relation) -> Self {
         let of_name = self
