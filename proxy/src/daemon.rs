@@ -186,7 +186,8 @@ impl Daemon {
         background.spawn(compare_at_start(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {
             let shared = Arc::clone(&shared);
-            background.spawn(async move { shared.router.keep(&shared.nodes, &shared.health).await });
+            background
+                .spawn(async move { shared.router.keep(&shared.nodes, &shared.health).await });
         }
         let mut accepting = JoinSet::new();
         for (listener, worker) in listeners.into_iter().zip(workers.handles().iter().cycle()) {

@@ -73,15 +73,15 @@ pub(crate) async fn shows(
             };
             link.wait_applied(wanted).await;
             // What is in quarantine is not applied.
-            let (quarantine, source) = (
-                shared.quarantines.get(to),
-                shared.node_ids.get(link.source),
-            );
+            let (quarantine, source) =
+                (shared.quarantines.get(to), shared.node_ids.get(link.source));
             if let (Some(quarantine), Some(&source)) = (quarantine, source) {
                 quarantine.none_of(source).await;
             }
         }
         true
     };
-    tokio::time::timeout_at(deadline, wait).await.unwrap_or(false)
+    tokio::time::timeout_at(deadline, wait)
+        .await
+        .unwrap_or(false)
 }

@@ -31,13 +31,15 @@ async def servers_change(suite, client, connection):
     if client != 0:
         # Two of these in one small pool would wait for each other.
         return
-    # The pool has two, and whoever is in a transaction keeps the one that it has.
+    # The pool has two, and whoever has run something in a transaction keeps the one that it has.
     first, second = [await suite.connect(client) for _ in range(2)]
     await connection.execute("BEGIN")
     before = await connection.fetchval("SELECT pg_backend_pid()")
     await first.execute("BEGIN")
+    await one(first, "SELECT 1")
     await connection.execute("COMMIT")
     await second.execute("BEGIN")
+    await one(second, "SELECT 1")
     await first.execute("COMMIT")
     check(await connection.fetchval("SELECT pg_backend_pid()") != before, True, "another server")
     await second.execute("COMMIT")

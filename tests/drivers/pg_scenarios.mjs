@@ -63,13 +63,17 @@ const scenarios = {
   async servers_change(client, connection) {
     // Two of these in one small pool would wait for each other.
     if (client !== 0) return;
-    // The pool has two, and whoever is in a transaction keeps the one that it has.
+    // The pool has two, and whoever has run something in a transaction keeps the one that it has.
     const [first, second] = [await connect(client), await connect(client)];
     await connection.query("BEGIN");
     const before = await one(connection, "SELECT pg_backend_pid()");
-    await first.query("BEGIN");
+    const begin = async (other) => {
+      await other.query("BEGIN");
+      await one(other, "SELECT 1");
+    };
+    await begin(first);
     await connection.query("COMMIT");
-    await second.query("BEGIN");
+    await begin(second);
     await first.query("COMMIT");
     assert.notEqual(await one(connection, "SELECT pg_backend_pid()"), before, "another server");
     await second.query("COMMIT");

@@ -273,11 +273,7 @@ impl ClusterBuilder {
                 let _ = writeln!(text, "zone = \"{zone}\"");
             }
         }
-        fs::write(
-            scratch.path().join("rules.toml"),
-            &self.rules,
-        )
-        .expect("rules can be written");
+        fs::write(scratch.path().join("rules.toml"), &self.rules).expect("rules can be written");
         text
     }
 }

@@ -32,7 +32,8 @@ const LINK_STATES: [&str; 5] = [
 /// `GET /metrics`
 pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Response {
     let latency = context.shared.pools.latency().await;
-    let text = render(&super::snapshot(&context), &latency);
+    let plans = context.shared.router.bytes();
+    let text = render(&super::snapshot(&context), &latency, plans);
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
@@ -98,7 +99,7 @@ fn escaped(value: &str) -> String {
         .replace('\n', "\\n")
 }
 
-fn render(status: &Status, latency: &[NodeLatency]) -> String {
+fn render(status: &Status, latency: &[NodeLatency], plans: usize) -> String {
     let mut text = Text::default();
     let info = [
         ("cluster", status.cluster.as_str()),
@@ -106,6 +107,11 @@ fn render(status: &Status, latency: &[NodeLatency]) -> String {
     ];
     text.gauge("tandem_info", "Always 1; what runs.", [(info, 1)]);
     clients(&mut text, status);
+    text.gauge(
+        "tandem_plan_cache_bytes",
+        "What is known of statements, by their templates.",
+        [([], plans)],
+    );
     nodes(&mut text, &status.nodes);
     spans(&mut text, &status.nodes, latency);
     sources(&mut text, &status.replication.nodes);

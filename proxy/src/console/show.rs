@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use tandem_replicator::operator::OperatorError;
-use tandem_routing_rules::{Rules, Strategy};
+use tandem_routing_rules::{Rules, SessionFacts, Strategy, Transaction};
 use tandem_wire::ErrorReport;
 
 use super::{
@@ -14,7 +14,8 @@ use super::{
     statement::{Route, Show, Statement, VERBS},
 };
 use crate::{
-    config::{Config, Setting},
+    config::{Config, PoolMode, Setting},
+    routing::{Chooser, Run},
     session::{
         Shared,
         route::{self, Hints},
@@ -253,7 +254,7 @@ fn rules(rules: &Rules, shared: &Shared) -> Vec<Row> {
     rows.into_iter().map(row).collect()
 }
 
-/// Where a session would go now. What it would run there decides nothing.
+/// Where a statement would go now that is not in a transaction, and why.
 fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
     let user = asked.user.as_deref().unwrap_or(user);
     let settings = shared.settings.load();
@@ -264,16 +265,42 @@ fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
         key: asked.key.as_deref().map(Into::into),
     };
     let unusable = route::unusable(shared);
-    let row = match route::choose(shared, user, database, &hints, &unusable) {
-        Some(chosen) => {
-            let node = shared.nodes.get(chosen.node);
-            vec![node.map(|node| node.name().to_owned()), Some(chosen.why)]
-        }
-        None => vec![None, text("no node is healthy")],
+    let Some(chosen) = route::choose(shared, user, database, &hints, &unusable) else {
+        return Answer::rows(vec![vec![None, text("no node is healthy")]]);
     };
-    let notice =
-        "routing is by session: the node is chosen at login, and the statement does not change it";
-    Answer::rows(vec![row]).with_notices(vec![notice.to_owned()])
+    let name = |node: usize| shared.nodes.get(node).map(|node| node.name().to_owned());
+    if settings.config.proxy.pool.mode == PoolMode::Session {
+        let notice =
+            "in session mode the node is chosen at login, and the statement does not change it";
+        let row = vec![name(chosen.node), Some(chosen.why)];
+        return Answer::rows(vec![row]).with_notices(vec![notice.to_owned()]);
+    }
+    let chooser = Chooser {
+        router: &shared.router,
+        settings: &settings,
+        nodes: &shared.nodes,
+        health: &shared.health,
+        session: SessionFacts {
+            user,
+            database,
+            application_name: hints.application_name.as_deref(),
+            key: hints.key.as_deref(),
+        },
+        search_path: None,
+        transaction: Transaction::Autocommit,
+        serializable: false,
+        near: chosen.node,
+        last: None,
+        wrote: None,
+    };
+    let run = Run {
+        text: asked.sql.as_bytes(),
+        bound: None,
+        types: &[],
+    };
+    let mut why = None;
+    let choice = chooser.choose_and_tell(Some(run), &mut |reason| why = Some(reason.to_string()));
+    Answer::rows(vec![vec![choice.node.and_then(name), why]])
 }
 
 #[cfg(test)]

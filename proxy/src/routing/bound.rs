@@ -83,7 +83,10 @@ mod tests {
             parameter(None, true, 0),
             parameter(Some(b"\0\x07"), true, 0),
         ];
-        assert_eq!(of(&all(b"\0\x03\0\0\0\x01\0\x01"), b""), format!("{mixed:?}"));
+        assert_eq!(
+            of(&all(b"\0\x03\0\0\0\x01\0\x01"), b""),
+            format!("{mixed:?}")
+        );
         let binary: Vec<bool> = parameters(Some(&all(b"\0\x01\0\x01")), b"")
             .iter()
             .map(|parameter| parameter.binary)

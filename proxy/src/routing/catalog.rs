@@ -98,7 +98,10 @@ impl Catalogs {
 
     fn put(&self, catalog: Catalog) {
         let is_known = self.now.load();
-        if is_known.as_ref().is_some_and(|known| known.catalog == catalog) {
+        if is_known
+            .as_ref()
+            .is_some_and(|known| known.catalog == catalog)
+        {
             return;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;

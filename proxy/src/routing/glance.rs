@@ -10,6 +10,8 @@ use tandem_routing_rules::{
 static READ: LazyLock<Plan> = LazyLock::new(|| plain(Class::Read, "SELECT"));
 static WRITE: LazyLock<Plan> = LazyLock::new(|| plain(Class::Write, "a plain write"));
 
+static UNKNOWN: LazyLock<Plan> = LazyLock::new(|| plain(Class::Unknown, "unknown"));
+
 fn plain(class: Class, because: &str) -> Plan {
     Plan {
         class,
@@ -47,6 +49,11 @@ pub(super) fn plan(class: Class) -> &'static Plan {
         Class::Read => &READ,
         _ => &WRITE,
     }
+}
+
+/// What a text does of which nothing is known.
+pub(super) fn unknown() -> &'static Plan {
+    &UNKNOWN
 }
 
 #[cfg(test)]

@@ -7,12 +7,12 @@ mod bound;
 mod catalog;
 mod glance;
 
-use std::{borrow::Cow, cell::RefCell, sync::Arc};
+use std::{borrow::Cow, cell::RefCell, fmt};
 
 use tandem_routing_rules::{
     ClusterView, Mode, NodeView, Rules, SessionFacts, StatementFacts, StatementReason, Transaction,
-    statement::{AnalysisError, Class, Evidence, NoKey, Plan, PlanCache, Values},
-    template::{Literals, Template},
+    statement::{Class, Evidence, NoKey, Plan, PlanCache, Values},
+    template::Template,
 };
 
 use catalog::Catalogs;
@@ -84,6 +84,9 @@ pub(crate) struct Chooser<'a> {
     pub(crate) wrote: Option<usize>,
 }
 
+/// Who is told why.
+pub(crate) type Tell<'t> = &'t mut dyn FnMut(&dyn fmt::Display);
+
 thread_local! {
     static TEMPLATE: RefCell<Template> = RefCell::default();
 }
@@ -112,18 +115,24 @@ impl Router {
 impl Chooser<'_> {
     /// Where this goes. None: what it is cannot be told.
     pub(crate) fn choose(&self, run: Option<Run<'_>>) -> Choice {
+        self.choose_and_tell(run, &mut |_| ())
+    }
+
+    /// Where this goes; `tell` is told why, in words.
+    pub(crate) fn choose_and_tell(&self, run: Option<Run<'_>>, tell: Tell<'_>) -> Choice {
         let rules = &self.settings.config.rules;
         let Some(run) = run else {
-            return self.unknown(rules);
+            return self.unknown(rules, tell);
         };
         if rules.affinities.is_empty()
             && let Some(class) = glance::class(run.text)
         {
-            return self.decide(rules, glance::plan(class), Evidence::None(NoKey::NoRule), None);
+            let nothing = Evidence::None(NoKey::NoRule);
+            return self.decide(rules, glance::plan(class), nothing, None, tell);
         }
         TEMPLATE.with_borrow_mut(|template| {
             let Some(shape) = template.read(run.text) else {
-                return self.unknown(rules);
+                return self.unknown(rules, tell);
             };
             let catalog = self.router.catalogs.now();
             let path = self.search_path();
@@ -142,7 +151,17 @@ impl Chooser<'_> {
             if found.plan.class == Class::Ddl {
                 self.router.catalogs.note_change();
             }
-            self.decide_plan(rules, &found.plan, shape.literals, shape.key, run)
+            let plan = &found.plan;
+            if plan.keys.is_empty() {
+                let evidence = plan.evidence(&Values::default());
+                return self.decide(rules, plan, evidence, shape.key, tell);
+            }
+            let parameters = bound::parameters(run.bound, run.types);
+            let evidence = plan.evidence(&Values {
+                literals: shape.literals,
+                parameters: &parameters,
+            });
+            self.decide(rules, plan, evidence, shape.key, tell)
         })
     }
 
@@ -153,19 +172,21 @@ impl Chooser<'_> {
         };
         let elements = path.split(',').map(str::trim);
         elements
-            .map(|element| match element.strip_prefix('"').and_then(|e| e.strip_suffix('"')) {
-                Some("$user") => self.session.user.into(),
-                Some(quoted) => quoted.replace("\"\"", "\"").into(),
-                None if element == "$user" => self.session.user.into(),
-                None => element.to_ascii_lowercase().into(),
-            })
+            .map(
+                |element| match element.strip_prefix('"').and_then(|e| e.strip_suffix('"')) {
+                    Some("$user") => self.session.user.into(),
+                    Some(quoted) => quoted.replace("\"\"", "\"").into(),
+                    None if element == "$user" => self.session.user.into(),
+                    None => element.to_ascii_lowercase().into(),
+                },
+            )
             .collect()
     }
 
     /// Where what cannot be told goes.
-    fn unknown(&self, rules: &Rules) -> Choice {
-        let plan = Plan::unknown(AnalysisError::TooLong);
-        self.decide(rules, &plan, Evidence::None(NoKey::NoRule), None)
+    fn unknown(&self, rules: &Rules, tell: Tell<'_>) -> Choice {
+        let nothing = Evidence::None(NoKey::NoRule);
+        self.decide(rules, glance::unknown(), nothing, None, tell)
     }
 
     /// Where what does nothing yet goes.
@@ -179,31 +200,13 @@ impl Chooser<'_> {
         }
     }
 
-    fn decide_plan(
-        &self,
-        rules: &Rules,
-        plan: &Arc<Plan>,
-        literals: Literals<'_>,
-        comment: Option<&str>,
-        run: Run<'_>,
-    ) -> Choice {
-        if plan.keys.is_empty() {
-            return self.decide(rules, plan, plan.evidence(&Values::default()), comment);
-        }
-        let parameters = bound::parameters(run.bound, run.types);
-        let values = Values {
-            literals,
-            parameters: &parameters,
-        };
-        self.decide(rules, plan, plan.evidence(&values), comment)
-    }
-
     fn decide<'p>(
         &self,
         rules: &'p Rules,
         plan: &Plan,
         evidence: Evidence<'p>,
         comment: Option<&str>,
+        tell: Tell<'_>,
     ) -> Choice {
         let demand = match plan.class {
             Class::Session if leaves_nothing(&plan.because) => Demand::Session,
@@ -211,6 +214,7 @@ impl Chooser<'_> {
             _ => Demand::Write,
         };
         if demand == Demand::Session && self.transaction == Transaction::Autocommit {
+            tell(&"it concerns the session only, which goes where it is");
             return self.anywhere();
         }
         let usable = |node: usize| self.health.usable(node);
@@ -249,15 +253,15 @@ impl Chooser<'_> {
             return Choice { demand, node: near };
         }
         // Nobody keeps other databases the same everywhere, so each has one home for all.
-        let home_plan;
         let plan = match self.session.database == self.router.replicated {
             true => plan,
-            false => {
-                home_plan = Plan::unknown(AnalysisError::TooLong);
-                &home_plan
-            }
+            false => glance::unknown(),
         };
         let decision = rules.decide_statement(&facts, plan, evidence, &cluster);
+        match &decision {
+            Ok(decision) => tell(decision),
+            Err(none) => tell(none),
+        }
         let node = decision.ok().and_then(|decision| match decision.reason {
             // The same one for a session as long as it serves.
             StatementReason::Nearest(_) if near.is_some() => near,

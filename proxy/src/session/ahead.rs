@@ -201,7 +201,10 @@ mod tests {
         // What cannot be told.
         assert_eq!(seen(&[execute, sync]), (vec![None], Until::Sync));
         let unknown: (u8, &[u8]) = (b'B', b"\0unknown\0\0\0\0\0\0\0");
-        assert_eq!(seen(&[parse, unknown, execute, sync]), (vec![None], Until::Sync));
+        assert_eq!(
+            seen(&[parse, unknown, execute, sync]),
+            (vec![None], Until::Sync)
+        );
         assert_eq!(seen(&[(b'F', b"\0\0\0\0")]), (vec![None], Until::Answer));
     }
 

@@ -137,7 +137,11 @@ impl Block {
             (Block::None, Transaction::Begin(modes)) => {
                 let mut held = Held::default();
                 held.set(*modes);
-                let tag = match Lexer::new(text, true).significant().next()?.is_word("start") {
+                let tag = match Lexer::new(text, true)
+                    .significant()
+                    .next()?
+                    .is_word("start")
+                {
                     true => "START TRANSACTION",
                     false => "BEGIN",
                 };
@@ -238,12 +242,18 @@ mod tests {
     #[test]
     fn what_is_said_of_a_block_waits_in_its_order() {
         let mut block = Block::default();
-        assert_eq!(take(&mut block, "START TRANSACTION;"), Some("START TRANSACTION"));
+        assert_eq!(
+            take(&mut block, "START TRANSACTION;"),
+            Some("START TRANSACTION")
+        );
         assert_eq!(
             take(&mut block, "set transaction isolation level serializable"),
             Some("SET")
         );
-        assert_eq!(take(&mut block, "SET LOCAL statement_timeout = '5s'; "), Some("SET"));
+        assert_eq!(
+            take(&mut block, "SET LOCAL statement_timeout = '5s'; "),
+            Some("SET")
+        );
         assert_eq!(take(&mut block, "SAVEPOINT a"), Some("SAVEPOINT"));
         assert_eq!(
             held(&block).as_deref(),
@@ -299,7 +309,10 @@ mod tests {
     #[test]
     fn a_failed_block_takes_its_end_only() {
         let mut block = Block::default();
-        take(&mut block, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY NOT DEFERRABLE");
+        take(
+            &mut block,
+            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY NOT DEFERRABLE",
+        );
         block.fail();
         assert_eq!(block.status(), Some(b'E'));
         for text in ["SELECT 1", "BEGIN", "ROLLBACK TO a", "SET LOCAL a.b = 'c'"] {

@@ -117,7 +117,12 @@ impl Task {
     }
 
     /// The server is asked for something of the proxy's own, by a Query for each text.
-    pub(super) fn run_errand(&mut self, errand: Errand, texts: &[impl AsRef<[u8]>], cx: &mut Context<'_>) {
+    pub(super) fn run_errand(
+        &mut self,
+        errand: Errand,
+        texts: &[impl AsRef<[u8]>],
+        cx: &mut Context<'_>,
+    ) {
         let Place::Server(server) = &mut self.place else {
             return;
         };

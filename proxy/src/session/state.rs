@@ -133,7 +133,9 @@ impl State {
     /// What a setting is, if that is known and is a text.
     pub(super) fn text_of(&self, name: &[u8]) -> Option<&str> {
         match self.settings.value(name) {
-            Value::Text(text) => std::str::from_utf8(text).ok().filter(|text| !text.is_empty()),
+            Value::Text(text) => std::str::from_utf8(text)
+                .ok()
+                .filter(|text| !text.is_empty()),
             _ => None,
         }
     }

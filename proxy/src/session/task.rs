@@ -301,28 +301,6 @@ impl Task {
         }
     }
 
-    fn behind_goes_on(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
-        let Place::Behind(behind) = &mut self.place else {
-            return Ok(false);
-        };
-        let polled = behind.poll(cx);
-        if polled.is_pending() && !self.registered.entry().is_cancelled() {
-            return Ok(false);
-        }
-        let place = std::mem::replace(&mut self.place, Place::Idle);
-        match (polled, place) {
-            (Poll::Ready(shows), Place::Behind(behind)) => {
-                self.caught_up(shows, &behind, shared);
-                self.seek(cx, shared)?;
-            }
-            _ => {
-                self.registered.entry().detach();
-                self.refuse(&report::cancelled());
-            }
-        }
-        Ok(true)
-    }
-
     fn wait_goes_on(
         &mut self,
         polled: Poll<Result<Box<Server>, WaitError>>,

@@ -21,6 +21,7 @@ use super::{
     Shared,
     ahead::{Frames, Known, Until, look_ahead},
     block::{Block, is_read_only, is_serializable},
+    end::End,
     inbound::Step,
     owed::Status,
     program::program,
@@ -90,7 +91,7 @@ pub(super) struct Behind {
 
 impl Behind {
     /// Whether it does, once that is certain.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.wait.as_mut().poll(cx)
     }
 }
@@ -337,8 +338,35 @@ impl Task {
         }
     }
 
+    /// Waits until the node shows what the session has seen elsewhere.
+    pub(super) fn behind_goes_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<bool, End> {
+        let Place::Behind(behind) = &mut self.place else {
+            return Ok(false);
+        };
+        let polled = behind.poll(cx);
+        if polled.is_pending() && !self.registered.entry().is_cancelled() {
+            return Ok(false);
+        }
+        let place = std::mem::replace(&mut self.place, Place::Idle);
+        match (polled, place) {
+            (Poll::Ready(shows), Place::Behind(behind)) => {
+                self.caught_up(shows, &behind, shared);
+                self.seek(cx, shared)?;
+            }
+            _ => {
+                self.registered.entry().detach();
+                self.refuse(&report::cancelled());
+            }
+        }
+        Ok(true)
+    }
+
     /// The node shows what the session has seen elsewhere, or does not in time.
-    pub(super) fn caught_up(&mut self, shows: bool, behind: &Behind, shared: &Shared) {
+    fn caught_up(&mut self, shows: bool, behind: &Behind, shared: &Shared) {
         if shows {
             return;
         }
@@ -382,7 +410,9 @@ impl Task {
 
     /// The transaction block that no server knows of.
     pub(super) fn block(&self) -> &Block {
-        self.routed.as_ref().map_or(&Block::None, |routed| &routed.block)
+        self.routed
+            .as_ref()
+            .map_or(&Block::None, |routed| &routed.block)
     }
 
     /// The transaction status that the client is told.

@@ -172,7 +172,11 @@ async fn a_home_that_dies_has_a_successor_and_sessions_stay() {
         .iter()
         .position(|node| node.port().to_string() == home)
         .expect("one of them");
-    let others = cluster.nodes.iter().enumerate().filter(|(index, _)| *index != dies);
+    let others = cluster
+        .nodes
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| *index != dies);
     client::execute(&session, "UPDATE t SET n = 1").await;
     cluster.converge(LIMIT).await;
     cluster.nodes[dies].kill9().await;
@@ -181,7 +185,12 @@ async fn a_home_that_dies_has_a_successor_and_sessions_stay() {
     })
     .await;
     let successor = port_after(&session, "UPDATE t SET n = n").await;
-    assert!(successor != home && others.into_iter().any(|(_, node)| node.port().to_string() == successor));
+    assert!(
+        successor != home
+            && others
+                .into_iter()
+                .any(|(_, node)| node.port().to_string() == successor)
+    );
 }
 
 const BRANCHES: &str = r#"
@@ -214,9 +223,14 @@ async fn a_key_has_one_home_however_it_is_said() {
         for sql in [
             format!("UPDATE branches {SET} WHERE id = {id} RETURNING port"),
             format!("update branches {SET} where id = '{id}' returning port"),
-            format!("INSERT INTO branches VALUES ({id}) ON CONFLICT (id) DO UPDATE {SET} RETURNING branches.port"),
+            format!(
+                "INSERT INTO branches VALUES ({id}) ON CONFLICT (id) DO UPDATE {SET} RETURNING branches.port"
+            ),
             format!("UPDATE tellers {SET} WHERE id = {teller} RETURNING port"),
-            format!("/* why */ UPDATE tellers {SET} WHERE id IN ({teller}, {}) RETURNING port", teller - 9),
+            format!(
+                "/* why */ UPDATE tellers {SET} WHERE id IN ({teller}, {}) RETURNING port",
+                teller - 9
+            ),
         ] {
             ports.insert(client::value(&client, &sql).await);
         }
@@ -225,13 +239,26 @@ async fn a_key_has_one_home_however_it_is_said() {
         let row = client.query_one(&sql, &[&id]).await.expect("a row");
         ports.insert(row.get(0));
         let sql = format!("UPDATE branches {SET} WHERE id = $1::bigint RETURNING port");
-        let row = client.query_one(&sql, &[&i64::from(id)]).await.expect("a row");
+        let row = client
+            .query_one(&sql, &[&i64::from(id)])
+            .await
+            .expect("a row");
         ports.insert(row.get(0));
         // The first statement of a block decides for all of it.
         client::execute(&client, "BEGIN").await;
         client::execute(&client, "SET LOCAL work_mem = '5MB'").await;
-        client::execute(&client, &format!("UPDATE branches SET port = '' WHERE id = {id}")).await;
-        ports.insert(client::value(&client, &format!("UPDATE tellers {SET} WHERE id = 1 RETURNING port")).await);
+        client::execute(
+            &client,
+            &format!("UPDATE branches SET port = '' WHERE id = {id}"),
+        )
+        .await;
+        ports.insert(
+            client::value(
+                &client,
+                &format!("UPDATE tellers {SET} WHERE id = 1 RETURNING port"),
+            )
+            .await,
+        );
         client::execute(&client, "ROLLBACK").await;
         assert_eq!(ports.len(), 1, "{id}: {ports:?}");
         homes.extend(ports);

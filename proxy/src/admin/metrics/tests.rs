@@ -111,7 +111,7 @@ fn status() -> Status {
 
 #[test]
 fn every_figure_has_its_labels_and_what_is_not_known_is_left_out() {
-    let text = render(&status(), &[]);
+    let text = render(&status(), &[], 4096);
     let target = r#"source="paris",target="os\"lo\\\n""#;
     for line in [
         r#"tandem_info{cluster="bikes",version="0.1.0"} 1"#,
@@ -144,7 +144,7 @@ fn every_figure_has_its_labels_and_what_is_not_known_is_left_out() {
 
 #[test]
 fn each_family_is_told_once_with_its_type_and_counters_end_in_total() {
-    let text = render(&status(), &[]);
+    let text = render(&status(), &[], 4096);
     let mut seen = Vec::new();
     let mut family = "";
     for line in text.lines() {

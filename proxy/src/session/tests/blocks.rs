@@ -1,3 +1,5 @@
+//! Transaction blocks that wait for their first statement.
+
 use super::*;
 
 const BEGUN: &[u8] = b"C\0\0\0\x0aBEGIN\0";
@@ -34,7 +36,9 @@ async fn a_block_begins_on_a_server_with_its_first_statement() {
     bench.client_sends(&query(b"BEGIN")).await;
     bench.assert_heard(&[BEGUN, IN_TRANSACTION].concat());
     bench.assert_server_got(b"");
-    bench.client_sends(&query(b"SET TRANSACTION READ WRITE")).await;
+    bench
+        .client_sends(&query(b"SET TRANSACTION READ WRITE"))
+        .await;
     bench.assert_heard(&[&completed("SET")[..], IN_TRANSACTION].concat());
     assert_eq!(bench.idle(), 1);
 
@@ -47,7 +51,9 @@ async fn a_block_begins_on_a_server_with_its_first_statement() {
     let updated = [&completed("UPDATE 1")[..], IN_TRANSACTION].concat();
     bench.pass_down(&updated).await;
     bench.pass_up(&query(b"COMMIT")).await;
-    bench.pass_down(&[&completed("COMMIT")[..], READY].concat()).await;
+    bench
+        .pass_down(&[&completed("COMMIT")[..], READY].concat())
+        .await;
     assert_eq!(bench.idle(), 1);
 }
 
@@ -91,14 +97,18 @@ async fn what_a_server_refuses_fails_the_block_and_nothing_of_it_runs() {
 async fn a_block_that_fails_on_the_way_is_known_to_its_server() {
     let mut bench = Bench::routed();
     bench.client_sends(&query(b"BEGIN")).await;
-    bench.client_sends(&query(b"SET LOCAL work_mem = 'x'")).await;
+    bench
+        .client_sends(&query(b"SET LOCAL work_mem = 'x'"))
+        .await;
     bench.client_sends(&query(b"UPDATE t SET a = 1")).await;
     bench.heard();
     bench.assert_server_got(&query(b"BEGIN; SET LOCAL work_mem = 'x'"));
     bench.server_answers(&[BEGUN, ERROR, FAILED].concat()).await;
     bench.assert_heard(&[ERROR, FAILED].concat());
     bench.pass_up(&query(b"ROLLBACK")).await;
-    bench.pass_down(&[&completed("ROLLBACK")[..], READY].concat()).await;
+    bench
+        .pass_down(&[&completed("ROLLBACK")[..], READY].concat())
+        .await;
     assert_eq!(bench.idle(), 1);
 }
 
@@ -117,11 +127,17 @@ async fn what_is_prepared_in_a_block_that_has_not_begun_does_not_begin_it() {
     let run = [&bind("")[..], &execute(), SYNC].concat();
     bench.client_sends(&run).await;
     bench.assert_server_got(&query(b"BEGIN"));
-    bench.server_answers(&[BEGUN, IN_TRANSACTION].concat()).await;
+    bench
+        .server_answers(&[BEGUN, IN_TRANSACTION].concat())
+        .await;
     // A Query has ended the unnamed statement.
     let mut got = vec![0; 1 << 16];
     let count = bench.server.try_read(&mut got).expect("something");
-    assert!(got[..count].starts_with(&parse("", "SELECT $1")), "{}", got[..count].escape_ascii());
+    assert!(
+        got[..count].starts_with(&parse("", "SELECT $1")),
+        "{}",
+        got[..count].escape_ascii()
+    );
 }
 
 #[tokio::test]
@@ -129,7 +145,9 @@ async fn what_cannot_be_prepared_in_a_block_that_has_not_begun_fails_it() {
     let mut bench = Bench::routed();
     bench.client_sends(&query(b"BEGIN")).await;
     bench.heard();
-    bench.pass_up(&[&parse("", "SELEC 1")[..], SYNC].concat()).await;
+    bench
+        .pass_up(&[&parse("", "SELEC 1")[..], SYNC].concat())
+        .await;
     bench.server_answers(&[ERROR, READY].concat()).await;
     bench.assert_heard(&[ERROR, FAILED].concat());
     // All up to the Sync is refused with it.
@@ -153,7 +171,9 @@ async fn blocks_begin_in_the_extended_protocol_too() {
     let begun = [BOUND, NO_DATA, BEGUN, IN_TRANSACTION].concat();
     let ended = completed("COMMIT");
     for name in ["", "b"] {
-        bench.client_sends(&[&parse(name, "BEGIN")[..], &run(name)].concat()).await;
+        bench
+            .client_sends(&[&parse(name, "BEGIN")[..], &run(name)].concat())
+            .await;
         bench.assert_heard(&[PARSED, &begun].concat());
         bench.client_sends(&query(b"COMMIT")).await;
         bench.assert_heard(&[&ended, READY].concat());
@@ -180,7 +200,13 @@ async fn blocks_begin_in_the_extended_protocol_too() {
 #[tokio::test]
 async fn what_has_come_in_part_waits_for_the_rest() {
     let mut bench = Bench::routed();
-    let batch = [&parse("", "UPDATE t SET a = 1")[..], &bind(""), &execute(), SYNC].concat();
+    let batch = [
+        &parse("", "UPDATE t SET a = 1")[..],
+        &bind(""),
+        &execute(),
+        SYNC,
+    ]
+    .concat();
     for byte in &batch[..batch.len() - 1] {
         bench.client_sends(&[*byte]).await;
         bench.assert_server_got(b"");
@@ -203,7 +229,9 @@ async fn what_comes_behind_an_unanswered_statement_is_sent_where_it_belongs() {
     bench.assert_server_got(&query(b"SELECT 1"));
     bench.pass_down(&selected).await;
     bench.assert_server_got(&query(b"UPDATE t SET a = 1"));
-    bench.pass_down(&[&completed("UPDATE 1")[..], READY].concat()).await;
+    bench
+        .pass_down(&[&completed("UPDATE 1")[..], READY].concat())
+        .await;
     // Nor does a block begin behind it.
     bench
         .client_sends(&[query(b"SELECT 1"), query(b"BEGIN"), query(b"COMMIT")].concat())
