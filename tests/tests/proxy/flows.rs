@@ -1,10 +1,13 @@
 //! Every message flow of the protocol, sent to a node directly and through the proxy: the answers must be the same, byte by byte.
 
+use std::time::Duration;
+
 use tandem_tests::Cluster;
 use tandem_wire::Connection;
 
 use crate::script::{Script, open, play, script};
 
+const LIMIT: Duration = Duration::from_secs(30);
 const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text);
     CREATE TABLE child (id int PRIMARY KEY, item int REFERENCES item DEFERRABLE INITIALLY DEFERRED);
     CREATE VIEW items AS SELECT * FROM item;";
@@ -428,6 +431,136 @@ fn scripts() -> Vec<(&'static str, Script)> {
                 .ready(1),
         ),
         (
+            "a block without a statement",
+            script()
+                .q("BEGIN")
+                .ready(1)
+                .q("COMMIT")
+                .ready(1)
+                .q("START TRANSACTION READ ONLY; ")
+                .ready(1)
+                .q("ROLLBACK AND CHAIN")
+                .ready(1)
+                .q("SHOW transaction_read_only")
+                .ready(1)
+                .q("END")
+                .ready(1),
+        ),
+        (
+            "what is said of a block before its first statement",
+            script()
+                .q("begin isolation level repeatable read")
+                .ready(1)
+                .q("SET TRANSACTION READ ONLY")
+                .ready(1)
+                .q("SET LOCAL work_mem = '5MB'")
+                .ready(1)
+                .q("SAVEPOINT a")
+                .ready(1)
+                .q("")
+                .ready(1)
+                .q("SHOW work_mem")
+                .ready(1)
+                .q("SHOW transaction_isolation")
+                .ready(1)
+                .q("INSERT INTO item VALUES (1)")
+                .ready(1)
+                .q("ROLLBACK TO a")
+                .ready(1)
+                .q("COMMIT AND CHAIN")
+                .ready(1)
+                .q("SHOW transaction_isolation")
+                .ready(1)
+                .q("COMMIT")
+                .ready(1),
+        ),
+        (
+            "a block in a block, and an end without one",
+            script()
+                .q("BEGIN")
+                .ready(1)
+                .q("BEGIN")
+                .ready(1)
+                .q("COMMIT")
+                .ready(1)
+                .q("COMMIT")
+                .ready(1)
+                .q("SAVEPOINT a")
+                .ready(1),
+        ),
+        (
+            "a block whose first statement cannot be read",
+            script()
+                .q("BEGIN")
+                .ready(1)
+                .q("SELEC 1")
+                .ready(1)
+                .q("INSERT INTO item VALUES (1)")
+                .ready(1)
+                .q("COMMIT")
+                .ready(1)
+                .q("SELECT count(*) FROM item")
+                .ready(1),
+        ),
+        (
+            "blocks in the extended protocol, each message of them a batch",
+            script()
+                .p("begin", "BEGIN")
+                .s()
+                .ready(1)
+                .b("", "begin", &[])
+                .dp("")
+                .e("", 0)
+                .s()
+                .ready(1)
+                .p("", "INSERT INTO item VALUES (1) RETURNING id")
+                .ds("")
+                .s()
+                .ready(1)
+                .b("", "", &[])
+                .e("", 0)
+                .s()
+                .ready(1)
+                .p("", "ROLLBACK")
+                .b("", "", &[])
+                .e("", 0)
+                .s()
+                .ready(1)
+                .b("", "begin", &[])
+                .e("", 0)
+                .s()
+                .ready(1)
+                .p("", "SELEC")
+                .s()
+                .ready(1)
+                .p("", "COMMIT")
+                .b("", "", &[])
+                .e("", 0)
+                .s()
+                .ready(1)
+                .q("SELECT count(*) FROM item")
+                .ready(1),
+        ),
+        (
+            "blocks in a pipeline",
+            script()
+                .q("SELECT 1")
+                .p("", "BEGIN")
+                .b("", "", &[])
+                .e("", 0)
+                .s()
+                .p("", "INSERT INTO item VALUES (2)")
+                .b("", "", &[])
+                .e("", 0)
+                .s()
+                .q("SELECT count(*) FROM item")
+                .q("COMMIT")
+                .q("BEGIN; INSERT INTO item VALUES (3)")
+                .q("ROLLBACK")
+                .q("SELECT count(*) FROM item")
+                .ready(8),
+        ),
+        (
             "temporary tables",
             script()
                 .q("CREATE TEMP TABLE mine (id int)")
@@ -445,23 +578,27 @@ async fn login(port: u16) -> Connection {
     open(port, &params).await.expect("a login")
 }
 
-async fn assert_same_answers(major: u32, proxy: &str) {
-    let cluster = Cluster::of(&[major])
+async fn assert_same_answers(majors: &[u32], proxy: &str) {
+    let cluster = Cluster::of(majors)
         .schema(SCHEMA)
         .proxy(proxy)
         .start()
         .await;
     let node = &cluster.nodes[0];
+    let clean = async || {
+        cluster.converge(LIMIT).await;
+        node.value("TRUNCATE item, child").await;
+        cluster.converge(LIMIT).await;
+    };
     for (name, script) in scripts() {
-        let clean = "TRUNCATE item, child";
-        node.value(clean).await;
+        clean().await;
         let mut direct = login(node.port()).await;
         let expected = play(&mut direct, &script).await;
         direct.close().await;
-        node.value(clean).await;
+        clean().await;
         let mut through = login(cluster.proxy_port).await;
         let heard = play(&mut through, &script).await;
-        assert_eq!(heard, expected, "{name}, PostgreSQL {major}");
+        assert_eq!(heard, expected, "{name}, PostgreSQL {majors:?}");
         // And whoever comes next gets the right answers too.
         let after = script_after();
         let mut next = login(cluster.proxy_port).await;
@@ -487,11 +624,18 @@ fn script_after() -> Script {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_message_flow_is_answered_as_by_the_node_in_transaction_mode() {
     let proxy = "pool_mode = \"transaction\"\npool_size = 2";
-    assert_same_answers(15, proxy).await;
-    assert_same_answers(18, proxy).await;
+    assert_same_answers(&[15], proxy).await;
+    assert_same_answers(&[18], proxy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_message_flow_is_answered_as_by_the_node_where_transactions_are_routed() {
+    let proxy = "pool_mode = \"transaction\"\npool_size = 2";
+    assert_same_answers(&[15, 15], proxy).await;
+    assert_same_answers(&[18, 18, 18], proxy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_message_flow_is_answered_as_by_the_node_in_session_mode() {
-    assert_same_answers(15, "pool_mode = \"session\"").await;
+    assert_same_answers(&[15], "pool_mode = \"session\"").await;
 }

@@ -185,7 +185,7 @@ async fn after_any_nonsense_of_one_client_the_next_gets_right_rows() {
     let seed: u64 = from_env("SEED").unwrap_or_else(|| fastrand::u64(..));
     let rounds: u64 = from_env("ROUNDS").unwrap_or(300);
     eprintln!("SEED={seed}");
-    let cluster = Cluster::of(&[15])
+    let cluster = Cluster::of(&[15, 15])
         .schema(SCHEMA)
         .proxy("pool_mode = \"transaction\"\npool_size = 3\nworkers = 2")
         .start()

@@ -256,13 +256,15 @@ async fn random_histories_of_settings_end_as_on_a_connection_of_ones_own() {
         .and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     eprintln!("SEED={seed}");
-    let cluster = Cluster::of(&[15])
+    let cluster = Cluster::of(&[15, 15])
         .proxy("pool_mode = \"transaction\"\npool_size = 3\nworkers = 2")
         .start()
         .await;
     let node = &cluster.nodes[0];
-    node.value("CREATE ROLE other_role").await;
-    node.value("GRANT other_role TO app").await;
+    for node in &cluster.nodes {
+        node.value("CREATE ROLE other_role").await;
+        node.value("GRANT other_role TO app").await;
+    }
     let mut sessions = Vec::new();
     for options in LOGINS {
         let direct = open_with(node.port(), options).await.expect("a login");
