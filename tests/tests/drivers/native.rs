@@ -185,13 +185,15 @@ async fn cancels(client: &Client, id: i32) {
     let token = client.cancel_token();
     let running = client.query_one("SELECT pg_sleep(60)", &[]);
     let mut running = std::pin::pin!(running);
-    // Nothing tells when the statement has begun, so cancel until it has.
+    // Nothing tells when the statement has begun, so cancel until it has; not again while the last request may be on its way
+    // still, which would hit what comes next.
+    let mut limit = Duration::from_millis(50);
     let ended = loop {
-        let limit = Duration::from_millis(50);
         match tokio::time::timeout(limit, running.as_mut()).await {
             Ok(ended) => break ended,
             Err(_) => token.cancel_query(NoTls).await.expect("a cancel request"),
         }
+        limit = Duration::from_secs(5);
     };
     assert_eq!(client::sqlstate(&ended.expect_err("cancelled")), "57014");
     own_rows(client, id, 30).await;
