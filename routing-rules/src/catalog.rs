@@ -142,6 +142,13 @@ impl Catalog {
             .find_map(|schema| of_name.iter().find(|relation| relation.schema == **schema))
     }
 
+    /// Whether there are views.
+    #[must_use]
+    pub fn has_views(&self) -> bool {
+        let mut all = self.relations.values().flatten();
+        all.any(|relation| matches!(relation.kind, RelationKind::View { .. }))
+    }
+
     /// The relation of a schema.
     #[must_use]
     pub fn relation(&self, schema: &str, name: &str) -> Option<&Relation> {

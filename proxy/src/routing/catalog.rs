@@ -44,6 +44,8 @@ pub(crate) struct Catalogs {
 pub(super) struct Numbered {
     pub(super) catalog: Catalog,
     pub(super) number: u64,
+    /// A name can mean more than a table.
+    pub(super) has_views: bool,
 }
 
 /// Why a node did not say what it has.
@@ -105,7 +107,11 @@ impl Catalogs {
             return;
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed) + 1;
-        self.now.store(Some(Arc::new(Numbered { catalog, number })));
+        self.now.store(Some(Arc::new(Numbered {
+            has_views: catalog.has_views(),
+            catalog,
+            number,
+        })));
         self.is_known.send_replace(true);
     }
 }

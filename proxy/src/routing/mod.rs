@@ -124,7 +124,10 @@ impl Chooser<'_> {
         let Some(run) = run else {
             return self.unknown(rules, tell);
         };
+        let catalog = self.router.catalogs.now();
+        let has_views = catalog.as_ref().is_some_and(|catalog| catalog.has_views);
         if rules.affinities.is_empty()
+            && !has_views
             && let Some(class) = glance::class(run.text)
         {
             let nothing = Evidence::None(NoKey::NoRule);
@@ -134,7 +137,6 @@ impl Chooser<'_> {
             let Some(shape) = template.read(run.text) else {
                 return self.unknown(rules, tell);
             };
-            let catalog = self.router.catalogs.now();
             let path = self.search_path();
             let path: Vec<&str> = path.iter().map(|schema| &**schema).collect();
             let mut scope = Xxh3::new();
@@ -245,6 +247,8 @@ impl Chooser<'_> {
         };
         let near = Some(self.near).filter(|node| usable(*node));
         let demand = match self.transaction {
+            // It is nowhere else what it says that it is.
+            _ if self.serializable => Demand::Write,
             Transaction::Autocommit => demand,
             Transaction::ReadOnly => Demand::Read,
             Transaction::ReadWrite => Demand::Write,

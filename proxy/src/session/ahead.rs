@@ -18,6 +18,16 @@ pub(super) enum Until {
     More,
 }
 
+/// What there is besides what runs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead<'a> {
+    pub(super) until: Until,
+    /// The statement that was bound last, else the one that was prepared last; also in a Bind that is not whole.
+    pub(super) seen: Option<Run<'a>>,
+    /// Something is bound.
+    pub(super) binds: bool,
+}
+
 /// What is known of a statement before these messages.
 pub(super) trait Known<'a> {
     /// The text and the types of the statement of this name.
@@ -87,7 +97,12 @@ pub(super) fn look_ahead<'a>(
     input: &'a [u8],
     known: &impl Known<'a>,
     mut run: impl FnMut(Option<Run<'a>>),
-) -> Until {
+) -> Ahead<'a> {
+    let mut ahead = Ahead {
+        until: Until::Answer,
+        seen: None,
+        binds: false,
+    };
     let mut frames = Frames::new(input);
     let mut prepared = Names::default();
     let mut bound = Names::default();
@@ -100,44 +115,65 @@ pub(super) fn look_ahead<'a>(
                     bound: None,
                     types: &[],
                 }));
-                return Until::Answer;
+                return ahead;
             }
             b'P' => {
                 if let Ok(name) = body.cstr() {
                     prepared.put(name, body.rest());
+                    ahead.seen = Some(made_of(body.rest(), None));
                 }
             }
             b'B' => {
                 let (Ok(portal), Ok(name)) = (body.cstr(), body.cstr()) else {
-                    return Until::Answer;
+                    return ahead;
                 };
                 let statement = prepared.get(name).or_else(|| known.statement(name));
-                bound.put(portal, statement.map(|statement| (statement, body.rest())));
+                let made = statement.map(|statement| made_of(statement, Some(body.rest())));
+                bound.put(portal, made);
+                ahead.binds = true;
+                ahead.seen = made;
             }
-            b'E' => {
-                let made = bound.get(body.cstr().unwrap_or_default()).flatten();
-                run(made.map(|(statement, values)| {
-                    let mut reader = Reader::new(statement);
-                    Run {
-                        text: reader.cstr().unwrap_or_default(),
-                        bound: Some(values),
-                        types: reader.rest(),
-                    }
-                }));
-            }
+            b'E' => run(bound.get(body.cstr().unwrap_or_default()).flatten()),
             b'D' | b'C' => {}
-            b'S' => return Until::Sync,
+            b'S' => {
+                ahead.until = Until::Sync;
+                return ahead;
+            }
             b'F' => {
                 run(None);
-                return Until::Answer;
+                return ahead;
             }
-            _ => return Until::Answer,
+            _ => return ahead,
         }
     }
-    match frame::peek(frames.rest(), Sender::Client) {
-        Ok(_) => Until::More,
+    let Ok(cut) = frame::peek(frames.rest(), Sender::Client) else {
         // Whoever takes it finds out.
-        Err(_) => Until::Answer,
+        return ahead;
+    };
+    ahead.until = Until::More;
+    let mut body = Reader::new(frames.rest().get(HEADER_LEN..).unwrap_or_default());
+    match cut.map(|header| header.tag) {
+        Some(b'B') => {
+            let name = body.cstr().and_then(|_| body.cstr());
+            let statement = name.ok().and_then(|name| {
+                let known = || known.statement(name);
+                prepared.get(name).or_else(known)
+            });
+            ahead.seen = statement.map(|statement| made_of(statement, Some(body.rest())));
+        }
+        Some(b'P' | b'Q') => ahead.seen = None,
+        _ => {}
+    }
+    ahead
+}
+
+/// What a portal runs that is made of this statement, a text with its types, and with these values.
+fn made_of<'a>(statement: &'a [u8], bound: Option<&'a [u8]>) -> Run<'a> {
+    let mut reader = Reader::new(statement);
+    Run {
+        text: reader.cstr().unwrap_or_default(),
+        bound,
+        types: reader.rest(),
     }
 }
 
@@ -168,10 +204,10 @@ mod tests {
             .collect();
         let all: &'static [u8] = all.leak();
         let mut runs = Vec::new();
-        let until = look_ahead(all, &Client, |run| {
+        let ahead = look_ahead(all, &Client, |run| {
             runs.push(run.map(|run| String::from_utf8_lossy(run.text).into_owned()));
         });
-        (runs, until)
+        (runs, ahead.until)
     }
 
     fn some(texts: &[&str]) -> Vec<Option<String>> {
@@ -213,10 +249,22 @@ mod tests {
         let parse = message(b'P', b"\0SELECT 2\0\0\0");
         for end in 1..=parse.len() {
             assert_eq!(
-                look_ahead(&parse.clone().leak()[..end], &Client, |_| ()),
+                look_ahead(&parse.clone().leak()[..end], &Client, |_| ()).until,
                 Until::More
             );
         }
-        assert_eq!(look_ahead(b"P\0\0\0\0", &Client, |_| ()), Until::Answer);
+        let nonsense = look_ahead(b"P\0\0\0\0", &Client, |_| ());
+        assert_eq!(nonsense.until, Until::Answer);
+    }
+
+    #[test]
+    fn the_statement_of_a_bind_that_is_not_whole_is_seen() {
+        let bind: &[u8] = message(b'B', b"\0known\0\0\0\0\x01\0\0\0\x02ab\0\0").leak();
+        let cut = look_ahead(&bind[..bind.len() - 4], &Client, |_| ());
+        assert_eq!(cut.until, Until::More);
+        assert_eq!(cut.seen.map(|run| run.text), Some(&b"SELECT known"[..]));
+        let parse = message(b'P', b"\0SELECT 2\0\0\0");
+        let cut: &[u8] = [&parse[..], &parse[..9]].concat().leak();
+        assert!(look_ahead(cut, &Client, |_| ()).seen.is_none());
     }
 }

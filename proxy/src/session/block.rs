@@ -5,7 +5,7 @@
 
 use tandem_routing_rules::{
     lex::Lexer,
-    state::{Change, Effect, Effects, Isolation, Modes, Scope, Transaction, Value},
+    state::{Change, Effect, Effects, Modes, Scope, Transaction, Value},
 };
 
 use super::program::Program;
@@ -41,10 +41,14 @@ pub(super) enum Block {
 }
 
 /// What was said of a block so far.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Held {
     text: Vec<u8>,
     modes: Modes,
+    /// What SET LOCAL has made of `tandem.key`.
+    key: Option<Box<str>>,
+    /// Something of it can be rolled back without the rest.
+    has_savepoint: bool,
 }
 
 impl Held {
@@ -56,6 +60,16 @@ impl Held {
     /// Its modes, as far as they were said.
     pub(super) fn modes(&self) -> Modes {
         self.modes
+    }
+
+    /// What SET LOCAL has made of `tandem.key`.
+    pub(super) fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// Whether something of it can be rolled back without the rest.
+    pub(super) fn has_savepoint(&self) -> bool {
+        self.has_savepoint
     }
 
     fn add(&mut self, statement: &[u8]) {
@@ -88,7 +102,11 @@ impl Held {
             Some(false) => text.extend_from_slice(b" NOT DEFERRABLE"),
             None => {}
         }
-        Held { text, modes }
+        Held {
+            text,
+            modes,
+            ..Held::default()
+        }
     }
 }
 
@@ -128,8 +146,12 @@ impl Block {
             Effect::None => {
                 let Block::Held(held) = self else { return None };
                 let is_set = Lexer::new(text, true).significant().next()?.is_word("set");
-                let is_local = is_set && is_local(&step.effects);
-                return is_local.then(|| held.with(text, "SET")).flatten();
+                if !is_set || !is_local(&step.effects) {
+                    return None;
+                }
+                let mut held = Held::clone(held);
+                held.note_key(&step.effects.changes);
+                return held.with(text, "SET");
             }
             _ => return None,
         };
@@ -148,14 +170,15 @@ impl Block {
                 held.with(text, tag)
             }
             (Block::Held(held), Transaction::Modes(modes)) => {
-                let mut held = Held {
-                    text: held.text.clone(),
-                    modes: held.modes,
-                };
+                let mut held = Held::clone(held);
                 held.set(*modes);
                 held.with(text, "SET")
             }
-            (Block::Held(held), Transaction::Savepoint(_)) => held.with(text, "SAVEPOINT"),
+            (Block::Held(held), Transaction::Savepoint(_)) => {
+                let mut held = Held::clone(held);
+                held.has_savepoint = true;
+                held.with(text, "SAVEPOINT")
+            }
             (Block::Held(held), Transaction::Commit { chain }) => {
                 Some((next(*chain, held.modes), "COMMIT"))
             }
@@ -173,7 +196,7 @@ impl Block {
 
 impl Held {
     /// The same with one more statement, unless it is too much to be held.
-    fn with(&self, text: &[u8], tag: &'static str) -> Option<(Block, &'static str)> {
+    fn with(mut self, text: &[u8], tag: &'static str) -> Option<(Block, &'static str)> {
         let statement = text.trim_ascii_end();
         let statement = statement.strip_suffix(b";").unwrap_or(statement);
         // A comment at its end would swallow what follows.
@@ -181,12 +204,19 @@ impl Held {
         if comments || self.text.len() + statement.len() > HELD_MAX {
             return None;
         }
-        let mut held = Held {
-            text: self.text.clone(),
-            modes: self.modes,
-        };
-        held.add(statement);
-        Some((Block::Held(Box::new(held)), tag))
+        self.add(statement);
+        Some((Block::Held(Box::new(self)), tag))
+    }
+
+    fn note_key(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::Set { name, value, .. } = change
+                && name == b"tandem.key"
+                && let Value::Text(key) = value
+            {
+                self.key = std::str::from_utf8(key).ok().map(Into::into);
+            }
+        }
     }
 }
 
@@ -208,6 +238,7 @@ fn is_local(effects: &Effects) -> bool {
             *scope == Scope::Local
                 && matches!(value, Value::Text(_))
                 && !REPORTED.contains(&name.as_slice())
+                && !name.starts_with(b"transaction_")
         }
         Change::FromCurrent { .. } | Change::ResetAll => false,
     };
@@ -219,13 +250,10 @@ pub(super) fn is_read_only(modes: Modes) -> bool {
     modes.read_only == Some(true)
 }
 
-/// Whether it must run where all others of its kind run: what it is sure of is only among transactions of one node.
-pub(super) fn is_serializable(modes: Modes) -> bool {
-    modes.isolation == Some(Isolation::Serializable)
-}
-
 #[cfg(test)]
 mod tests {
+    use tandem_routing_rules::state::Isolation;
+
     use super::{super::program::program, *};
 
     fn take(block: &mut Block, text: &str) -> Option<&'static str> {
@@ -254,16 +282,26 @@ mod tests {
             take(&mut block, "SET LOCAL statement_timeout = '5s'; "),
             Some("SET")
         );
+        assert_eq!(
+            take(&mut block, "SET LOCAL tandem.key = 'a:1'"),
+            Some("SET")
+        );
+        assert!(matches!(&block, Block::Held(held) if !held.has_savepoint()));
         assert_eq!(take(&mut block, "SAVEPOINT a"), Some("SAVEPOINT"));
+        assert!(
+            matches!(&block, Block::Held(held) if held.has_savepoint() && held.key() == Some("a:1"))
+        );
         assert_eq!(
             held(&block).as_deref(),
             Some(
                 "START TRANSACTION; set transaction isolation level serializable; \
-                 SET LOCAL statement_timeout = '5s'; SAVEPOINT a"
+                 SET LOCAL statement_timeout = '5s'; SET LOCAL tandem.key = 'a:1'; SAVEPOINT a"
             )
         );
         assert_eq!(block.status(), Some(b'T'));
-        assert!(matches!(&block, Block::Held(held) if is_serializable(held.modes())));
+        assert!(
+            matches!(&block, Block::Held(held) if held.modes().isolation == Some(Isolation::Serializable))
+        );
         assert_eq!(take(&mut block, "COMMIT"), Some("COMMIT"));
         assert!(matches!(block, Block::None));
     }
@@ -295,6 +333,7 @@ mod tests {
             "SET a.b = 'c'",
             "SET LOCAL TimeZone = 'UTC'",
             "SET LOCAL work_mem TO DEFAULT",
+            "SET LOCAL transaction_isolation = 'serializable'",
             "PREPARE TRANSACTION 'a'",
             "SELECT set_config('a.b', 'c', true)",
             "COMMIT; SELECT 1",

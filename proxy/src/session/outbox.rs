@@ -24,6 +24,11 @@ impl Outbox {
         self.held.is_empty() && !self.unflushed
     }
 
+    /// How many bytes are held.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
     /// Where to put more.
     pub(crate) fn buffer(&mut self) -> &mut BytesMut {
         &mut self.held

@@ -186,6 +186,16 @@ impl Owed {
         self.touched = false;
     }
 
+    /// A transaction block of the client's has begun there.
+    pub(crate) fn touch(&mut self) {
+        self.touched = true;
+    }
+
+    /// Whether it reads data of a COPY, and answers nothing until that ends.
+    pub(crate) fn is_copying_in(&self) -> bool {
+        self.copy == CopyState::In
+    }
+
     /// Whether nothing that this client sent has gone there: nothing of it can have run.
     pub(crate) fn is_untouched(&self) -> bool {
         !self.touched

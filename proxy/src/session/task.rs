@@ -434,6 +434,10 @@ impl Task {
         if self.goodbye != Goodbye::No && !self.stalled {
             return self.leave(cx);
         }
+        if self.to_client.len() > READ_MAX {
+            // Who does not take the answers gets no more of them.
+            return Ok(false);
+        }
         self.read_client(cx, shared)
     }
 

@@ -13,14 +13,14 @@ use std::{
 };
 
 use bytes::BufMut;
-use tandem_routing_rules::{Consistency, SessionFacts, Transaction};
+use tandem_routing_rules::{Consistency, SessionFacts, Transaction, state::Isolation};
 use tandem_wire::{Header, Reader, encode, frame::HEADER_LEN};
 use tokio::time::Instant;
 
 use super::{
     Shared,
     ahead::{Frames, Known, Until, look_ahead},
-    block::{Block, is_read_only, is_serializable},
+    block::{Block, is_read_only},
     end::End,
     inbound::Step,
     owed::Status,
@@ -103,31 +103,52 @@ impl fmt::Debug for Behind {
 }
 
 /// What the messages ahead run.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Runs {
     count: usize,
+    until: Until,
     /// Where the first goes of those that demand most.
-    choice: Option<Choice>,
+    choice: Choice,
     /// The first is about the block and nothing else.
     is_block: bool,
+    /// They run nothing, so the block need not begin for them.
+    goes_beside: bool,
 }
 
 impl Runs {
-    fn add(&mut self, run: Option<Run<'_>>, chooser: &Chooser<'_>, block: &Block) {
-        if self.count == 0 {
-            self.is_block =
-                run.is_some_and(|run| block.takes(run.text, program(run.text).as_ref()));
+    /// Nothing yet, which goes there.
+    fn new(choice: Choice) -> Runs {
+        Runs {
+            count: 0,
+            until: Until::More,
+            choice,
+            is_block: false,
+            goes_beside: false,
         }
+    }
+
+    fn add(&mut self, run: Option<Run<'_>>, chooser: &Chooser<'_>, is_block: bool) {
+        if self.count == 0 {
+            self.is_block = is_block;
+        }
+        self.judge(run, chooser);
         self.count += 1;
-        let demand = self.choice.as_ref().map(|choice| choice.demand);
-        if demand == Some(Demand::Write) {
+    }
+
+    fn judge(&mut self, run: Option<Run<'_>>, chooser: &Chooser<'_>) {
+        if self.choice.demand == Demand::Write {
             return;
         }
         let choice = chooser.choose(run);
-        if demand.is_none_or(|demand| choice.demand > demand) {
-            self.choice = Some(choice);
+        if self.count == 0 || choice.demand > self.choice.demand {
+            self.choice = choice;
         }
     }
+}
+
+/// Whether it is about the block and nothing else.
+fn takes(block: &Block, run: Run<'_>) -> bool {
+    block.takes(run.text, program(run.text).as_ref())
 }
 
 impl<'a> Known<'a> for &'a Task {
@@ -153,8 +174,10 @@ impl Task {
         let has_server = match (&self.place, &routed.block) {
             (Place::Server(server), Block::None) => {
                 let owed = &server.owed;
-                let is_new =
-                    !owed.is_quiet() && !owed.is_in_batch() && owed.status() == Status::Idle;
+                let is_new = !owed.is_quiet()
+                    && !owed.is_in_batch()
+                    && !owed.is_copying_in()
+                    && owed.status() == Status::Idle;
                 let is_control = matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
                 if !is_new || is_control || self.state.hold().is_some() {
                     return None;
@@ -166,7 +189,7 @@ impl Task {
         };
         match (header.tag, routed.beside) {
             (b'd' | b'c' | b'f', _) => return None,
-            (tag, Beside::Goes) => {
+            (tag, Beside::Goes) if has_server => {
                 if tag == b'S' {
                     routed.beside = Beside::Gone;
                 }
@@ -185,27 +208,27 @@ impl Task {
             self.change_near(shared);
         }
         let is_whole = input.len() >= header.frame_len();
-        let (runs, until) = self.look(input, shared)?;
-        if until == Until::More && is_whole && input.len() < WHOLE_MAX {
+        let runs = self.look(input, shared)?;
+        if runs.until == Until::More && is_whole && input.len() < WHOLE_MAX {
             return Some(Step::Stop(StopAt::More));
         }
+        let has_failed = matches!(self.block(), Block::Failed(_));
         if runs.count == 1
             && runs.is_block
             && is_whole
-            && !has_server
+            && (!has_server || has_failed)
             && let Some(taken) = self.answer(input)
         {
             return Some(Step::Answered(taken));
         }
         let routed = self.routed.as_mut()?;
-        if matches!(routed.block, Block::Failed(_)) {
-            return Some(self.refuse_in_failed_block(header.tag));
-        }
-        if until == Until::Sync && runs.count == 0 && matches!(routed.block, Block::Held(_)) {
+        if runs.goes_beside {
             routed.beside = Beside::Goes;
             if has_server {
                 return self.before(header, input, shared);
             }
+        } else if has_failed {
+            return Some(self.refuse_in_failed_block(header.tag));
         }
         if let Place::Server(server) = &self.place {
             let stop = match server.owed.is_quiet() {
@@ -214,56 +237,87 @@ impl Task {
             };
             return Some(Step::Stop(stop));
         }
-        if let Some(choice) = runs.choice {
-            self.go(&choice, shared);
-        }
+        self.go(&runs.choice, shared);
         Some(Step::Stop(StopAt::NeedServer))
     }
 
     /// Looks at a message behind which the server still has something to answer, outside of a transaction. It goes there too if
     /// that is where it belongs; else it waits until that is over.
-    fn behind_another(&self, header: Header, input: &[u8], shared: &Shared) -> Option<Step> {
+    fn behind_another(&mut self, header: Header, input: &[u8], shared: &Shared) -> Option<Step> {
         let is_whole = input.len() >= header.frame_len();
-        let (runs, until) = self.look(input, shared)?;
-        if until == Until::More && is_whole && input.len() < WHOLE_MAX {
+        let runs = self.look(input, shared)?;
+        if runs.until == Until::More && is_whole && input.len() < WHOLE_MAX {
             return Some(Step::Stop(StopAt::More));
         }
-        let stays = match &runs.choice {
-            // A node shows at least what it has shown before.
-            Some(choice) => choice.demand < Demand::Write || choice.node == Some(self.node()),
-            None => true,
-        };
-        (runs.is_block || !stays).then_some(Step::Stop(StopAt::Answers))
+        let node = self.node();
+        let writes = runs.choice.demand == Demand::Write;
+        // A node shows at least what it has shown before.
+        let stays = !runs.is_block && (!writes || runs.choice.node == Some(node));
+        if !stays {
+            return Some(Step::Stop(StopAt::Answers));
+        }
+        if writes && let Some(routed) = &mut self.routed {
+            routed.wrote = Some(node);
+        }
+        None
     }
 
     /// What these messages run.
-    fn look(&self, input: &[u8], shared: &Shared) -> Option<(Runs, Until)> {
+    fn look(&self, input: &[u8], shared: &Shared) -> Option<Runs> {
         let settings = shared.settings.load();
         let chooser = self.chooser(shared, &settings)?;
-        let mut runs = Runs::default();
-        let is_read = self.state.hold().is_none();
-        let until = look_ahead(input, &self, |run| {
-            runs.add(run.filter(|_| is_read), &chooser, self.block());
+        let (block, is_read) = (self.block(), self.state.hold().is_none());
+        let mut runs = Runs::new(chooser.anywhere());
+        let known = |run: Option<Run<'_>>| run.is_some_and(|run| takes(block, run));
+        let ahead = look_ahead(input, &self, |run| {
+            runs.add(run.filter(|_| is_read), &chooser, known(run));
         });
-        if runs.count == 0 || self.routed.as_ref()?.beside == Beside::Goes {
-            runs.choice = Some(chooser.anywhere());
+        runs.until = ahead.until;
+        if runs.count == 0 && ahead.until == Until::Sync && !ahead.binds {
+            runs.goes_beside = match block {
+                Block::None => false,
+                Block::Held(held) => !held.has_savepoint(),
+                // The end of the block may be prepared.
+                Block::Failed(_) => known(ahead.seen),
+            };
         }
-        Some((runs, until))
+        let has_more = ahead.until != Until::Sync || ahead.binds;
+        let begins = matches!(block, Block::Held(_)) && !runs.goes_beside;
+        let is_in_sight = runs.count > 0 && ahead.until != Until::More;
+        if !is_in_sight && (has_more || begins) {
+            // What is in sight is all that there is to go by.
+            runs.judge(ahead.seen.filter(|_| is_read), &chooser);
+        }
+        Some(runs)
     }
 
     fn chooser<'a>(&'a self, shared: &'a Shared, settings: &'a Settings) -> Option<Chooser<'a>> {
         let routed = self.routed.as_ref()?;
         let key = self.pool.key();
-        let (transaction, serializable) = match &routed.block {
-            Block::Held(held) if is_read_only(held.modes()) => {
-                (Transaction::ReadOnly, is_serializable(held.modes()))
-            }
-            Block::Held(held) => (Transaction::ReadWrite, is_serializable(held.modes())),
-            Block::None | Block::Failed(_) => (Transaction::Autocommit, false),
+        let held = match &routed.block {
+            Block::Held(held) => Some(held),
+            Block::None | Block::Failed(_) => None,
+        };
+        let transaction = match held {
+            Some(held) if is_read_only(held.modes()) => Transaction::ReadOnly,
+            Some(_) => Transaction::ReadWrite,
+            None => Transaction::Autocommit,
+        };
+        let said = held.and_then(|held| held.modes().isolation);
+        let serializable = match said {
+            Some(isolation) => isolation == Isolation::Serializable,
+            None => self
+                .state
+                .text_of(b"default_transaction_isolation")
+                .is_some_and(|isolation| isolation.eq_ignore_ascii_case("serializable")),
         };
         // Without a placement no key has a meaning.
         let asks = !settings.config.rules.placements.is_empty();
-        let own = asks.then(|| self.state.text_of(b"tandem.key")).flatten();
+        let own = || {
+            held.and_then(|held| held.key())
+                .or_else(|| self.state.text_of(b"tandem.key"))
+        };
+        let own = asks.then(own).flatten();
         let hints = &self.about.hints;
         Some(Chooser {
             router: &shared.router,
@@ -394,10 +448,12 @@ impl Task {
             return;
         };
         let status = server.owed.status();
-        if !refused {
+        if !refused && status == Status::Transaction {
             if let Block::Held(held) = std::mem::take(&mut routed.block) {
                 self.state.began(held.text(), status, &mut server.settings);
             }
+            // From here on it cannot be replaced by another one that knows of no transaction.
+            server.owed.touch();
             return;
         }
         // What has failed on the way is known there, unless it was the BEGIN.
@@ -405,7 +461,11 @@ impl Task {
             Status::Idle => routed.block.fail(),
             Status::Transaction | Status::Failed => routed.block = Block::None,
         }
-        self.begin_refusing();
+        if refused {
+            self.begin_refusing();
+        } else {
+            self.refuse(&report::aborted());
+        }
     }
 
     /// The transaction block that no server knows of.
@@ -448,6 +508,8 @@ impl Task {
             let text = body.cstr().ok()?;
             self.take_block(text)?;
             self.ready_for_query();
+            // It ends the unnamed statement.
+            self.unnamed = Unnamed::default();
             return Some(frame.len());
         }
         let known: &Task = self;
@@ -489,7 +551,7 @@ impl Task {
         Some(())
     }
 
-    /// Notes a statement that no server has yet. False when there is one of this name.
+    /// Notes a statement that no server has yet. False when there is one of this name, or it is too much.
     fn prepare_here(&mut self, name: &[u8], frame: &[u8]) -> bool {
         let attempt = self.next_attempt();
         let rest = frame.get(HEADER_LEN + name.len() + 1..).unwrap_or_default();
@@ -506,7 +568,11 @@ impl Task {
             return false;
         }
         let statement = self.interner.intern(rest);
-        self.statements.insert(name, statement, attempt)
+        let fits = self.statements.insert(name, statement, attempt);
+        if !fits {
+            self.statements.remove(name);
+        }
+        fits
     }
 }
 

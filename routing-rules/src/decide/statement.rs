@@ -178,6 +178,10 @@ impl<'a> Deciding<'_, 'a> {
         if plan.locks_table {
             return self.default_home(DefaultHomeReason::LockTable);
         }
+        let locks_rows = || plan.tables.iter().any(|table| table.access == Access::Lock);
+        if plan.class == Class::Lock && !locks_rows() {
+            return self.default_home(DefaultHomeReason::AdvisoryLock);
+        }
         match plan.class.is_write() && self.facts.transaction != Transaction::ReadOnly {
             true => self.write(plan, evidence),
             false => self.read(plan, evidence),
@@ -185,10 +189,6 @@ impl<'a> Deciding<'_, 'a> {
     }
 
     fn write(&mut self, plan: &Plan, evidence: Evidence<'a>) -> Option<Choice<'a>> {
-        let locks_rows = || plan.tables.iter().any(|table| table.access == Access::Lock);
-        if plan.class == Class::Lock && !locks_rows() {
-            return self.default_home(DefaultHomeReason::AdvisoryLock);
-        }
         let (found, because) = self.by_evidence(evidence);
         let keyed = found
             .or_else(|| self.by_text(self.facts.comment, NamedBy::Comment))

@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use tandem_tests::{Cluster, client, eventually};
+use tandem_tests::{Cluster, Program, client, eventually};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -264,6 +264,57 @@ async fn a_key_has_one_home_however_it_is_said() {
         homes.extend(ports);
     }
     assert_eq!(homes.len(), 3);
+    no_conflicts(&cluster).await;
+    cluster.assert_converged().await;
+}
+
+/// A transaction of TPC-B whose rows belong to one branch.
+const ONE_BRANCH: &str = r"
+\set bid random(1, :scale)
+\set aid (:bid - 1) * 100000 + random(1, 100000)
+\set tid (:bid - 1) * 10 + random(1, 10)
+\set delta random(-5000, 5000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
+SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
+UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
+UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = :bid;
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, :bid, :aid, :delta, CURRENT_TIMESTAMP);
+END;
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_within_their_branch_never_conflict_in_any_protocol() {
+    let rules = include_str!("../../../examples/pgbench/rules.toml");
+    let cluster = Cluster::of(&[15, 17, 18])
+        .pgbench(3)
+        .proxy("pool_mode = \"transaction\"")
+        .rules(rules)
+        .start()
+        .await;
+    let script = cluster.dir().join("one_branch.sql");
+    std::fs::write(&script, ONE_BRANCH).expect("a script");
+    for mode in ["simple", "extended", "prepared"] {
+        let pgbench = Program::pgbench(cluster.nodes[0].install()).port(cluster.proxy_port);
+        let ran = pgbench
+            .args([
+                "-n", "-M", mode, "-s", "3", "-c", "8", "-j", "8", "-t", "60", "-f",
+            ])
+            .args([&script])
+            .run(LIMIT)
+            .await
+            .expect_success();
+        let failed = "number of failed transactions: 0";
+        assert!(ran.stdout.contains(failed), "{mode}: {}", ran.all());
+    }
+    cluster.converge(LIMIT).await;
+    let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) || ' ' || (SELECT sum(tbalance) FROM pgbench_tellers) \
+        || ' ' || (SELECT sum(bbalance) FROM pgbench_branches) || ' ' || (SELECT sum(delta) FROM pgbench_history) \
+        || ' ' || (SELECT count(*) FROM pgbench_history)";
+    let sums = cluster.nodes[0].value(sums).await;
+    let parts: Vec<&str> = sums.split(' ').collect();
+    assert_eq!(parts[..4], [parts[0]; 4], "{sums}");
+    assert_eq!(parts[4], "1440");
     no_conflicts(&cluster).await;
     cluster.assert_converged().await;
 }

@@ -242,3 +242,69 @@ async fn what_comes_behind_an_unanswered_statement_is_sent_where_it_belongs() {
     bench.assert_heard(&[&selected, BEGUN, IN_TRANSACTION, &committed, READY].concat());
     bench.assert_server_got(b"");
 }
+
+#[tokio::test]
+async fn a_server_that_is_lost_behind_its_begin_is_not_replaced() {
+    let mut bench = Bench::routed();
+    // The client was told of the statement by another server.
+    bench
+        .pass_up(&[&parse("", "SELECT $1")[..], &frame(b'D', b"S\0"), SYNC].concat())
+        .await;
+    let described = [PARSED, b"t\0\0\0\x06\0\0", NO_DATA, READY].concat();
+    bench.pass_down(&described).await;
+    bench.client_sends(&query(b"BEGIN")).await;
+    bench
+        .client_sends(&[&bind("")[..], &execute(), SYNC].concat())
+        .await;
+    bench.heard();
+    bench.assert_server_got(&query(b"BEGIN"));
+    bench
+        .server_answers(&[BEGUN, IN_TRANSACTION].concat())
+        .await;
+    // It is asked what shape the statement has there, and goes.
+    let mut got = vec![0; 1 << 16];
+    assert!(bench.server.try_read(&mut got).expect("something") > 0);
+    let (server, seated) = seat(&bench.pool);
+    let gone = std::mem::replace(&mut bench.server, server);
+    release(seated);
+    drop(gone);
+    let end = bench.run().await.expect("the end of the session");
+    assert!(matches!(end, End::ServerLost(_)), "{end}");
+    bench.assert_server_got(b"");
+}
+
+#[tokio::test]
+async fn what_is_bound_beside_its_execute_is_in_the_block() {
+    let mut bench = Bench::routed();
+    bench.client_sends(&query(b"BEGIN")).await;
+    bench.heard();
+    bench
+        .client_sends(&[&parse("", "SELECT 1")[..], &bind(""), SYNC].concat())
+        .await;
+    bench.assert_server_got(&query(b"BEGIN"));
+}
+
+#[tokio::test]
+async fn what_comes_instead_of_copy_data_does_not_wait_for_its_end() {
+    let mut bench = Bench::routed();
+    bench.pass_up(&query(b"COPY t FROM STDIN")).await;
+    bench.pass_down(b"G\0\0\0\x07\0\0\0").await;
+    bench.pass_up(&query(b"BEGIN")).await;
+}
+
+#[tokio::test]
+async fn who_does_not_take_answers_gets_no_more_of_them() {
+    let mut bench = Bench::routed();
+    bench.client_sends(&query(b"BEGIN")).await;
+    let pair = [query(b"COMMIT"), query(b"BEGIN")].concat();
+    let many = pair.repeat(10_000);
+    let mut sent = 0;
+    while let Ok(more) = bench.client.try_write(&many[sent..]) {
+        sent += more;
+        assert!(bench.run().await.is_none());
+        if sent == many.len() {
+            sent = 0;
+        }
+        assert!(bench.task.held_capacity() < 1 << 20);
+    }
+}
