@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a unit waits for the node to show what the session has seen elsewhere.
 const BEHIND_MAX: Duration = Duration::from_secs(1);
+/// How long the session's own node is left alone after it did not show that in time.
+const LAGS: Duration = Duration::from_secs(10);
 
 /// A batch of messages that runs nothing, in a block that no server knows of: it goes to a server, but the block is not begun
 /// for it.
@@ -58,6 +60,8 @@ pub(super) struct Routed {
     pub(super) last: Option<(usize, Instant)>,
     /// The node that it last wrote on.
     wrote: Option<usize>,
+    /// A node that is behind, and until when it is left alone.
+    lags: Option<(usize, Instant)>,
     /// Its pools on the others that it has been on.
     elsewhere: Vec<Arc<Pool>>,
     /// What it waits for before it asks for a server.
@@ -74,10 +78,23 @@ impl Routed {
             near,
             last: None,
             wrote: None,
+            lags: None,
             elsewhere: Vec::new(),
             behind: None,
             block: Block::None,
             beside: Beside::No,
+        }
+    }
+
+    /// Where it reads: where it was last, while the node that was chosen for it is behind.
+    fn nearest(&self) -> usize {
+        match (self.lags, self.last) {
+            (Some((node, until)), Some((last, _)))
+                if node == self.near && Instant::now() < until =>
+            {
+                last
+            }
+            _ => self.near,
         }
     }
 }
@@ -333,7 +350,7 @@ impl Task {
             search_path: self.state.text_of(b"search_path"),
             transaction,
             serializable,
-            near: routed.near,
+            near: routed.nearest(),
             last: routed.last.map(|(node, _)| node),
             wrote: routed.wrote,
         })
@@ -428,8 +445,13 @@ impl Task {
             node = self.pool.node_name(),
             "a node does not show in time what a session has seen on another one"
         );
-        if let Some(before) = behind.before.filter(|node| shared.health.usable(*node)) {
-            self.go_to(before, shared);
+        let Some(before) = behind.before.filter(|node| shared.health.usable(*node)) else {
+            return;
+        };
+        let lags = (self.node(), Instant::now() + LAGS);
+        self.go_to(before, shared);
+        if let Some(routed) = &mut self.routed {
+            routed.lags = Some(lags);
         }
     }
 

@@ -1,7 +1,10 @@
 //! Each transaction goes to a node of its own: what writes to the home of its database, what reads to the nearest one, where it
 //! sees what its session has seen before.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use tandem_tests::{Cluster, Program, client, eventually};
 use tokio::task::JoinSet;
@@ -155,6 +158,46 @@ async fn a_session_reads_its_own_writes_on_whatever_node_it_reads() {
     while let Some(ended) = sessions.join_next().await {
         ended.expect("a session");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_is_not_held_up_by_a_node_that_cannot_show_everything() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .proxy("pool_mode = \"transaction\"\nzone = \"here\"")
+        .zones(&["here", "there", "there"])
+        .schema("CREATE TABLE t (id int PRIMARY KEY, n int NOT NULL); INSERT INTO t VALUES (1, 0), (2, 0)")
+        .start()
+        .await;
+    let client = cluster.proxy().await;
+    let near = read_port(&client).await;
+    assert_eq!(near, cluster.nodes[0].port().to_string());
+    cluster.nodes[0]
+        .execute("ALTER TABLE t ADD CHECK (n < 1000)")
+        .await;
+    client::execute(&client, "UPDATE t SET n = 5000 WHERE id = 1").await;
+    eventually("the node refuses it", LIMIT, async || {
+        let held = "SELECT count(*) FROM tandem.quarantine";
+        match cluster.nodes[0].value(held).await.as_str() {
+            "1" => Ok(()),
+            other => Err(other.to_owned()),
+        }
+    })
+    .await;
+    let begun = Instant::now();
+    for n in 1..=20 {
+        client::execute(&client, &format!("UPDATE t SET n = {n} WHERE id = 2")).await;
+        let seen = client::value(&client, "SELECT n FROM t WHERE id = 2").await;
+        assert_eq!(seen, n.to_string());
+    }
+    assert_eq!(
+        client::value(&client, "SELECT n FROM t WHERE id = 1").await,
+        "5000"
+    );
+    assert!(
+        begun.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
