@@ -297,6 +297,7 @@ fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
         text: asked.sql.as_bytes(),
         bound: None,
         types: &[],
+        begins: false,
     };
     let mut why = None;
     let choice = chooser.choose_and_tell(Some(run), &mut |reason| why = Some(reason.to_string()));

@@ -42,6 +42,8 @@ pub(crate) struct Run<'a> {
     pub(crate) bound: Option<&'a [u8]>,
     /// The types that its Parse gives to parameters, as they stand there, where it is in sight.
     pub(crate) types: &'a [u8],
+    /// It begins a transaction block.
+    pub(crate) begins: bool,
 }
 
 /// How demanding a unit of work is.
@@ -51,6 +53,8 @@ pub(crate) enum Demand {
     Session,
     /// It leaves everything as it is.
     Read,
+    /// It begins a transaction of which nobody knows yet what it will do.
+    Begin,
     /// It may change something, or lock it, or keep its server.
     Write,
 }
@@ -131,7 +135,7 @@ impl Chooser<'_> {
             && let Some(class) = glance::class(run.text)
         {
             let nothing = Evidence::None(NoKey::NoRule);
-            return self.decide(rules, glance::plan(class), nothing, None, tell);
+            return self.decide(rules, glance::plan(class), nothing, None, false, tell);
         }
         TEMPLATE.with_borrow_mut(|template| {
             let Some(shape) = template.read(run.text) else {
@@ -156,14 +160,14 @@ impl Chooser<'_> {
             let plan = &found.plan;
             if plan.keys.is_empty() {
                 let evidence = plan.evidence(&Values::default());
-                return self.decide(rules, plan, evidence, shape.key, tell);
+                return self.decide(rules, plan, evidence, shape.key, run.begins, tell);
             }
             let parameters = bound::parameters(run.bound, run.types);
             let evidence = plan.evidence(&Values {
                 literals: shape.literals,
                 parameters: &parameters,
             });
-            self.decide(rules, plan, evidence, shape.key, tell)
+            self.decide(rules, plan, evidence, shape.key, run.begins, tell)
         })
     }
 
@@ -188,7 +192,7 @@ impl Chooser<'_> {
     /// Where what cannot be told goes.
     fn unknown(&self, rules: &Rules, tell: Tell<'_>) -> Choice {
         let nothing = Evidence::None(NoKey::NoRule);
-        self.decide(rules, glance::unknown(), nothing, None, tell)
+        self.decide(rules, glance::unknown(), nothing, None, false, tell)
     }
 
     /// Where what does nothing yet goes.
@@ -208,10 +212,20 @@ impl Chooser<'_> {
         plan: &Plan,
         evidence: Evidence<'p>,
         comment: Option<&str>,
+        begins: bool,
         tell: Tell<'_>,
     ) -> Choice {
+        let transaction = match self.transaction {
+            // What ends one that was prepared has to be where that is, as far as the session knows.
+            Transaction::Autocommit if begins || plan.class == Class::Transaction => {
+                Transaction::ReadWrite
+            }
+            known => known,
+        };
         let demand = match plan.class {
-            Class::Session if leaves_nothing(&plan.because) => Demand::Session,
+            Class::Session | Class::Transaction if leaves_nothing(&plan.because) => Demand::Session,
+            Class::Transaction if begins => Demand::Begin,
+            Class::Read if begins => Demand::Begin,
             Class::Read => Demand::Read,
             _ => Demand::Write,
         };
@@ -241,7 +255,7 @@ impl Chooser<'_> {
         let facts = StatementFacts {
             session: self.session,
             comment,
-            transaction: self.transaction,
+            transaction,
             serializable: self.serializable,
             last_home: self.wrote.and_then(id),
         };
@@ -279,6 +293,6 @@ impl Chooser<'_> {
 fn leaves_nothing(because: &str) -> bool {
     matches!(
         because,
-        "SET" | "SHOW" | "DISCARD" | "DEALLOCATE" | "UNLISTEN"
+        "SET" | "SHOW" | "DISCARD" | "DEALLOCATE" | "UNLISTEN" | "no statement"
     )
 }

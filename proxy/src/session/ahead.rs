@@ -114,6 +114,7 @@ pub(super) fn look_ahead<'a>(
                     text,
                     bound: None,
                     types: &[],
+                    begins: false,
                 }));
                 return ahead;
             }
@@ -174,6 +175,7 @@ fn made_of<'a>(statement: &'a [u8], bound: Option<&'a [u8]>) -> Run<'a> {
         text: reader.cstr().unwrap_or_default(),
         bound,
         types: reader.rest(),
+        begins: false,
     }
 }
 

@@ -13,7 +13,10 @@ use std::{
 };
 
 use bytes::BufMut;
-use tandem_routing_rules::{Consistency, SessionFacts, Transaction, state::Isolation};
+use tandem_routing_rules::{
+    Consistency, SessionFacts, Transaction,
+    state::{self, Effect, Isolation},
+};
 use tandem_wire::{Header, Reader, encode, frame::HEADER_LEN};
 use tokio::time::Instant;
 
@@ -24,7 +27,7 @@ use super::{
     end::End,
     inbound::Step,
     owed::Status,
-    program::program,
+    program::{self, program},
     ready::{Errand, Unnamed},
     report,
     task::{Place, Refusing, StopAt, Task, WHOLE_MAX},
@@ -156,7 +159,10 @@ impl Runs {
         if self.choice.demand == Demand::Write {
             return;
         }
-        let choice = chooser.choose(run);
+        let choice = chooser.choose(run.map(|run| Run {
+            begins: begins_block(run.text),
+            ..run
+        }));
         if self.count == 0 || choice.demand > self.choice.demand {
             self.choice = choice;
         }
@@ -166,6 +172,17 @@ impl Runs {
 /// Whether it is about the block and nothing else.
 fn takes(block: &Block, run: Run<'_>) -> bool {
     block.takes(run.text, program(run.text).as_ref())
+}
+
+/// Whether a text begins a transaction block.
+fn begins_block(text: &[u8]) -> bool {
+    let begins = |step: &program::Step| {
+        matches!(
+            step.effects.effect,
+            Effect::Transaction(state::Transaction::Begin(_))
+        )
+    };
+    program(text).is_some_and(|program| program.iter().any(begins))
 }
 
 impl<'a> Known<'a> for &'a Task {
@@ -267,7 +284,7 @@ impl Task {
             return Some(Step::Stop(StopAt::More));
         }
         let node = self.node();
-        let writes = runs.choice.demand == Demand::Write;
+        let writes = runs.choice.demand >= Demand::Begin;
         // A node shows at least what it has shown before.
         let stays = !runs.is_block && (!writes || runs.choice.node == Some(node));
         if !stays {
@@ -366,7 +383,7 @@ impl Task {
         match choice.demand {
             Demand::Session => return,
             Demand::Read => {}
-            Demand::Write => routed.wrote = Some(node),
+            Demand::Begin | Demand::Write => routed.wrote = Some(node),
         }
         let settings = shared.settings.load();
         if settings.config.rules.read.consistency != Consistency::Session {

@@ -10,6 +10,8 @@ use tandem_tests::{Cluster, Program, client, eventually};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
+use crate::script::{open, play, script};
+
 const LIMIT: Duration = Duration::from_secs(30);
 const PORT: &str = "SELECT setting FROM pg_settings WHERE name = 'port'";
 const CONFLICTS: &str = "SELECT count(*) FROM tandem.conflict";
@@ -26,6 +28,21 @@ async fn port_after(client: &Client, sql: &str) -> String {
     let port = read_port(client).await;
     client::execute(client, "ROLLBACK").await;
     port
+}
+
+/// Runs these in the extended protocol, in one batch; the first value of the first row.
+async fn in_one_batch(cluster: &Cluster, texts: &[&str]) -> String {
+    let mut batch = script();
+    for text in texts {
+        batch = batch.p("", text).b("", "", &[]).e("", 0);
+    }
+    let mut connection = open(cluster.proxy_port, &[]).await.expect("a login");
+    let heard = play(&mut connection, &batch.s().ready(1)).await;
+    connection.close().await;
+    let row = heard.lines().find(|line| line.starts_with("D "));
+    // Behind the value's length.
+    let value = row.and_then(|row| row.rsplit_once("\\x05"));
+    value.unwrap_or_else(|| panic!("{heard}")).1.to_owned()
 }
 
 async fn no_conflicts(cluster: &Cluster) {
@@ -60,6 +77,12 @@ async fn writes_go_to_one_home_and_reads_stay_in_the_zone() {
         // What it will do is not known yet.
         homes.insert(port_after(session, "SELECT 1").await);
         homes.insert(port_after(session, "SET LOCAL work_mem = '5MB'").await);
+        // Whatever a text begins with.
+        for begin in ["BEGIN -- why", "BEGIN; SELECT 1", "SELECT 1; BEGIN"] {
+            client::execute(session, begin).await;
+            homes.insert(read_port(session).await);
+            client::execute(session, "ROLLBACK").await;
+        }
         client::execute(session, "BEGIN READ ONLY").await;
         near.insert(read_port(session).await);
         client::execute(session, "COMMIT").await;
@@ -287,6 +310,9 @@ async fn a_key_has_one_home_however_it_is_said() {
             .await
             .expect("a row");
         ports.insert(row.get(0));
+        // With the BEGIN in one batch, as some drivers send it.
+        let sql = format!("UPDATE branches {SET} WHERE id = {id} RETURNING port");
+        ports.insert(in_one_batch(&cluster, &["BEGIN", &sql, "COMMIT"]).await);
         // The first statement of a block decides for all of it.
         client::execute(&client, "BEGIN").await;
         client::execute(&client, "SET LOCAL work_mem = '5MB'").await;
