@@ -42,7 +42,7 @@ pub(crate) struct Run<'a> {
     pub(crate) bound: Option<&'a [u8]>,
     /// The types that its Parse gives to parameters, as they stand there, where it is in sight.
     pub(crate) types: &'a [u8],
-    /// It begins a transaction block.
+    /// It begins a transaction block, or something else that keeps the session on its server: what comes then is not known.
     pub(crate) begins: bool,
 }
 
@@ -53,7 +53,7 @@ pub(crate) enum Demand {
     Session,
     /// It leaves everything as it is.
     Read,
-    /// It begins a transaction of which nobody knows yet what it will do.
+    /// It begins something of which nobody knows yet what it will do.
     Begin,
     /// It may change something, or lock it, or keep its server.
     Write,
@@ -271,7 +271,9 @@ impl Chooser<'_> {
             return Choice { demand, node: near };
         }
         // Nobody keeps other databases the same everywhere, so each has one home for all.
-        let plan = match self.session.database == self.router.replicated {
+        // A session that keeps its server from now on may write there.
+        let keeps = plan.class == Class::Session && demand == Demand::Write;
+        let plan = match self.session.database == self.router.replicated && !keeps {
             true => plan,
             false => glance::unknown(),
         };

@@ -160,7 +160,7 @@ impl Runs {
             return;
         }
         let choice = chooser.choose(run.map(|run| Run {
-            begins: begins_block(run.text),
+            begins: begins(run.text),
             ..run
         }));
         if self.count == 0 || choice.demand > self.choice.demand {
@@ -174,13 +174,14 @@ fn takes(block: &Block, run: Run<'_>) -> bool {
     block.takes(run.text, program(run.text).as_ref())
 }
 
-/// Whether a text begins a transaction block.
-fn begins_block(text: &[u8]) -> bool {
+/// Whether a text begins a transaction block, or something that keeps the session on its server.
+fn begins(text: &[u8]) -> bool {
     let begins = |step: &program::Step| {
-        matches!(
-            step.effects.effect,
-            Effect::Transaction(state::Transaction::Begin(_))
-        )
+        step.effects.pins.iter().next().is_some()
+            || matches!(
+                step.effects.effect,
+                Effect::Transaction(state::Transaction::Begin(_)) | Effect::Prepare { .. }
+            )
     };
     program(text).is_some_and(|program| program.iter().any(begins))
 }

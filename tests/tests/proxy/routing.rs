@@ -184,6 +184,37 @@ async fn a_session_reads_its_own_writes_on_whatever_node_it_reads() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_keeps_a_session_on_its_server_keeps_it_at_home() {
+    let cluster = Cluster::of(&[15, 17, 18])
+        .proxy("pool_mode = \"transaction\"\nzone = \"here\"")
+        .zones(&["here", "there", "there"])
+        .schema("CREATE TABLE t (id serial PRIMARY KEY, n int)")
+        .start()
+        .await;
+    let client = cluster.proxy().await;
+    let home = port_after(&client, "UPDATE t SET n = n").await;
+    assert_ne!(home, read_port(&client).await);
+    for keeps in [
+        "LISTEN a",
+        "PREPARE p AS SELECT 1",
+        "CREATE TEMP TABLE mine (a int)",
+        "SELECT pg_advisory_lock(1)",
+    ] {
+        let client = cluster.proxy().await;
+        client::execute(&client, keeps).await;
+        assert_eq!(read_port(&client).await, home, "{keeps}");
+    }
+    let client = cluster.proxy().await;
+    for n in 1..=3 {
+        client::execute(&client, "INSERT INTO t (n) VALUES (1)").await;
+        assert_eq!(
+            client::value(&client, "SELECT lastval()").await,
+            n.to_string()
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_reads_is_not_held_up_by_a_node_that_cannot_show_everything() {
     let cluster = Cluster::of(&[15, 17, 18])
         .proxy("pool_mode = \"transaction\"\nzone = \"here\"")
