@@ -276,6 +276,7 @@ fn stream(all: &[u64]) -> Vec<Entry> {
 /// Streams that break anywhere, files that take no more, readers at different paces, trims, restarts, from a seed.
 #[tokio::test]
 async fn random_readers_see_every_transaction_whole_once_and_in_order_whatever_happens_between() {
+    let mut seen = 0;
     for seed in 0..80 {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut bench = Bench::new(if seed % 2 == 0 { 1 << 30 } else { 2000 }).await;
@@ -341,6 +342,12 @@ async fn random_readers_see_every_transaction_whole_once_and_in_order_whatever_h
                 assert!(all.starts_with(&reader.seen), "seed {seed}");
             }
         }
-        assert!(sent > 100 && readers.iter().all(|reader| reader.seen.len() > 10));
+        assert!(sent > 100);
+        seen += readers
+            .iter()
+            .map(|reader| reader.seen.len())
+            .sum::<usize>();
     }
+    // Of a single one nothing is certain: on a busy machine it may wait in vain nearly always.
+    assert!(seen > 80 * 3 * 10, "{seen}");
 }
