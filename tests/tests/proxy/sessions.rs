@@ -194,8 +194,7 @@ async fn sessions_go_to_the_node_of_the_proxys_zone_and_elsewhere_when_it_is_dow
             .replace("name = \"n2\"", "zone = \"eu\"\nname = \"n2\"");
         zoned.replace("name = \"n3\"", "zone = \"asia\"\nname = \"n3\"")
     });
-    cluster.daemon.start().await;
-    cluster.converge(LIMIT).await;
+    cluster.begin().await;
     let port =
         async || client::value(&cluster.proxy().await, "SELECT current_setting('port')").await;
     for _ in 0..5 {
@@ -221,8 +220,7 @@ async fn a_session_rule_sends_a_user_to_its_node() {
     let mut cluster = Cluster::of(&[15, 15, 15]).without_daemon().start().await;
     let rules = "[[session]]\nmatch = { application_name = \"nightly-*\" }\nnode = \"n3\"\n[default]\nwrite = \"home\"\n";
     std::fs::write(cluster.dir().join("rules.toml"), rules).expect("the rules");
-    cluster.daemon.start().await;
-    cluster.converge(LIMIT).await;
+    cluster.begin().await;
     for _ in 0..4 {
         let psql = cluster
             .psql()
