@@ -89,6 +89,8 @@ async fn writes_go_to_one_home_and_reads_stay_in_the_zone() {
     }
     assert_eq!(homes.len(), 1, "{homes:?}");
     let here = cluster.nodes[0].port().to_string();
+    // The home of this database is one of the others.
+    assert!(!homes.contains(&here));
     assert_eq!(near, HashSet::from([here]));
 }
 
