@@ -17,7 +17,7 @@ help:
 	@echo "make deps         install what is missing (PostgreSQL 15, python3-venv, libclang-dev) with apt"
 	@echo "make build        the tandem program: $(TANDEM)"
 	@echo "make fmt lint     format; clippy with warnings as errors"
-	@echo "make bench        the benchmarks (release build), about 20 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
+	@echo "make bench        the benchmarks (release build), about 30 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
 	@echo "make soak         random histories for an hour (SOAK_MINUTES=60 SOAK_SEED=), and the large scenarios"
 	@echo "make clean-demo   remove the demo's data"
 
@@ -66,16 +66,21 @@ bench: deps
 	$(TARGET)/release/proxy select-8 select-32 tpcb rate churn logins crowd storm
 	$(TARGET)/release/replication
 	$(TARGET)/release/decision
+	$(TARGET)/release/routing
 
 # The seeds that follow each other from SOAK_SEED on (random where none is given), for SOAK_MINUTES; before that the
 # scenarios whose full size is too much for `make test`. Stops at the first finding and says how to see it again.
 SOAK_MINUTES ?= 60
 SOAK_SEED ?=
 SCENARIO := $(CARGO) test --locked -p tandem-tests --test replication -- --exact --nocapture --test-threads=1
+PROXY_SCENARIO := $(CARGO) test --locked -p tandem-tests --test proxy -- --exact --nocapture --test-threads=1
 soak: deps test-postgres
 	TANDEM_TEST_CAUSALITY_READS=1000000 TANDEM_TEST_BACKLOG_MB=1024 TANDEM_TEST_PGBENCH_SECONDS=60 $(SCENARIO) \
 	    causality::nobody_ever_reads_a_step_without_the_one_before_it \
 	    journal::a_long_absence_costs_the_others_no_wal_and_the_daemon_no_memory \
 	    counters::pgbenchs_balances_add_up_over_three_majors_although_daemon_and_node_are_killed
+	TANDEM_TEST_OWN_READS=1000000 $(PROXY_SCENARIO) \
+	    own_reads::a_session_never_misses_its_own_write_on_another_node \
+	    own_reads::in_the_databases_scope_no_session_misses_what_another_was_told
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(SCENARIO) \
 	    histories::random_histories_with_every_fault_end_as_the_model_says

@@ -2,6 +2,7 @@
 
 pub mod proxy;
 pub mod replication;
+pub mod routing;
 
 use std::path::Path;
 use std::time::Duration;

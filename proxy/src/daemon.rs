@@ -6,14 +6,15 @@ use arc_swap::ArcSwap;
 use tandem_replicator::Replicator;
 use tandem_wire::tls::{TlsError, install_crypto_provider};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::watch,
     task::JoinSet,
     time::{Instant, timeout},
 };
 
 use crate::{
+    acknowledged::Acknowledged,
     admin::{Admin, AdminError},
-    auth::{Gate, UsersFileError},
+    auth::{Gate, UsersFileError, control::Control},
     bound::Bound,
     cancel::Canceller,
     config::Config,
@@ -24,8 +25,9 @@ use crate::{
     listener::{ListenAddress, ListenError, Listener, accept_loop},
     log,
     node::{self, NodeTlsError},
+    notifications::Notifications,
     pool::Pools,
-    reload::{self, ReloadError, Reloaded, Settings},
+    reload::{self, Files, ReloadError, Reloaded, Settings},
     routing::Router,
     session::{
         Clients, Shared,
@@ -110,6 +112,7 @@ impl Daemon {
     pub async fn start(config: Config) -> Result<Daemon, DaemonError> {
         install_crypto_provider();
         raise_descriptor_limit(config.proxy.max_client_connections);
+        let files = Files::read_just_now(&config.path);
         let settings = Settings::new(config)?;
         let config = &settings.config;
         log::set_level(config.log.level);
@@ -162,8 +165,19 @@ impl Daemon {
             canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
             clients: Clients::new(config.proxy.max_client_connections),
             limits: Limits::new(config.limits.clone()),
+            control: Arc::new(Control::new(
+                Arc::clone(&nodes),
+                database.clone(),
+                bound.clone(),
+            )),
+            notifications: Notifications::new(
+                Arc::clone(&nodes),
+                Arc::clone(&health),
+                bound.clone(),
+            ),
             console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
             stop: stop_seen.clone(),
+            acknowledged: Arc::new(Acknowledged::new(nodes.len())),
             nodes,
             router: Router::new(config.replication.database.clone()),
             replicator: Arc::clone(&replicator),
@@ -173,7 +187,7 @@ impl Daemon {
             registry,
             connect_timeout: bound,
             slow_statement: Bound::new(settings.config.log.slow_statement),
-            reloading: Mutex::default(),
+            files,
             shares_addresses: config.proxy.so_reuseport,
             settings: ArcSwap::from_pointee(settings),
         });
@@ -184,6 +198,7 @@ impl Daemon {
         ));
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
+        background.spawn(reload::watch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {
             let shared = Arc::clone(&shared);
             background

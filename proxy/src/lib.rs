@@ -1,4 +1,5 @@
 //! The daemon and its command line: listener, sessions, health, admin, configuration, dev cluster.
+mod acknowledged;
 pub mod admin;
 pub mod auth;
 mod bound;
@@ -10,14 +11,17 @@ pub mod daemon;
 pub mod dev;
 mod fence;
 pub mod health;
+mod identity;
 mod limits;
 pub mod listener;
 pub mod log;
 mod node;
+mod notifications;
 pub mod pgbouncer;
 mod pool;
 pub mod reload;
 mod routing;
 mod session;
+mod texts;
 mod timing;
 mod workers;

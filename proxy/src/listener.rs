@@ -332,9 +332,7 @@ pub(crate) async fn accept_loop(
 
 /// Begins a session.
 fn begin(sessions: &mut JoinSet<()>, shared: &Arc<Shared>, workers: &Workers, stream: Stream) {
-    let shared = Arc::clone(shared);
-    let home = current_worker();
-    let session = async move { serve(&shared, stream, home).await };
+    let session = serve(Arc::clone(shared), stream, current_worker());
     if let Some(worker) = workers.next() {
         sessions.spawn_on(session, worker);
     }

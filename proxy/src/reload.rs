@@ -3,14 +3,18 @@
 //! **Invariant:** all files are read and all that may fail is done before anything changes, so what is wrong is refused as
 //! a whole. Who is connected stays connected, and no server connection is closed that is not one too many.
 
+mod files;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tandem_routing_rules::{Mode, Policy};
 use tandem_wire::tls::{ServerTls, TlsError};
 
 use crate::{
     config::{Changes, Config, ConfigError},
     daemon::raise_descriptor_limit,
     log,
+    routing::counts::RuleCounts,
     session::Shared,
 };
 
@@ -37,6 +41,12 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<ServerTls>,
     /// Another number for each time that the rules were read.
     pub(crate) rules_id: u64,
+    /// How often each of them has decided.
+    pub(crate) rule_counts: RuleCounts,
+    /// Whether there may be something to be found in writes: some table has a rule, or something is asked of all.
+    pub(crate) examines: bool,
+    /// Whether somebody may be told where units of work go: clients by a policy, or the log under `mode = "advise"`.
+    pub(crate) tells: bool,
 }
 
 impl Settings {
@@ -56,11 +66,22 @@ impl Settings {
     /// Of a configuration, with the certificates that it names.
     pub(crate) fn of(config: Config, tls: Option<ServerTls>) -> Settings {
         static READ: AtomicU64 = AtomicU64::new(0);
+        let rules = &config.rules;
         Settings {
+            rules_id: READ.fetch_add(1, Ordering::Relaxed),
+            rule_counts: RuleCounts::new(rules),
+            examines: !rules.affinities.is_empty() || rules.policy != Policy::default(),
+            tells: rules.is_strict() || rules.mode == Mode::Advise,
             config,
             tls,
-            rules_id: READ.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// The same, where its rules follow others: what is the same goes on counting.
+    fn following(mut self, before: &Settings) -> Settings {
+        let (rules, known) = (&self.config.rules, &before.config.rules);
+        self.rule_counts = before.rule_counts.following(known, rules);
+        self
     }
 }
 
@@ -98,16 +119,27 @@ impl Reloaded {
     }
 }
 
+pub(crate) use files::{Files, watch};
+
 /// Reads the daemon's files again.
 pub(crate) async fn reload(shared: &Shared) -> Result<Reloaded, ReloadError> {
     // What is read last is what counts.
-    let _alone = shared.reloading.lock().await;
+    let _alone = shared.files.alone().await;
     let running = shared.settings.load_full();
     let path = running.config.path.clone();
-    let read = tokio::task::spawn_blocking(move || Ok(Settings::new(Config::load(&path)?)?));
-    let read: Result<Settings, ReloadError> = read
+    let read = tokio::task::spawn_blocking(move || {
+        // Before they are read: what changes meanwhile is another content.
+        let content = files::content(&path);
+        let settings = Config::load(&path).map_err(ReloadError::from);
+        (
+            content,
+            settings.and_then(|config| Ok(Settings::new(config)?)),
+        )
+    });
+    let (content, read) = read
         .await
         .map_err(|error| ReloadError::Reading(error.to_string()))?;
+    shared.files.note(content, read.as_ref().err());
     let Settings { config, tls, .. } = read?;
     let changes = Changes::between(&running.config, &config);
     let config = config.keeping(&running.config);
@@ -115,7 +147,7 @@ pub(crate) async fn reload(shared: &Shared) -> Result<Reloaded, ReloadError> {
         level_overridden: !log::set_level(config.log.level),
         changes,
     };
-    apply(shared, Settings::of(config, tls));
+    apply(shared, Settings::of(config, tls).following(&running));
     tracing::info!("reloaded: {}", reloaded.sentences().join("; "));
     Ok(reloaded)
 }

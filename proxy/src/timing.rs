@@ -28,11 +28,18 @@ pub(crate) enum Span {
     Query,
     /// Until a transaction has a server.
     Wait,
+    /// Until its node shows what its session has seen elsewhere, where that had to be waited for.
+    Consistency,
 }
 
 impl Span {
     /// All, in the order of [`NodeLatency`].
-    pub(crate) const ALL: [Span; 3] = [Span::Transaction, Span::Query, Span::Wait];
+    pub(crate) const ALL: [Span; 4] = [
+        Span::Transaction,
+        Span::Query,
+        Span::Wait,
+        Span::Consistency,
+    ];
 
     /// The word for figures.
     pub(crate) fn word(self) -> &'static str {
@@ -40,6 +47,7 @@ impl Span {
             Span::Transaction => "transaction",
             Span::Query => "query",
             Span::Wait => "wait",
+            Span::Consistency => "consistency",
         }
     }
 }
@@ -97,7 +105,7 @@ impl Times {
 
 /// The times of one node, by [`Span`].
 #[derive(Debug, Clone, Default)]
-pub(crate) struct NodeLatency([Times; 3]);
+pub(crate) struct NodeLatency([Times; 4]);
 
 impl NodeLatency {
     /// The times of each kind.
@@ -204,7 +212,7 @@ mod tests {
         };
         assert_eq!(
             (counts(&all[0]), counts(&all[1])),
-            (vec![0, 0, 0], vec![0, 2, 0])
+            (vec![0, 0, 0, 0], vec![0, 2, 0, 0])
         );
         let (_, times) = all[1].spans().nth(1).expect("queries");
         assert_eq!(times.sum(), Duration::from_millis(4));

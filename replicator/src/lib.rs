@@ -45,6 +45,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tandem_wire::connect::ConnectOptions;
+use tandem_wire::lsn::Lsn;
 use tokio::sync::{Mutex as AsyncMutex, RwLock, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -56,6 +57,7 @@ use journal::Journal;
 use meter::Meter;
 use node::{NodeState, Shared};
 use operator::Operator;
+pub use position::Point;
 use position::Positions;
 use progress::Links;
 use relation::Interner;
@@ -199,18 +201,38 @@ impl Replicator {
         watermark::settled(&self.shared, Instant::now() + timeout).await
     }
 
-    /// Waits until the node `to` shows all that the node `from` showed at `since` to whoever read it: what was committed there,
-    /// and what it had of other nodes. Both by their index in the configuration. Whether that is so within `timeout`; never when
-    /// `from` cannot be asked.
+    /// Waits until the node `to` shows these points of other nodes to whoever reads it: what was committed there, and what they
+    /// had of others. Nodes by their index in the configuration. Whether that is so within `timeout`; never when a node of
+    /// which a time is wanted cannot be asked.
     pub fn shows(
         &self,
-        from: usize,
+        points: Vec<(usize, Point)>,
         to: usize,
-        since: Instant,
         timeout: Duration,
     ) -> impl Future<Output = bool> + Send + use<> {
         let shared = Arc::clone(&self.shared);
-        position::shows(shared, from, to, since, Instant::now() + timeout)
+        position::shows(shared, points, to, Instant::now() + timeout)
+    }
+
+    /// Whether the node `to` is known to show this of the node `from`, without asking anybody.
+    pub fn has_shown(&self, from: usize, point: Point, to: usize) -> bool {
+        position::has_shown(&self.shared, from, point, to)
+    }
+
+    /// A position in the WAL of a node behind all that was to be seen there at `since`. None: it cannot be asked within `timeout`.
+    pub fn position(
+        &self,
+        node: usize,
+        since: Instant,
+        timeout: Duration,
+    ) -> impl Future<Output = Option<Lsn>> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        position::position(shared, node, since, Instant::now() + timeout)
+    }
+
+    /// The same, if somebody has asked for one already.
+    pub fn known_position(&self, node: usize, since: Instant) -> Option<Lsn> {
+        position::known_position(&self.shared, node, since)
     }
 
     /// Compares all nodes, row by row with versions, while they are in use. Everything that it finds comes out of the

@@ -42,6 +42,17 @@ impl ColumnType {
             _ => Self::Other,
         }
     }
+
+    /// The same of a column whose collation is this: `pg_collation.collisdeterministic`, where it has one.
+    #[must_use]
+    pub fn with_collation(self, deterministic: Option<bool>) -> Self {
+        match self {
+            Self::Text { .. } => Self::Text {
+                deterministic: deterministic.unwrap_or(false),
+            },
+            other => other,
+        }
+    }
 }
 
 /// A column.

@@ -1,13 +1,16 @@
 //! Where a session goes: the decision of session mode, with its reason. What decides per statement is in [`statement`].
 
+mod finding;
 mod statement;
 
 use core::fmt;
+use std::net::IpAddr;
 
 use crate::model::{Placement, Rules, SessionMatch, SessionRule};
 use crate::pattern::Pattern;
 use crate::placement::{Home, HomeReason, Key};
 
+pub use finding::{Away, Finding};
 pub use statement::{
     DefaultHomeReason, NamedBy, NearestNode, StatementDecision, StatementFacts, StatementReason,
     Transaction,
@@ -53,6 +56,19 @@ pub struct SessionFacts<'a> {
     pub application_name: Option<&'a str>,
     /// The startup option `tandem.key`, `placement:key`.
     pub key: Option<&'a str>,
+    /// Where the client comes from; `None`: by a unix socket.
+    pub client: Option<IpAddr>,
+    /// The settings in the client's startup message, by their name in any case; of one that is given twice the last counts.
+    pub options: &'a [(Box<str>, Box<str>)],
+}
+
+impl<'a> SessionFacts<'a> {
+    /// What the client's startup message sets an option to; empty: it does not.
+    fn option(&self, name: &str) -> &'a str {
+        let mut given = self.options.iter().rev();
+        let found = given.find(|(given, _)| given.eq_ignore_ascii_case(name));
+        found.map_or("", |(_, value)| value)
+    }
 }
 
 /// Where a session goes, why, and which evidence could not be followed. Displays as one line.
@@ -278,6 +294,13 @@ impl SessionMatch {
         accepts(&self.user, facts.user)
             && accepts(&self.database, facts.database)
             && accepts(&self.application_name, facts.application_name.unwrap_or(""))
+            && self
+                .client
+                .is_none_or(|network| facts.client.is_some_and(|client| network.contains(client)))
+            && self
+                .options
+                .iter()
+                .all(|(name, pattern)| pattern.matches(facts.option(name)))
     }
 
     /// Whether every session that `other` matches is surely matched by this one too.
@@ -291,6 +314,13 @@ impl SessionMatch {
         covers(&self.user, &other.user)
             && covers(&self.database, &other.database)
             && covers(&self.application_name, &other.application_name)
+            && self
+                .client
+                .is_none_or(|mine| other.client.is_some_and(|others| mine.covers(&others)))
+            && self
+                .options
+                .iter()
+                .all(|(name, mine)| mine.is_any() || other.options.get(name) == Some(mine))
     }
 }
 
@@ -307,6 +337,14 @@ impl fmt::Display for SessionMatch {
                 write!(f, "{separator}{name} = {pattern}")?;
                 separator = ", ";
             }
+        }
+        if let Some(client) = &self.client {
+            write!(f, "{separator}client = {client}")?;
+            separator = ", ";
+        }
+        for (name, pattern) in &self.options {
+            write!(f, "{separator}{name} = {pattern}")?;
+            separator = ", ";
         }
         Ok(())
     }

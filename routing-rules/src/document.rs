@@ -27,7 +27,11 @@ impl Problem {
     /// Says where in `source` the problem is, for a reader.
     pub fn located<'a>(&'a self, source: &'a str) -> Located<'a> {
         let (line, column) = line_and_column(source, self.span.start);
-        let text = source.get(self.span.clone()).unwrap_or("");
+        let text = match self.span.is_empty() && self.span.start > 0 {
+            // Something is missing here: what stands in this line says where that is.
+            true => source.lines().nth(line - 1).unwrap_or("").trim(),
+            false => source.get(self.span.clone()).unwrap_or(""),
+        };
         Located {
             line,
             column,
@@ -44,7 +48,8 @@ pub struct Located<'a> {
     pub line: usize,
     /// Column in characters, counted from 1.
     pub column: usize,
-    /// The first line of the offending text; empty when something is missing.
+    /// The first line of the offending text. Where something is missing inside a line, that line; empty when it is missing from
+    /// the document as a whole.
     pub text: &'a str,
     /// The problem itself.
     pub problem: &'a Problem,
@@ -113,6 +118,11 @@ impl Problems {
         self.add_with_hint(span, format!("unknown {what} `{word}`"), hint);
     }
 
+    /// How many were noted.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Whether nothing was noted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -144,10 +154,14 @@ impl<'a> Document<'a> {
         let (root, errors) = DeTable::parse_recoverable(source);
         for error in errors {
             let span = error.span().unwrap_or(0..0);
+            let (what, hint) = match error.message().split_once(", expected `") {
+                Some((what, expected)) => (what, format!("write `{expected} here")),
+                None => (error.message(), "see toml.io for the syntax".to_owned()),
+            };
             problems.add_with_hint(
                 span.start.min(source.len())..span.end.min(source.len()),
-                format!("not valid TOML: {}", error.message()),
-                "see toml.io for the syntax",
+                format!("not valid TOML: {what}"),
+                hint,
             );
         }
         Self { root }
@@ -308,7 +322,11 @@ impl<'d> Value<'d> {
     pub fn string(&self, problems: &mut Problems) -> Option<&'d str> {
         match self.value.get_ref().as_str() {
             Some("") => {
-                problems.add(self.span(), format!("`{}` is empty", self.path));
+                problems.add_with_hint(
+                    self.span(),
+                    format!("`{}` is empty", self.path),
+                    "give it a value, or leave the key out",
+                );
                 None
             }
             Some(text) => Some(text),
@@ -410,10 +428,16 @@ impl<'d> Value<'d> {
     /// Notes that the value has the wrong type. The value itself is not repeated: it may be a secret.
     pub fn wrong_type<T>(&self, wanted: &str, problems: &mut Problems) -> Option<T> {
         let found = self.value.get_ref().type_str();
-        problems.add(
-            self.span(),
-            format!("`{}` must be {wanted}, not of type {found}", self.path),
-        );
+        let message = format!("`{}` must be {wanted}, not of type {found}", self.path);
+        let hint = match wanted {
+            "a string" => "write it in quotes, \"...\"",
+            "an integer" => "write digits, without quotes",
+            "true or false" => "write true or false, without quotes",
+            "an array" => "write a list, [\"...\", \"...\"]",
+            "a table" => "write { key = value }, or a section of its own",
+            _ => "write one of these",
+        };
+        problems.add_with_hint(self.span(), message, hint);
         None
     }
 }

@@ -20,28 +20,32 @@
 //! ```
 
 pub mod catalog;
+pub mod check;
 mod decide;
 pub mod document;
 pub mod expression;
 pub mod lex;
 mod model;
 mod nearest;
+pub mod network;
 mod parse;
 pub mod pattern;
 mod placement;
 mod rendezvous;
+pub mod schema;
 pub mod state;
 pub mod statement;
 pub mod template;
 
 pub use decide::{
-    ClusterView, Decision, DefaultHomeReason, NamedBy, NearestNode, NoHealthyNode, NodeView,
-    PassedOver, Reason, SessionFacts, StatementDecision, StatementFacts, StatementReason,
+    Away, ClusterView, Decision, DefaultHomeReason, Finding, NamedBy, NearestNode, NoHealthyNode,
+    NodeView, PassedOver, Reason, SessionFacts, StatementDecision, StatementFacts, StatementReason,
     Transaction, decide_session,
 };
 pub use model::{
-    Affinity, ColumnNames, Consistency, DefaultWrite, KeyRange, Mode, NodeInfo, Placement,
-    ReadRoute, ReadRules, RuleErrors, Rules, Scope, SessionMatch, SessionRule, Strategy,
+    Affinity, ColumnNames, Consistency, CrossHome, DefaultWrite, KeyRange, Lost, Mode, NodeInfo,
+    Placement, Policy, ReadRoute, ReadRules, RuleErrors, Rules, Scope, SessionMatch, SessionRule,
+    Strategy,
 };
 pub use nearest::nearest;
 pub use placement::{Home, HomeReason, Key};

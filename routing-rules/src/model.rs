@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::document::Problem;
 use crate::expression::Expression;
+use crate::network::Network;
 use crate::pattern::Pattern;
 use crate::placement::Key;
 
@@ -32,16 +33,36 @@ pub struct Rules {
     pub sessions: Vec<SessionRule>,
     /// Where a write without key or rule goes.
     pub default_write: DefaultWrite,
+    /// What is asked of writes, where the rule of their table does not say otherwise.
+    pub policy: Policy,
     /// Where reads go and what they see.
     pub read: ReadRules,
 }
 
 impl Rules {
+    /// Whether every read outside of a READ WRITE transaction goes to the nearest node, whatever it reads, unless its leading
+    /// comment names a key.
+    pub fn read_nearest(&self) -> bool {
+        let ReadRules {
+            route, consistency, ..
+        } = self.read;
+        route == ReadRoute::Nearest && consistency != Consistency::Home && self.sessions.is_empty()
+    }
+
     /// The placement called `name`.
     pub fn placement(&self, name: &str) -> Option<&Placement> {
         self.placements
             .iter()
             .find(|placement| placement.name == name)
+    }
+
+    /// Whether anything is asked of writes: then there is one that is refused, or that its client is told of.
+    #[must_use]
+    pub fn is_strict(&self) -> bool {
+        let of_tables = self.affinities.iter().map(|affinity| affinity.policy);
+        of_tables
+            .chain([self.policy])
+            .any(|policy| policy != Policy::default())
     }
 }
 
@@ -65,6 +86,39 @@ pub enum DefaultWrite {
     Nearest,
 }
 
+/// What is asked of writes: `cross_home` and `require_key`, of `[default]` or of an `[[affinity]]`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// What becomes of a write some of whose keys are at home elsewhere.
+    pub cross_home: CrossHome,
+    /// Whether a write that names no key is refused.
+    pub require_key: bool,
+}
+
+impl Policy {
+    /// What both ask.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            cross_home: self.cross_home.max(other.cross_home),
+            require_key: self.require_key || other.require_key,
+        }
+    }
+}
+
+/// `cross_home`: what becomes of a write some of whose keys are at home on another node than where its transaction stands.
+/// The later one asks more.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CrossHome {
+    /// It is counted.
+    #[default]
+    Allow,
+    /// Its client gets a NOTICE.
+    Notice,
+    /// It is refused.
+    Reject,
+}
+
 /// `[read]`
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReadRules {
@@ -74,6 +128,8 @@ pub struct ReadRules {
     pub consistency: Consistency,
     /// Whose writes count for [`Consistency::Session`].
     pub scope: Scope,
+    /// What a session hears of what it has seen on a node that is down.
+    pub lost: Lost,
 }
 
 /// `[read] route`
@@ -106,6 +162,16 @@ pub enum Scope {
     Session,
     /// Every commit acknowledged through this proxy.
     Database,
+}
+
+/// `[read] lost`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Lost {
+    /// A NOTICE, once, and it goes on without.
+    #[default]
+    Notice,
+    /// An ERROR for one statement or transaction, then it goes on without.
+    Error,
 }
 
 /// `[placement.NAME]`: a named key space and how its keys are shared out among nodes.
@@ -199,6 +265,8 @@ pub struct Affinity {
     pub column: String,
     /// How the key comes from the column; `None`: the column's value is the key.
     pub key: Option<Expression>,
+    /// What is asked of writes to the table.
+    pub policy: Policy,
 }
 
 /// `[[session]]`: sends whole sessions to one node, by what is known when they connect.
@@ -219,6 +287,10 @@ pub struct SessionMatch {
     pub database: Option<Pattern>,
     /// What the client calls itself; empty if it does not say.
     pub application_name: Option<Pattern>,
+    /// The client's address. One that comes by a unix socket has none.
+    pub client: Option<Network>,
+    /// Settings in its startup message, by their name in lower case; what it does not set is empty.
+    pub options: BTreeMap<String, Pattern>,
 }
 
 /// Why a rules file was refused: all that is wrong with it, in the order of the file.

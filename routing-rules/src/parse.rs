@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use crate::document::{Document, Entry, Problems, Section, Value};
 use crate::expression::Expression;
 use crate::model::{
-    Affinity, ColumnNames, Consistency, DefaultWrite, KeyRange, Mode, NodeInfo, Placement,
-    ReadRoute, ReadRules, RuleErrors, Rules, Scope, SessionMatch, SessionRule, Strategy,
+    Affinity, ColumnNames, Consistency, CrossHome, DefaultWrite, KeyRange, Lost, Mode, NodeInfo,
+    Placement, Policy, ReadRoute, ReadRules, RuleErrors, Rules, Scope, SessionMatch, SessionRule,
+    Strategy,
 };
+use crate::network::Network;
 use crate::pattern::Pattern;
 use crate::placement::Key;
 
@@ -70,9 +72,9 @@ impl Reader<'_> {
             Some(section) => section.entries().iter().map(|entry| entry.name).collect(),
             None => Vec::new(),
         };
-        let affinities = self.affinities(&mut root, &names);
+        let (default_write, policy) = self.default(&mut root);
+        let affinities = self.affinities(&mut root, &names, policy);
         let sessions = self.sessions(&mut root);
-        let default_write = self.default_write(&mut root);
         let read = self.read(&mut root);
         root.finish(&mut self.problems);
         Rules {
@@ -81,6 +83,7 @@ impl Reader<'_> {
             affinities,
             sessions,
             default_write,
+            policy,
             read,
         }
     }
@@ -266,7 +269,13 @@ impl Reader<'_> {
         })
     }
 
-    fn affinities(&mut self, root: &mut Section<'_>, placements: &[&str]) -> Vec<Affinity> {
+    /// `default`: what is asked of writes where a rule does not say otherwise.
+    fn affinities(
+        &mut self,
+        root: &mut Section<'_>,
+        placements: &[&str],
+        default: Policy,
+    ) -> Vec<Affinity> {
         let mut affinities: Vec<Affinity> = Vec::new();
         let listed = root
             .take("affinity")
@@ -286,6 +295,7 @@ impl Reader<'_> {
             let tables = section
                 .require("tables", &mut self.problems)
                 .and_then(|value| value.table(&mut self.problems));
+            let policy = self.policy(&mut section, default);
             section.finish(&mut self.problems);
             for entry in tables.map(Section::entries).unwrap_or_default() {
                 let Some((column, key)) = self.table_key(&entry) else {
@@ -306,6 +316,7 @@ impl Reader<'_> {
                     placement,
                     column,
                     key,
+                    policy,
                 });
             }
         }
@@ -385,7 +396,7 @@ impl Reader<'_> {
             let matches = section
                 .require("match", &mut self.problems)
                 .and_then(|value| value.table(&mut self.problems))
-                .map(|section| self.session_match(section));
+                .and_then(|section| self.session_match(section));
             let node = section
                 .require("node", &mut self.problems)
                 .and_then(|value| self.node(&value));
@@ -409,7 +420,9 @@ impl Reader<'_> {
         rules
     }
 
-    fn session_match(&mut self, mut section: Section<'_>) -> SessionMatch {
+    /// `None`: something in it is wrong, so that what it matches is not known.
+    fn session_match(&mut self, mut section: Section<'_>) -> Option<SessionMatch> {
+        let before = self.problems.len();
         let mut pattern = |key| {
             section
                 .take(key)
@@ -419,19 +432,60 @@ impl Reader<'_> {
             user: pattern("user"),
             database: pattern("database"),
             application_name: pattern("application_name"),
+            client: section
+                .take("client")
+                .and_then(|value| self.network(&value)),
+            options: self.options(&mut section),
         };
-        if matches == SessionMatch::default() {
-            let hint = "give `user`, `database` or `application_name`; `*` matches any";
+        let is_right = self.problems.len() == before;
+        if is_right && matches == SessionMatch::default() {
+            let hint = "give `user`, `database`, `application_name`, `client` or `options`; `*` matches any";
             self.problems
                 .add_with_hint(section.span(), "`match` says nothing", hint);
         }
         section.finish(&mut self.problems);
-        matches
+        is_right.then_some(matches)
     }
 
-    fn default_write(&mut self, root: &mut Section<'_>) -> DefaultWrite {
+    fn network(&mut self, value: &Value<'_>) -> Option<Network> {
+        let text = value.string(&mut self.problems)?;
+        let network = text.parse::<Network>();
+        if let Err(error) = &network {
+            let hint = "write a network such as \"10.0.0.0/8\" or \"2001:db8::/32\", or one address; names are not looked up";
+            self.problems
+                .add_with_hint(value.span(), error.to_string(), hint);
+        }
+        network.ok()
+    }
+
+    /// `options = { name = "pattern" }`
+    fn options(&mut self, section: &mut Section<'_>) -> BTreeMap<String, Pattern> {
+        let mut options = BTreeMap::new();
+        let listed = section.take_table("options", &mut self.problems);
+        for Entry { name, value } in listed.map(Section::entries).unwrap_or_default() {
+            let lower = name.to_ascii_lowercase();
+            if ["user", "database", "options", "replication"].contains(&lower.as_str()) {
+                self.problems.add_with_hint(
+                    value.key_span(),
+                    format!("`{name}` is no setting"),
+                    "`user` and `database` stand beside `options`, in `match`",
+                );
+            }
+            let Some(pattern) = value.string(&mut self.problems) else {
+                continue;
+            };
+            if options.insert(lower, Pattern::new(pattern)).is_some() {
+                let hint = "remove one of the two; the case of a setting's name means nothing";
+                self.problems
+                    .add_with_hint(value.key_span(), "this setting is listed twice", hint);
+            }
+        }
+        options
+    }
+
+    fn default(&mut self, root: &mut Section<'_>) -> (DefaultWrite, Policy) {
         let Some(mut section) = root.take_table("default", &mut self.problems) else {
-            return DefaultWrite::default();
+            return Default::default();
         };
         let choices = [
             ("home", DefaultWrite::Home),
@@ -440,8 +494,26 @@ impl Reader<'_> {
         let write = section
             .take("write")
             .and_then(|value| value.choice(&choices, &mut self.problems));
+        let policy = self.policy(&mut section, Policy::default());
         section.finish(&mut self.problems);
-        write.unwrap_or_default()
+        (write.unwrap_or_default(), policy)
+    }
+
+    /// What is asked of writes here; `default` where it does not say.
+    fn policy(&mut self, section: &mut Section<'_>, default: Policy) -> Policy {
+        let choices = [
+            ("allow", CrossHome::Allow),
+            ("notice", CrossHome::Notice),
+            ("reject", CrossHome::Reject),
+        ];
+        let cross_home = section.take("cross_home");
+        let cross_home = cross_home.and_then(|value| value.choice(&choices, &mut self.problems));
+        let require_key = section.take("require_key");
+        let require_key = require_key.and_then(|value| value.boolean(&mut self.problems));
+        Policy {
+            cross_home: cross_home.unwrap_or(default.cross_home),
+            require_key: require_key.unwrap_or(default.require_key),
+        }
     }
 
     fn read(&mut self, root: &mut Section<'_>) -> ReadRules {
@@ -455,6 +527,7 @@ impl Reader<'_> {
             ("home", Consistency::Home),
         ];
         let scopes = [("session", Scope::Session), ("database", Scope::Database)];
+        let losts = [("notice", Lost::Notice), ("error", Lost::Error)];
         let problems = &mut self.problems;
         let read = ReadRules {
             route: section
@@ -468,6 +541,10 @@ impl Reader<'_> {
             scope: section
                 .take("scope")
                 .and_then(|value| value.choice(&scopes, problems))
+                .unwrap_or_default(),
+            lost: section
+                .take("lost")
+                .and_then(|value| value.choice(&losts, problems))
                 .unwrap_or_default(),
         };
         section.finish(problems);

@@ -181,6 +181,21 @@ async def types(suite, client, connection):
     await connection.reset_type_codec("json", schema="pg_catalog")
 
 
+async def types_of_users(suite, client, connection):
+    moods, seen = ["sad", None, "it's happy"], "SELECT mood, moods, pair, level FROM person WHERE client = $1 AND n = $2"
+    for n in range(9):
+        if suite.keys:
+            await connection.execute(f"SET tandem.key = 'client:{(client + n) % suite.keys}'")
+        expected = (moods[n % 3], moods, (n, moods[n % 3]), n + 1)
+        async with connection.transaction():
+            # What it does not know yet it asks the catalogs, in the middle of the transaction.
+            await connection.execute(f"DELETE FROM person WHERE client = {client} AND n = {n}")
+            sql = "INSERT INTO person VALUES ($1, $2, $3, $4, $5, $6) RETURNING mood, moods, pair, level"
+            check(tuple(await connection.fetchrow(sql, client, n, *expected)), expected)
+            check(await connection.fetchval("SELECT array_agg(pair) FROM person WHERE client = $1 AND n = $2", client, n), [(n, moods[n % 3])])
+        check(tuple(await connection.fetchrow(seen, client, n)), expected)
+
+
 async def large_values(suite, client, connection):
     value = large(client)
     got = await connection.fetchrow("SELECT $1::bytea, length($1::bytea)", value)
@@ -265,7 +280,7 @@ async def killed_in_the_middle(suite, client, connection):
 
 SCENARIOS = [
     servers_change, prepared_automatically, prepared_and_altered, pipelines, errors_in_pipelines, copies, cancels,
-    errors_in_transactions, savepoints, cursors, types, large_values, settings, own_pools, notifications, temporary_tables,
+    errors_in_transactions, savepoints, cursors, types, types_of_users, large_values, settings, own_pools, notifications, temporary_tables,
     advisory_locks, killed_in_the_middle,
 ]
 

@@ -10,6 +10,7 @@ import sys
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.types.composite import CompositeInfo, register_composite
 from psycopg.types.enum import EnumInfo, register_enum
 from psycopg.types.json import Jsonb
 
@@ -238,6 +239,27 @@ async def types(suite, client, connection):
         check(await cursor.fetchone(), (document, document), "json")
 
 
+async def types_of_users(suite, client, connection):
+    Mood = enum.Enum("Mood", {"sad": "sad", "ok": "ok", "happy": "it's happy"}, type=str)
+    moods = [Mood.sad, None, Mood.happy]
+    register_enum(await EnumInfo.fetch(connection, "mood"), connection, Mood, mapping={member: member.value for member in Mood})
+    info = await CompositeInfo.fetch(connection, "pair")
+    register_composite(info, connection)
+    for n in range(9):
+        if suite.keys:
+            await connection.execute(f"SET tandem.key = 'client:{(client + n) % suite.keys}'")
+        for binary in (False, True):
+            expected = (moods[n % 3], moods, info.python_type(n, moods[n % 3]), n + 1)
+            cursor = connection.cursor(binary=binary)
+            value = "%b" if binary else "%t"
+            await cursor.execute("DELETE FROM person WHERE client = %s AND n = %s", (client, n))
+            sql = f"INSERT INTO person VALUES (%s, %s, %s, {value}, %s, %s) RETURNING mood, moods, pair, level"
+            await cursor.execute(sql, (client, n, *expected))
+            check(await cursor.fetchone(), expected)
+            await cursor.execute("SELECT mood, moods, pair, level FROM person WHERE client = %s AND n = %s", (client, n))
+            check(await cursor.fetchone(), expected)
+
+
 async def large_values(suite, client, connection):
     value = large(client)
     for binary in (True, False) if client < 2 else (True,):
@@ -345,7 +367,7 @@ async def killed_in_the_middle(suite, client, connection):
 
 SCENARIOS = [
     servers_change, prepared_automatically, prepared_and_altered, pipelines, errors_in_pipelines, copies, cancels,
-    errors_in_transactions, savepoints, cursors, types, large_values, settings, notifications, temporary_tables, advisory_locks,
+    errors_in_transactions, savepoints, cursors, types, types_of_users, large_values, settings, notifications, temporary_tables, advisory_locks,
     killed_in_the_middle,
 ]
 

@@ -1,4 +1,5 @@
-//! Owns everything that runs while the proxies are measured: two nodes, Tandem before each, the peers before the first.
+//! Owns everything that runs while the proxies are measured: two nodes, Tandem before each, the peers before the first; and three
+//! nodes that Tandem keeps converged and routes among.
 
 use std::error::Error;
 use std::fs;
@@ -11,6 +12,8 @@ use tandem_tests::template::APP;
 use tandem_tests::{Cluster, Program};
 
 use super::peers::{Peer, pgbouncers, start_haproxy, start_pgbouncer};
+
+const RULES: &str = include_str!("../../../examples/pgbench/rules.toml");
 
 /// A way to a server.
 #[derive(Debug, Clone)]
@@ -34,11 +37,12 @@ pub struct Stage {
     pub verifier: String,
     // Ended before the directories go that they lie in.
     _peers: Vec<Peer>,
-    clusters: [Cluster; 2],
+    clusters: [Cluster; 3],
 }
 
-/// One node without a neighbour, and Tandem with so many threads before it.
-async fn cluster(workers: u32) -> Result<Cluster, Box<dyn Error>> {
+/// Nodes that are alike, and Tandem with so many threads before them. Its reads go to the first one; pgbench's writes go to the
+/// homes of their keys.
+async fn cluster(nodes: usize, workers: u32) -> Result<Cluster, Box<dyn Error>> {
     let scratch = Scratch::new()?;
     let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
     let certificate = rcgen::generate_simple_self_signed(names)?;
@@ -46,13 +50,16 @@ async fn cluster(workers: u32) -> Result<Cluster, Box<dyn Error>> {
     let key = scratch.path().join("server.key");
     fs::write(&key, certificate.signing_key.serialize_pem())?;
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600))?;
-    let builder: ClusterBuilder = Cluster::of(&[15]).pgbench(10);
+    let zones = ["here", "there", "there"];
+    let builder: ClusterBuilder = Cluster::of(&vec![15; nodes]).pgbench(10);
     let builder = builder
+        .rules(RULES)
+        .zones(zones.get(..nodes).unwrap_or(&zones))
         .setting("shared_buffers", "256MB")
         .setting("max_connections", "400")
         .probe_interval("1s")
         .proxy(&format!(
-            "pool_mode = \"transaction\"\npool_size = 20\nworkers = {workers}\nmax_client_connections = 15000"
+            "pool_mode = \"transaction\"\nzone = \"here\"\npool_size = 20\nworkers = {workers}\nmax_client_connections = 15000"
         ))
         .sections("[proxy.tls]\ncert = \"server.crt\"\nkey = \"server.key\"\nmode = \"allow\"");
     let mut cluster = builder.without_daemon().start_in(scratch).await;
@@ -67,9 +74,9 @@ impl Stage {
     /// # Errors
     /// Something does not start.
     pub async fn start() -> Result<Self, Box<dyn Error>> {
-        let (one, two) = tokio::try_join!(cluster(1), cluster(2))?;
-        let mut clusters = [one, two];
-        let [one, two] = &mut clusters;
+        let (one, two, three) = tokio::try_join!(cluster(1, 1), cluster(1, 2), cluster(3, 1))?;
+        let mut clusters = [one, two, three];
+        let [one, two, three] = &mut clusters;
         let node = one.nodes[0].port();
         let verifier = one.nodes[0]
             .value(&format!(
@@ -91,6 +98,7 @@ impl Stage {
             },
             tandem("tandem", one),
             tandem("tandem, 2 workers", two),
+            tandem("tandem, 3 nodes", three),
         ];
         let mut peers = Vec::new();
         for (name, program) in pgbouncers() {

@@ -1,6 +1,8 @@
 //! `/metrics`: the status in Prometheus' text format (version 0.0.4). Everything is read when it is asked for, so that
 //! counting costs sessions and replication one atomic addition at most.
 
+mod routing;
+
 use std::{
     fmt::{Display, Write as _},
     sync::Arc,
@@ -15,7 +17,10 @@ use axum::{
 use tandem_replicator::{LinkStatus, NodeStatus as Replicated};
 
 use super::{Context, NodeStatus, Status};
-use crate::timing::{NodeLatency, Span};
+use crate::{
+    acknowledged::Waits,
+    timing::{NodeLatency, Span},
+};
 
 /// The text format's media type.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -33,8 +38,18 @@ const LINK_STATES: [&str; 5] = [
 pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Response {
     let latency = context.shared.pools.latency().await;
     let plans = context.shared.router.bytes();
-    let text = render(&super::snapshot(&context), &latency, plans);
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
+    let status = super::snapshot(&context);
+    let mut text = Text(render(&status, &latency, plans));
+    let waits = context.shared.acknowledged.waits();
+    text.0.push_str(&consistency(&status.nodes, &waits));
+    let settings = context.shared.settings.load();
+    routing::add(
+        &mut text,
+        &context.shared.router.counts,
+        &settings.config.rules,
+        &settings.rule_counts,
+    );
+    ([(header::CONTENT_TYPE, CONTENT_TYPE)], text.0).into_response()
 }
 
 /// One family after the other; each sample has its labels in a fixed order.
@@ -187,7 +202,7 @@ fn spans(text: &mut Text, nodes: &[NodeStatus], latency: &[NodeLatency]) {
     text.family(
         "summary",
         NAME,
-        "Times since the start: of transactions as clients see them, of queries at the node, of waits for a server.",
+        "Times since the start: of transactions as clients see them, of queries at the node, of waits for a server and for consistency.",
         each().flat_map(|([node, span], times)| {
             QUANTILES.map(|(label, share)| {
                 let time = times.quantile(share).as_secs_f64();
@@ -203,6 +218,26 @@ fn spans(text: &mut Text, nodes: &[NodeStatus], latency: &[NodeLatency]) {
         &format!("{NAME}_count"),
         each().map(|(labels, times)| (labels, times.count())),
     );
+}
+
+/// How long they took is in `tandem_latency_seconds`.
+fn consistency(nodes: &[NodeStatus], waits: &[Waits]) -> String {
+    let mut text = Text::default();
+    let each = || {
+        let nodes = nodes.iter().map(|node| [("node", node.name.as_str())]);
+        nodes.zip(waits)
+    };
+    text.counter(
+        "tandem_consistency_waits_total",
+        "Units of work that waited until the node showed what was seen elsewhere.",
+        each().map(|(labels, waits)| (labels, waits.all)),
+    );
+    text.counter(
+        "tandem_consistency_timeouts_total",
+        "Those of them that waited in vain.",
+        each().map(|(labels, waits)| (labels, waits.timeouts)),
+    );
+    text.0
 }
 
 fn sources(text: &mut Text, nodes: &[Replicated]) {

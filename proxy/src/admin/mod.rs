@@ -166,6 +166,8 @@ struct Status {
     pid: u32,
     cluster: String,
     version: &'static str,
+    /// Why the configuration's files, as they are now, do not count, a problem each; empty: they do.
+    files_refused: Vec<String>,
     nodes: Vec<NodeStatus>,
     replication: tandem_replicator::Status,
     clients: ClientStatus,
@@ -228,6 +230,7 @@ fn snapshot(context: &Context) -> Status {
         pid: std::process::id(),
         cluster: shared.settings.load().config.cluster.clone(),
         version: env!("CARGO_PKG_VERSION"),
+        files_refused: shared.files.refused(),
         nodes,
         replication: context.replicator.status(),
         clients: ClientStatus {

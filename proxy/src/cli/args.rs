@@ -1,5 +1,6 @@
 //! The words of the command line: every command, flag, default and help text.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -290,9 +291,12 @@ pub(super) struct ExplainArguments {
     /// What the client calls itself
     #[arg(long, value_name = "NAME")]
     pub(super) application_name: Option<String>,
-    /// A setting given at connect, `tandem.key=PLACEMENT:KEY`
+    /// A setting given at connect, such as `tandem.key=PLACEMENT:KEY`; may be repeated
     #[arg(long = "session", value_name = "KEY=VALUE", value_parser = session_setting)]
-    pub(super) key: Option<String>,
+    pub(super) options: Vec<(Box<str>, Box<str>)>,
+    /// The address that the client comes from
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) client: Option<IpAddr>,
     /// Take this node for down; may be repeated
     #[arg(long, value_name = "NODE")]
     pub(super) down: Vec<String>,
@@ -360,14 +364,11 @@ pub(super) struct RepairArguments {
     pub(super) dry_run: bool,
 }
 
-/// `tandem.key=PLACEMENT:KEY` to what stands behind the `=`.
-fn session_setting(text: &str) -> Result<String, String> {
+/// `KEY=VALUE` to its halves.
+fn session_setting(text: &str) -> Result<(Box<str>, Box<str>), String> {
     match text.split_once('=') {
-        Some(("tandem.key", value)) => Ok(value.to_owned()),
-        Some((name, _)) => Err(format!(
-            "`{name}` decides nothing at connect; the setting that does is `tandem.key`"
-        )),
-        None => Err("write tandem.key=PLACEMENT:KEY".to_owned()),
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write KEY=VALUE, such as tandem.key=PLACEMENT:KEY".to_owned()),
     }
 }
 
@@ -542,8 +543,8 @@ mod tests {
             ("tandem dev --pgbench 0", "1..=100000"),
             ("tandem wait-converged --timeout 30", "the unit is missing"),
             (
-                "tandem explain --user u --session work_mem=1",
-                "the setting that does is `tandem.key`",
+                "tandem explain --user u --session work_mem",
+                "write KEY=VALUE",
             ),
             ("tandem status --admin http://h:1", "--token-file"),
             (

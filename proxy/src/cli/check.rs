@@ -1,4 +1,7 @@
-//! `tandem check`: the files, then the nodes.
+//! `tandem check`: the files, then the nodes, then the rules beside what a node has.
+
+mod rules;
+mod tables;
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -34,10 +37,15 @@ pub(super) async fn check(arguments: CheckArguments) -> Result<Exit, Failure> {
     }
     out::line(&format!("{}: the configuration is valid", path.display()))?;
     if arguments.offline {
-        Ok(Exit::Yes)
-    } else {
-        check_nodes(&config).await
+        out::line("the rules are not checked against a database: --offline")?;
+        return Ok(Exit::Yes);
     }
+    let of_nodes = check_nodes(&config).await?;
+    let of_rules = rules::check(&config).await?;
+    Ok(match (of_nodes, of_rules) {
+        (Exit::Yes, Exit::Yes) => Exit::Yes,
+        _ => Exit::No,
+    })
 }
 
 /// What is wrong with the certificates that the configuration names.

@@ -3,14 +3,16 @@
 use std::fmt::Write as _;
 
 use tandem_routing_rules::{
-    ClusterView, NoHealthyNode, NodeView, SessionFacts, StatementFacts, decide_session, nearest,
+    ClusterView, CrossHome, Finding, Mode, NoHealthyNode, SessionFacts, StatementFacts,
+    decide_session, nearest,
+    state::homed,
     statement::{Access, AnalysisError, Plan, Values},
     template::Template,
 };
 
 use super::args::ExplainArguments;
 use super::{Exit, Failure, find_config, out};
-use crate::config::Config;
+use crate::{config::Config, routing::views};
 
 /// `tandem explain`
 pub(super) fn explain(arguments: &ExplainArguments) -> Result<Exit, Failure> {
@@ -35,18 +37,15 @@ pub(super) fn explain(arguments: &ExplainArguments) -> Result<Exit, Failure> {
 }
 
 fn explanation(config: &Config, arguments: &ExplainArguments) -> Result<(Exit, String), Failure> {
-    let nodes: Vec<NodeView<'_>> = config
-        .nodes
-        .iter()
-        .map(|node| NodeView {
-            id: node.id,
-            name: &node.name,
-            zone: node.zone.as_deref(),
-            healthy: !arguments.down.contains(&node.name),
-            rtt_us: None,
-            sessions: 0,
-        })
-        .collect();
+    let is_down = |place: usize| {
+        let node = config.nodes.get(place);
+        node.is_some_and(|node| arguments.down.contains(&node.name))
+    };
+    let nodes = views::views(&config.nodes, |place| views::Now {
+        healthy: !is_down(place),
+        rtt_us: None,
+        sessions: 0,
+    });
     let cluster = ClusterView {
         nodes: &nodes,
         zone: config.proxy.zone.as_deref(),
@@ -55,11 +54,19 @@ fn explanation(config: &Config, arguments: &ExplainArguments) -> Result<(Exit, S
         .database
         .as_deref()
         .unwrap_or(&config.replication.database);
+    let last = |wanted: &str| {
+        let mut given = arguments.options.iter().rev();
+        let found = given.find(|(name, _)| name.eq_ignore_ascii_case(wanted));
+        found.map(|(_, value)| &**value)
+    };
+    let named = arguments.application_name.as_deref();
     let facts = SessionFacts {
         user: arguments.user.as_deref().unwrap_or_default(),
         database,
-        application_name: arguments.application_name.as_deref(),
-        key: arguments.key.as_deref(),
+        application_name: named.or_else(|| last("application_name")),
+        key: last("tandem.key"),
+        client: arguments.client,
+        options: &arguments.options,
     };
     let decided = match &arguments.sql {
         Some(sql) => of_statement(config, sql, facts, &cluster)?,
@@ -109,12 +116,29 @@ fn of_statement(
     let facts = StatementFacts {
         session,
         comment: shape.key,
+        homed: homed(sql.as_bytes()),
         ..StatementFacts::default()
     };
-    let decision = config
-        .rules
-        .decide_statement(&facts, &plan, evidence, cluster);
-    Ok(decision.map(|decision| format!("{text}{decision}")))
+    let rules = &config.rules;
+    let decision = match rules.decide_statement(&facts, &plan, evidence.clone(), cluster) {
+        Ok(decision) => decision,
+        Err(none) => return Ok(Err(none)),
+    };
+    let _ = write!(text, "{decision}");
+    let found = rules.find(&facts, &plan, evidence, decision.node, cluster);
+    if let (Some(finding), Mode::Enforce) = (found, rules.mode) {
+        let _ = match finding {
+            Finding::CrossHome(CrossHome::Allow, away) => write!(text, "\nover homes: {away}"),
+            Finding::CrossHome(CrossHome::Notice, away) => {
+                write!(text, "\nover homes, which its client is told: {away}")
+            }
+            Finding::CrossHome(CrossHome::Reject, away) => {
+                write!(text, "\nrefused, because it reaches over homes: {away}")
+            }
+            Finding::NoKey(because) => write!(text, "\nrefused, because it has no key: {because}"),
+        };
+    }
+    Ok(Ok(text))
 }
 
 #[cfg(test)]
@@ -170,7 +194,8 @@ node = "oslo"
             user: Some(user.to_owned()),
             database: None,
             application_name: None,
-            key: None,
+            options: Vec::new(),
+            client: None,
             down: down.iter().map(|name| (*name).to_owned()).collect(),
         };
         explanation(&config, &arguments)
@@ -217,6 +242,8 @@ node = "oslo"
         let text = explained("INSERT INTO bikes (station_id) VALUES (7), (8)");
         assert!(text.contains("key: station:7, station:8"), "{text}");
         assert!(text.contains("at home on node id 1 too"), "{text}");
+        let away = "over homes: key station:8 is at home on node paris (listed in the map)";
+        assert!(text.ends_with(away), "{text}");
         let text = explained("SELECT my_function()");
         assert!(
             text.starts_with("class: write (function my_function)"),

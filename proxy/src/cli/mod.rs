@@ -89,7 +89,7 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
             Ok(Exit::Yes)
         }
         Command::ImportPgbouncer(arguments) => import::import_pgbouncer(&arguments),
-        Command::Check(arguments) => check::check(arguments).await,
+        Command::Check(arguments) => Box::pin(check::check(arguments)).await,
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Status(arguments) => status::status(arguments).await,
         Command::WaitConverged(arguments) => status::wait_converged(arguments).await,

@@ -35,6 +35,14 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
+    /// Problems of one file alone.
+    pub(crate) fn in_file(path: &Path, source: &str, problems: Vec<Problem>) -> Self {
+        Self::Invalid {
+            path: path.to_owned(),
+            problems: ConfigProblem::in_file(path, source, problems),
+        }
+    }
+
     /// Each problem as one line `file:line:column: message; hint`, for logs.
     pub fn lines(&self) -> Vec<String> {
         match self {

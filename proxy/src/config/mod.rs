@@ -60,6 +60,8 @@ pub struct Config {
     pub nodes: Vec<NodeConfig>,
     /// The rules file's content; the default rules when none is named.
     pub rules: Rules,
+    /// The rules file.
+    pub rules_file: Option<PathBuf>,
     /// What is allowed but should be known, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -71,6 +73,11 @@ impl Config {
     /// [`ConfigError`] with every problem of all files at once.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         read::load(path, &|name| std::env::var(name).ok())
+    }
+
+    /// The files whose contents make a configuration: its own and the rules file that it names, as far as it can be read.
+    pub(crate) fn files(path: &Path) -> Vec<PathBuf> {
+        read::files(path)
     }
 }
 
@@ -241,6 +248,27 @@ pub struct ReplicationConfig {
     pub group_apply: usize,
     /// A node whose clock is further from the others' than this gets no sessions.
     pub clock_offset_max: Duration,
+    /// What becomes of large objects, which are in no node's stream of changes.
+    pub large_objects: LargeObjects,
+}
+
+/// What becomes of large objects in the replicated database, with several nodes and in transaction mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LargeObjects {
+    /// There are none: what uses them fails with 0A000.
+    #[default]
+    Refuse,
+    /// They are on the database's default home only.
+    Home,
+}
+
+impl fmt::Display for LargeObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refuse => "refuse",
+            Self::Home => "home",
+        })
+    }
 }
 
 impl ReplicationConfig {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tandem_routing_rules::document::{Section, Value};
+use tandem_routing_rules::document::{Document, Problems, Section, Value};
 use tandem_routing_rules::{NodeInfo, Rules};
 use tandem_wire::tls::ClientTlsMode;
 use tracing::level_filters::LevelFilter;
@@ -14,7 +14,7 @@ use super::error::ConfigError;
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{AdminConfig, Config, Listen, LogConfig, ProxyConfig, ProxyTls};
+use super::{AdminConfig, Config, Listen, LogConfig, PoolMode, ProxyConfig, ProxyTls};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
@@ -56,6 +56,19 @@ pub(super) fn load_admin(path: &Path) -> Result<AdminConfig, ConfigError> {
             problems,
         }),
     }
+}
+
+/// `path` and the rules file that it names. What is wrong in it does not matter.
+pub(super) fn files(path: &Path) -> Vec<PathBuf> {
+    let rules = || {
+        let source = fs::read_to_string(path).ok()?;
+        let mut nothing = Problems::default();
+        let document = Document::parse(&source, &mut nothing);
+        let mut proxy = document.root().take_table("proxy", &mut nothing)?;
+        let named = proxy.take("rules")?;
+        Some(path.with_file_name(named.as_str()?))
+    };
+    [path.to_owned()].into_iter().chain(rules()).collect()
 }
 
 /// Half of the processors: the other half is for what the clients wait for.
@@ -102,7 +115,11 @@ impl Reader<'_> {
             .and_then(|section| self.replication(section, &named));
         root.finish(&mut self.problems);
 
-        let rules = self.rules(rules_file, &named);
+        let by_session = proxy
+            .as_ref()
+            .is_some_and(|proxy| proxy.pool.mode == PoolMode::Session);
+        let path = rules_file.as_ref().map(|named| named.path.clone());
+        let rules = self.rules(rules_file, &named, by_session);
         Some(Config {
             path: self.absolute.clone(),
             cluster: cluster?,
@@ -115,6 +132,7 @@ impl Reader<'_> {
             replication: replication?,
             nodes,
             rules,
+            rules_file: path,
             warnings: Vec::new(),
         })
     }
@@ -312,7 +330,7 @@ impl Reader<'_> {
         })
     }
 
-    fn rules(&mut self, file: Option<Named>, nodes: &[NodeInfo]) -> Rules {
+    fn rules(&mut self, file: Option<Named>, nodes: &[NodeInfo], by_session: bool) -> Rules {
         let Some(Named { path, span }) = file else {
             return Rules::default();
         };
@@ -321,10 +339,11 @@ impl Reader<'_> {
         };
         match Rules::parse(&source, nodes) {
             Ok(rules) => {
-                if !rules.affinities.is_empty() {
+                if by_session && !rules.affinities.is_empty() {
                     let place = path.display();
                     let text = format!(
-                        "{place}: affinity rules are checked, but a session stays on one node and they route nothing"
+                        "{place}: affinity rules are checked, but with pool_mode = \"session\" a session stays on one node and they \
+                         route nothing"
                     );
                     self.warnings.push(text);
                 }

@@ -7,8 +7,8 @@ use tandem_replicator::{Resolver, TablePolicy};
 use tandem_routing_rules::NodeInfo;
 use tandem_routing_rules::document::{Section, Value};
 
-use super::ReplicationConfig;
 use super::reader::Reader;
+use super::{LargeObjects, ReplicationConfig};
 use crate::console;
 
 /// A journal that may hold less than this would fill with a few changes.
@@ -74,9 +74,17 @@ impl Reader<'_> {
         let group_apply = section
             .take("group_apply")
             .and_then(|value| value.integer(0..=1_000_000, &mut self.problems));
+        let large_objects = section.take("large_objects");
+        let choices = [
+            ("refuse", LargeObjects::Refuse),
+            ("home", LargeObjects::Home),
+        ];
+        let large_objects =
+            large_objects.and_then(|value| value.choice(&choices, &mut self.problems));
         section.finish(&mut self.problems);
         Some(ReplicationConfig {
             database: database?,
+            large_objects: large_objects.unwrap_or_default(),
             include,
             exclude,
             policies,

@@ -80,6 +80,7 @@ impl Config {
             replication,
             nodes,
             rules: _,
+            rules_file: _,
             warnings: _,
         } = self;
         let mut list = List::default();
@@ -117,10 +118,10 @@ impl Config {
 
     /// The same, but with everything that cannot change while a daemon runs as it is in `running`.
     pub(crate) fn keeping(self, running: &Config) -> Config {
-        let rules = match same_members(&self, running) {
-            true => self.rules,
+        let (rules, rules_file) = match same_members(&self, running) {
+            true => (self.rules, self.rules_file),
             // They name nodes that are not there.
-            false => running.rules.clone(),
+            false => (running.rules.clone(), running.rules_file.clone()),
         };
         Config {
             path: running.path.clone(),
@@ -147,9 +148,13 @@ impl Config {
                 ..running.admin.clone()
             },
             log: self.log,
-            replication: running.replication.clone(),
+            replication: ReplicationConfig {
+                large_objects: self.replication.large_objects,
+                ..running.replication.clone()
+            },
             nodes: running.nodes.clone(),
             rules,
+            rules_file,
             warnings: self.warnings,
         }
     }
@@ -313,6 +318,7 @@ impl List {
             journal_carry_after,
             group_apply,
             clock_offset_max,
+            large_objects,
         } = replication;
         self.fixed("replication.database", database);
         self.fixed("replication.include", listed(include));
@@ -325,6 +331,7 @@ impl List {
         self.fixed("replication.group_apply", group_apply);
         let offset_max = format_args!("{clock_offset_max:?}");
         self.fixed("replication.clock_offset_max", offset_max);
+        self.live("replication.large_objects", large_objects);
     }
 
     fn node(&mut self, node: &NodeConfig) {

@@ -407,7 +407,7 @@ fn broken_files_are_told_with_place_and_mend() {
         (
             "listen = \"127.0.0.1:6433\"",
             "listen = \"127.0.0.1:6433\"\nusers = \"ops\"",
-            "tandem.toml:7:9: `admin.users` must be an array, not of type string",
+            "tandem.toml:7:9: `admin.users` must be an array, not of type string; write a list, [\"...\", \"...\"]",
         ),
         (
             "[admin]",
@@ -417,7 +417,7 @@ fn broken_files_are_told_with_place_and_mend() {
         (
             "[admin]",
             "[limits.user]\nbatch = \"10\"\n[admin]",
-            "tandem.toml:6:9: `limits.user.batch` must be an integer, not of type string",
+            "tandem.toml:6:9: `limits.user.batch` must be an integer, not of type string; write digits, without quotes",
         ),
         (
             "[admin]",

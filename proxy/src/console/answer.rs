@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    clients, pools,
+    clients, pools, rules,
     statement::{Quarantine, Show, Statement},
 };
 use crate::daemon::Shutdown;
@@ -138,7 +138,7 @@ impl Statement {
                 Show::Latency => pools::LATENCY,
                 Show::Nodes => NODES,
                 Show::Lag => LAG,
-                Show::Rules => &["kind", "name", "rule"],
+                Show::Rules => rules::RULES,
                 Show::HostRules => &["line", "rule"],
                 Show::ConflictSummary(_) => &["relation", "type", "lines", "reapplied", "newest"],
                 Show::Conflicts(_) => CONFLICTS,

@@ -3,14 +3,14 @@
 use std::time::SystemTime;
 
 use tandem_replicator::operator::OperatorError;
-use tandem_routing_rules::{Rules, SessionFacts, Strategy, Transaction};
+use tandem_routing_rules::{Transaction, state::homed};
 use tandem_wire::ErrorReport;
 
 use super::{
     DATABASE,
     act::failed,
     answer::{Answer, DATABASES, Row, json_rows, text, yes_no},
-    pools,
+    pools, rules,
     statement::{Route, Show, Statement, VERBS},
 };
 use crate::{
@@ -33,7 +33,10 @@ pub(super) async fn show(
     let refused = |error: OperatorError| failed(&error);
     let rows = match show {
         Show::Version => vec![vec![text(concat!("Tandem ", env!("CARGO_PKG_VERSION")))]],
-        Show::Config => config(&shared.settings.load().config),
+        Show::Config => {
+            let rows = config(&shared.settings.load().config);
+            return Ok(Answer::rows(rows).with_notices(not_counting(shared)));
+        }
         Show::Databases => databases(shared),
         Show::Lists => lists(shared),
         Show::Users => users(shared).await,
@@ -51,7 +54,10 @@ pub(super) async fn show(
             &shared.console.replicator.status().links,
             statement.columns(),
         ),
-        Show::Rules => rules(&shared.settings.load().config.rules, shared),
+        Show::Rules => {
+            let rows = rules::rows(shared);
+            return Ok(Answer::rows(rows).with_notices(not_counting(shared)));
+        }
         Show::HostRules => {
             let rules = shared.gate.rules();
             let row = |rule: &crate::auth::HostRule| vec![text(&rule.line), text(&rule.text)];
@@ -89,6 +95,15 @@ fn config(config: &Config) -> Vec<Row> {
         ]
     };
     config.settings().into_iter().map(row).collect()
+}
+
+/// What is said beside what counts when there is something else in the files.
+fn not_counting(shared: &Shared) -> Vec<String> {
+    let refused = shared.files.refused();
+    refused
+        .iter()
+        .map(|problem| format!("the files are refused, what was read before counts: {problem}"))
+        .collect()
 }
 
 /// How many there are, and how many there may be; neither where there is no limit.
@@ -212,48 +227,6 @@ fn nodes(shared: &Shared) -> Vec<Row> {
     rows.collect()
 }
 
-fn rules(rules: &Rules, shared: &Shared) -> Vec<Row> {
-    let node = |id: u16| {
-        let found = shared.nodes.iter().find(|node| node.config().id == id);
-        found.map_or_else(|| id.to_string(), |node| node.name().to_owned())
-    };
-    let mut rows: Vec<(&str, String, String)> = Vec::new();
-    for (number, rule) in (1..).zip(&rules.sessions) {
-        let way = format!("{} -> {}", rule.matches, node(rule.node));
-        rows.push(("session", format!("{number}"), way));
-    }
-    for placement in &rules.placements {
-        let strategy = match &placement.strategy {
-            Strategy::Hash { .. } => "hash".to_owned(),
-            Strategy::Map { homes, .. } => format!("map of {} keys", homes.len()),
-            Strategy::Range { ranges, .. } => format!("{} ranges", ranges.len()),
-            Strategy::Column { .. } => "named by the key".to_owned(),
-            Strategy::Single { node: Some(id) } => format!("single: {}", node(*id)),
-            Strategy::Single { node: None } => "single".to_owned(),
-        };
-        rows.push(("placement", placement.name.clone(), strategy));
-    }
-    for affinity in &rules.affinities {
-        let key = affinity.key.as_ref().map_or_else(
-            || affinity.column.clone(),
-            |key| format!("{key} of {}", affinity.column),
-        );
-        let way = format!("{key} -> {}", affinity.placement);
-        rows.push(("affinity", affinity.table.clone(), way));
-    }
-    let words = [
-        ("mode", format!("{:?}", rules.mode)),
-        ("default.write", format!("{:?}", rules.default_write)),
-        ("read.route", format!("{:?}", rules.read.route)),
-        ("read.consistency", format!("{:?}", rules.read.consistency)),
-        ("read.scope", format!("{:?}", rules.read.scope)),
-    ];
-    let defaults = words.map(|(name, word)| ("default", name.to_owned(), word.to_lowercase()));
-    rows.extend(defaults);
-    let row = |(kind, name, rule): (&str, _, _)| vec![text(kind), Some(name), Some(rule)];
-    rows.into_iter().map(row).collect()
-}
-
 /// Where a statement would go now that is not in a transaction, and why.
 fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
     let user = asked.user.as_deref().unwrap_or(user);
@@ -263,6 +236,7 @@ fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
     let hints = Hints {
         application_name: asked.application_name.as_deref().map(Into::into),
         key: asked.key.as_deref().map(Into::into),
+        ..Hints::default()
     };
     let unusable = route::unusable(shared);
     let Some(chosen) = route::choose(shared, user, database, &hints, &unusable) else {
@@ -280,27 +254,25 @@ fn route(shared: &Shared, user: &str, asked: &Route) -> Answer {
         settings: &settings,
         nodes: &shared.nodes,
         health: &shared.health,
-        session: SessionFacts {
-            user,
-            database,
-            application_name: hints.application_name.as_deref(),
-            key: hints.key.as_deref(),
-        },
+        session: hints.facts(user, database),
         search_path: None,
         transaction: Transaction::Autocommit,
         serializable: false,
         near: chosen.node,
         last: None,
         wrote: None,
+        tells: true,
+        may_go_beside: false,
     };
     let run = Run {
         text: asked.sql.as_bytes(),
         bound: None,
         types: &[],
         begins: false,
+        homed: homed(asked.sql.as_bytes()),
     };
-    let mut why = None;
-    let choice = chooser.choose_and_tell(Some(run), &mut |reason| why = Some(reason.to_string()));
+    let choice = chooser.choose(Some(run));
+    let why = choice.line.map(Into::into);
     Answer::rows(vec![vec![choice.node.and_then(name), why]])
 }
 

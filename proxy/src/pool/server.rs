@@ -20,8 +20,12 @@ use tandem_wire::{
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::{Key, Pool, current_worker, lock};
-use crate::session::{
-    outbox::Outbox, owed::Owed, prepared::ServerStatements, profile::ServerSettings, state::Hold,
+use crate::{
+    identity::Numbered,
+    session::{
+        outbox::Outbox, owed::Owed, prepared::ServerStatements, profile::ServerSettings,
+        state::Hold,
+    },
 };
 
 /// A server connection. Whoever has it uses it alone; dropping it closes it and makes room in its pool.
@@ -37,6 +41,8 @@ pub(crate) struct Server {
     pub(crate) owed: Owed,
     pub(crate) statements: ServerStatements,
     pub(crate) settings: ServerSettings,
+    /// What becomes of the numbers (OIDs) in its messages, for the client that has it.
+    pub(crate) numbers: Option<Numbered>,
     pub(crate) face: Arc<Face>,
     /// When it was opened, from the daemon's start.
     pub(super) born: Duration,
@@ -163,6 +169,7 @@ impl Server {
             owed: Owed::new(),
             statements: ServerStatements::new(prepared_max),
             settings: ServerSettings::new(&key.params, &parts.parameters),
+            numbers: None,
             face: Arc::new(Face {
                 id,
                 node: key.node,

@@ -28,6 +28,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Bound of one.
 const LIMIT: Duration = Duration::from_secs(10);
+/// So many causes of failures are remembered.
+const TOLD_MAX: usize = 100;
 
 /// What the database has; none before the first answer.
 #[derive(Debug, Default)]
@@ -80,13 +82,17 @@ impl Catalogs {
 
     /// Looks for ever.
     pub(crate) async fn keep(&self, nodes: &Nodes, health: &HealthBoard, database: &str) {
+        let mut told = Told::default();
         loop {
             let usable = (0..nodes.len()).find(|node| health.usable(*node));
             if let Some(node) = usable.and_then(|node| nodes.get(node)) {
                 match timeout(LIMIT, read(node, database)).await {
-                    Ok(Ok(catalog)) => self.put(catalog),
-                    Ok(Err(error)) => note(node, &error),
-                    Err(_) => note(node, &CatalogError::Timeout),
+                    Ok(Ok(catalog)) => {
+                        told = Told::default();
+                        self.put(catalog);
+                    }
+                    Ok(Err(error)) => told.note(node, &error),
+                    Err(_) => told.note(node, &CatalogError::Timeout),
                 }
             }
             let wait = match self.now.load().is_some() {
@@ -116,8 +122,32 @@ impl Catalogs {
     }
 }
 
-fn note(node: &Node, error: &CatalogError) {
-    tracing::debug!(node = node.name(), %error, "a node does not say which tables there are");
+/// The failures since the last answer, by node and cause. Each is told once: it comes again with every look.
+#[derive(Debug, Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    fn note(&mut self, node: &Node, error: &CatalogError) {
+        if self.is_new(node.name(), error) {
+            tracing::warn!(
+                node = node.name(),
+                %error,
+                "a node does not say which tables there are: keys are read as they stand in statements, views count as tables"
+            );
+        }
+    }
+
+    fn is_new(&mut self, node: &str, error: &CatalogError) -> bool {
+        let cause = format!("{node}: {error}");
+        if self.0.contains(&cause) {
+            return false;
+        }
+        if self.0.len() == TOLD_MAX {
+            self.0.remove(0);
+        }
+        self.0.push(cause);
+        true
+    }
 }
 
 async fn read(node: &Node, database: &str) -> Result<Catalog, CatalogError> {
@@ -215,12 +245,7 @@ impl From<FoundRelation> for Relation {
         let columns = found.columns.into_iter();
         let columns = columns.map(|(name, oid, deterministic)| Column {
             name,
-            column_type: match ColumnType::of_oid(oid) {
-                ColumnType::Text { .. } => ColumnType::Text {
-                    deterministic: deterministic.unwrap_or(false),
-                },
-                other => other,
-            },
+            column_type: ColumnType::of_oid(oid).with_collation(deterministic),
         });
         Relation {
             schema: found.schema,
@@ -254,6 +279,17 @@ mod tests {
         assert_eq!(relation.column_type("name"), text(true));
         assert_eq!(relation.column_type("odd"), text(false));
         assert_eq!(relation.column_type("other"), Some(ColumnType::Other));
+    }
+
+    #[test]
+    fn a_cause_of_failure_is_told_once_for_each_node() {
+        let mut told = Told::default();
+        assert!(told.is_new("paris", &CatalogError::Timeout));
+        assert!(!told.is_new("paris", &CatalogError::Timeout));
+        assert!(told.is_new("oslo", &CatalogError::Timeout));
+        let another = serde_json::from_str::<FoundRelation>("{").expect_err("no JSON");
+        assert!(told.is_new("paris", &another.into()));
+        assert!(!told.is_new("paris", &CatalogError::Timeout));
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub(super) struct Ahead<'a> {
     pub(super) seen: Option<Run<'a>>,
     /// Something is bound.
     pub(super) binds: bool,
+    /// A portal that runs may be wanted again: it has a name, or not all of its rows are asked for.
+    pub(super) suspends: bool,
 }
 
 /// What is known of a statement before these messages.
@@ -102,6 +104,7 @@ pub(super) fn look_ahead<'a>(
         until: Until::Answer,
         seen: None,
         binds: false,
+        suspends: false,
     };
     let mut frames = Frames::new(input);
     let mut prepared = Names::default();
@@ -115,13 +118,15 @@ pub(super) fn look_ahead<'a>(
                     bound: None,
                     types: &[],
                     begins: false,
+                    homed: None,
                 }));
                 return ahead;
             }
             b'P' => {
                 if let Ok(name) = body.cstr() {
-                    prepared.put(name, body.rest());
-                    ahead.seen = Some(made_of(body.rest(), None));
+                    let statement = body.rest();
+                    prepared.put(name, statement);
+                    ahead.seen = Some(made_of(statement, None));
                 }
             }
             b'B' => {
@@ -134,7 +139,11 @@ pub(super) fn look_ahead<'a>(
                 ahead.binds = true;
                 ahead.seen = made;
             }
-            b'E' => run(bound.get(body.cstr().unwrap_or_default()).flatten()),
+            b'E' => {
+                let portal = body.cstr().unwrap_or_default();
+                ahead.suspends |= !portal.is_empty() || body.i32().is_ok_and(|rows| rows != 0);
+                run(bound.get(portal).flatten());
+            }
             b'D' | b'C' => {}
             b'S' => {
                 ahead.until = Until::Sync;
@@ -169,13 +178,65 @@ pub(super) fn look_ahead<'a>(
 }
 
 /// What a portal runs that is made of this statement, a text with its types, and with these values.
-fn made_of<'a>(statement: &'a [u8], bound: Option<&'a [u8]>) -> Run<'a> {
+pub(super) fn made_of<'a>(statement: &'a [u8], bound: Option<&'a [u8]>) -> Run<'a> {
     let mut reader = Reader::new(statement);
     Run {
         text: reader.cstr().unwrap_or_default(),
         bound,
         types: reader.rest(),
         begins: false,
+        homed: None,
+    }
+}
+
+/// A batch of the extended protocol that runs one statement, in the plainest way.
+pub(super) struct BlockBatch<'a> {
+    pub(super) len: usize,
+    pub(super) text: &'a [u8],
+}
+
+impl<'a> BlockBatch<'a> {
+    /// Parse or not, Bind of the unnamed portal without a value, Describe or not, Execute, Sync.
+    pub(super) fn read(frames: Frames<'a>, known: &impl Known<'a>) -> Option<BlockBatch<'a>> {
+        let mut statement = None;
+        let (mut bound, mut executed) = (false, false);
+        let mut len = 0;
+        for (tag, mut body, frame) in frames {
+            len += frame.len();
+            match tag {
+                b'P' if len == frame.len() => {
+                    let name = body.cstr().ok()?;
+                    statement = Some((name, body.rest()));
+                }
+                b'B' if !bound => {
+                    let (portal, name) = (body.cstr().ok()?, body.cstr().ok()?);
+                    let formats = usize::from(body.u16().ok()?);
+                    body.bytes(2 * formats).ok()?;
+                    if !portal.is_empty() || body.u16().ok()? != 0 {
+                        return None;
+                    }
+                    match statement {
+                        Some((parsed, _)) if parsed != name => return None,
+                        Some(_) => {}
+                        None => statement = Some((name, known.statement(name)?)),
+                    }
+                    bound = true;
+                }
+                b'D' => match (body.u8().ok()?, body.cstr().ok()?) {
+                    (b'P', b"") if bound => {}
+                    (b'S', name) if statement.is_some_and(|(known, _)| known == name) => {}
+                    _ => return None,
+                },
+                b'E' if bound && !executed && body.cstr() == Ok(b"") => executed = true,
+                b'S' if executed => {
+                    let (_, rest) = statement?;
+                    let text = Reader::new(rest).cstr().ok()?;
+                    return Some(BlockBatch { len, text });
+                }
+                _ => return None,
+            }
+        }
+        None
     }
 }
 
@@ -244,6 +305,40 @@ mod tests {
             (vec![None], Until::Sync)
         );
         assert_eq!(seen(&[(b'F', b"\0\0\0\0")]), (vec![None], Until::Answer));
+    }
+
+    #[test]
+    fn what_is_prepared_or_bound_last_is_seen_where_nothing_runs_yet() {
+        let last = |messages: &[(u8, &[u8])]| {
+            let all = messages.iter();
+            let all: Vec<u8> = all.flat_map(|(tag, body)| message(*tag, body)).collect();
+            let ahead = look_ahead(all.leak(), &Client, |_| ());
+            ahead.seen.map(|run| (run.text, run.bound.is_some()))
+        };
+        let parse: (u8, &[u8]) = (b'P', b"a\0SELECT 2\0\0\0");
+        let describe: (u8, &[u8]) = (b'D', b"Sa\0");
+        let flush: (u8, &[u8]) = (b'H', b"");
+        assert_eq!(
+            last(&[parse, describe, flush]),
+            Some((&b"SELECT 2"[..], false))
+        );
+        let bind: (u8, &[u8]) = (b'B', b"\0known\0\0\0\0\0\0\0");
+        assert_eq!(
+            last(&[parse, bind, flush]),
+            Some((&b"SELECT known"[..], true))
+        );
+        assert_eq!(last(&[flush]), None);
+    }
+
+    #[test]
+    fn a_portal_that_may_be_wanted_again_suspends() {
+        let suspends = |bind: &[u8], execute: &[u8]| {
+            let all = [message(b'B', bind), message(b'E', execute)].concat();
+            look_ahead(all.leak(), &Client, |_| ()).suspends
+        };
+        assert!(!suspends(b"\0known\0\0\0\0\0\0\0", b"\0\0\0\0\0"));
+        assert!(suspends(b"\0known\0\0\0\0\0\0\0", b"\0\0\0\0\x05"));
+        assert!(suspends(b"p\0known\0\0\0\0\0\0\0", b"p\0\0\0\0\0"));
     }
 
     #[test]

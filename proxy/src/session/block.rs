@@ -49,6 +49,8 @@ pub(super) struct Held {
     key: Option<Box<str>>,
     /// Something of it can be rolled back without the rest.
     has_savepoint: bool,
+    /// It is said how it begins, and nothing more.
+    is_begun_only: bool,
 }
 
 impl Held {
@@ -72,7 +74,13 @@ impl Held {
         self.has_savepoint
     }
 
+    /// Whether it was said how it begins, and nothing more.
+    pub(super) fn is_begun_only(&self) -> bool {
+        self.is_begun_only
+    }
+
     fn add(&mut self, statement: &[u8]) {
+        self.is_begun_only = self.text.is_empty();
         if !self.text.is_empty() {
             self.text.extend_from_slice(b"; ");
         }

@@ -82,6 +82,7 @@ impl Task {
             return false;
         }
         let cancelled = self.take(server);
+        self.learn_numbers(shared);
         // Whether it lives was asked until it had nothing more to say.
         self.dry.server = true;
         if cancelled {
@@ -349,12 +350,15 @@ impl Task {
                 server.face.set_hold(None);
             }
             self.portals = Portals::default();
+            if let Some(routed) = &mut self.routed {
+                routed.numbers.forget_portals();
+            }
             self.registered.entry().detach();
             let face = &server.face;
             face.client.store(0, Ordering::Relaxed);
             add(&face.counters.transactions, 1);
             if let Some(routed) = &mut self.routed {
-                routed.last = Some((face.node, Instant::now()));
+                routed.seen.left(face.node, Instant::now());
             }
             release(server);
         }

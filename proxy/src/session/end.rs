@@ -31,6 +31,8 @@ pub(crate) enum End {
     NoServer(Box<ErrorReport>),
     /// A server cannot be made ready for the session.
     NotReady(String),
+    /// The client has left more notifications untaken than it may.
+    Untaken,
     /// The server ended the session and has told the client why.
     ServerFatal,
     /// The server's connection is gone without a word.
@@ -57,6 +59,7 @@ impl End {
             | End::ClientViolation(_)
             | End::TooMuchPrepared
             | End::NoServer(_)
+            | End::Untaken
             | End::Stopped => false,
         }
     }
@@ -71,6 +74,7 @@ impl fmt::Display for End {
             End::TooMuchPrepared => f.write_str("the client has prepared too much"),
             End::NoServer(report) => write!(f, "no server: {}", report.message),
             End::NotReady(error) => write!(f, "no server can be made ready: {error}"),
+            End::Untaken => f.write_str("the client does not take its notifications"),
             End::ServerFatal => f.write_str("the node ended it"),
             End::ServerLost(None) => f.write_str("the node closed the connection without a word"),
             End::ServerLost(Some(error)) => write!(f, "connection to the node lost: {error}"),

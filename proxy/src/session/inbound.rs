@@ -10,19 +10,43 @@ use tandem_wire::{
 
 use super::{
     Shared,
+    listening::has_listen,
     owed::{By, Note, Sent},
     prepared::Statement,
     program::{deallocated, program},
     ready::{
-        Bound, Errand, FLUSH, REFUSED, Ready, patch_len, prepare, put_name, put_named, put_parse,
-        put_query, put_unnamed,
+        Bound, Errand, FLUSH, REFUSED, Ready, patch_len, prepare, put_frame, put_name, put_named,
+        put_parse, put_query, put_unnamed,
     },
     sequences::looks,
     splice::Splice,
     state::Hold,
-    task::{Place, Refusing, StopAt, Task, whole_max},
+    task::{Place, Refusing, Task},
 };
 use crate::pool::{Server, add};
+
+/// Why the client's messages were not all taken.
+#[derive(Debug)]
+pub(super) enum StopAt {
+    /// The next one needs a server.
+    NeedServer,
+    /// More of them must come before it can be told where they go.
+    More,
+    /// The server is asked something first.
+    Errand,
+    /// A number in it is not known yet.
+    Number,
+    /// What the server still has to answer comes first.
+    Answers,
+    /// The server has to begin the client's transaction block first.
+    Begin,
+    /// Terminate.
+    Goodbye,
+    /// What it sent is no message of the protocol.
+    Violation(FrameError),
+    /// It has prepared more than it may.
+    TooMuchPrepared,
+}
 
 /// What becomes of one message.
 pub(super) enum Step {
@@ -82,7 +106,7 @@ impl Task {
                     let (Some(need), Some(header)) = (need, header) else {
                         return (taken, None);
                     };
-                    if need <= whole_max(header.tag, Sender::Client) {
+                    if need <= self.whole_from_client(header, rest) {
                         return (taken, None);
                     }
                     match self.begin_large(header, input, taken..input.len(), splice, shared) {
@@ -107,12 +131,13 @@ impl Task {
         if let Step::Stop(why) = step {
             return Err(why);
         }
-        if matches!(header.tag, b'Q' | b'P') && matches!(self.place, Place::Server(_)) {
+        self.up.begin_stream(header);
+        self.dropping_up = matches!(step, Step::Drop);
+        let is_text = matches!(header.tag, b'Q' | b'P') && !self.dropping_up;
+        if is_text && matches!(self.place, Place::Server(_)) {
             // Nobody knows what the rest of it does to the session.
             self.state.keep(Hold::LargeStatement);
         }
-        self.up.begin_stream(header);
-        self.dropping_up = matches!(step, Step::Drop);
         let Step::Written(new) = step else {
             return Ok(0);
         };
@@ -156,27 +181,61 @@ impl Task {
             // Nobody else shall meet what is left behind.
             self.state.keep(Hold::Unclear);
         }
+        if matches!(tag, b'Q' | b'B') {
+            let refused = self.examine(header, input, at.clone(), splice, shared);
+            return refused.unwrap_or_else(|| self.on_statement(header, input, at, splice, shared));
+        }
+        let Place::Server(server) = &mut self.place else {
+            return self.without_server(tag);
+        };
         let client = |server: &mut Server, sent| {
             server.owed.sent(sent, By::Client, 0);
             Step::Pass
         };
         let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
         match tag {
-            b'Q' => self.on_query(header, input, body, splice),
-            b'F' => {
-                add(&server.face.counters.queries, 1);
-                self.state.touch(&mut server.settings);
-                client(server, Sent::FunctionCall)
-            }
+            b'F' => self.on_function_call(header, input, at, splice, shared),
             b'E' => self.on_execute(input, at, splice),
             b'S' => client(server, Sent::Sync),
             b'c' | b'f' => client(server, Sent::CopyEnd),
+            b'P' if self.lacks_types(body) => Step::Stop(StopAt::Number),
             b'P' => self.on_parse(header, input, at, splice),
-            b'B' => self.on_bind(header, input, body, splice),
             b'D' => self.on_describe(input, body, splice),
             b'C' => self.on_close(body),
             _ => Step::Pass,
         }
+    }
+
+    /// A Query or a Bind that may go to the server.
+    fn on_statement(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: Range<usize>,
+        splice: &mut Splice<'_>,
+        shared: &Shared,
+    ) -> Step {
+        let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
+        let step = match header.tag {
+            b'Q' => {
+                let step = self.on_query(header, input, body, splice, shared);
+                if !matches!(step, Step::Stop(_)) {
+                    self.number_query(body, shared);
+                }
+                step
+            }
+            _ => {
+                let step = self.on_bind(header, input, body, splice, shared);
+                self.bind_numbered(step, input, at, splice, shared)
+            }
+        };
+        // What waits for an errand is not examined twice.
+        if !matches!(step, Step::Stop(_))
+            && let Some(routed) = &mut self.routed
+        {
+            routed.policing.is_clear = false;
+        }
+        step
     }
 
     /// A message of a client that has no server.
@@ -207,12 +266,17 @@ impl Task {
         input: &[u8],
         body: &[u8],
         splice: &mut Splice<'_>,
+        shared: &Shared,
     ) -> Step {
         self.note_text(body);
         let is_read = self.shares() && body.len() >= header.body_len();
         let text = body.strip_suffix(b"\0").unwrap_or(body);
         let program = is_read.then(|| program(text)).flatten();
-        if looks(program.as_ref()) && self.forgets_sequences(input, splice) {
+        if looks(program.as_ref()) && self.forgets_sequences(input, splice)
+            || has_listen(program.as_ref())
+                && self.state.shares_channels_of(text)
+                && self.waits_to_hear(program.as_ref())
+        {
             return Step::Stop(StopAt::Errand);
         }
         let Place::Server(server) = &mut self.place else {
@@ -223,6 +287,12 @@ impl Task {
         server.statements.unnamed = 0;
         self.unnamed.attempt = 0;
         self.unnamed.frame = Vec::new();
+        if let Some(report) = self.refusal(program.as_ref(), shared) {
+            return self.fail(header.tag, body, report, input, splice);
+        }
+        let Place::Server(server) = &mut self.place else {
+            return Step::Stop(StopAt::NeedServer);
+        };
         let named = deallocated(program.as_ref()).and_then(|name| self.statements.remove(name));
         if let Some(statement) = named {
             return self.deallocate(&statement, input, HEADER_LEN + body.len(), splice);
@@ -241,6 +311,27 @@ impl Task {
             self.errand = Errand::Discard;
         }
         step
+    }
+
+    fn on_function_call(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        at: Range<usize>,
+        splice: &mut Splice<'_>,
+        shared: &Shared,
+    ) -> Step {
+        let frame = input.get(at.clone()).unwrap_or_default();
+        let body = frame.get(HEADER_LEN..).unwrap_or_default();
+        if let Some(report) = self.refusal_of_call(body, shared) {
+            return self.fail(header.tag, body, report, input, splice);
+        }
+        if let Place::Server(server) = &mut self.place {
+            add(&server.face.counters.queries, 1);
+            self.state.touch(&mut server.settings);
+            server.owed.sent(Sent::FunctionCall, By::Client, 0);
+        }
+        self.call_numbered(input, at, splice)
     }
 
     /// DEALLOCATE of a statement that has another name on the server; some drivers say it in SQL.
@@ -273,16 +364,25 @@ impl Task {
     fn on_execute(&mut self, input: &[u8], at: Range<usize>, splice: &mut Splice<'_>) -> Step {
         let frame = input.get(at).unwrap_or_default();
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
+        let portal = Reader::new(body).cstr().unwrap_or_default();
+        if self.portal_waits_to_hear(portal) {
+            return Step::Stop(StopAt::Errand);
+        }
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
         add(&server.face.counters.queries, 1);
-        let portal = Reader::new(body).cstr().unwrap_or_default();
         let bound = self.portals.get(portal);
         let program = bound.and_then(|bound| bound.program.as_ref());
+        let routed = self.routed.as_ref();
+        let number = routed.map_or(0, |routed| routed.numbers.portal(portal));
         let discards = self.state.discards(program, &server.settings);
         let note = self.state.sent(program, &mut server.settings);
-        if server.owed.sent(Sent::Execute, By::Client, note) && discards {
+        let goes = server.owed.sent(Sent::Execute, By::Client, note);
+        if goes {
+            server.owed.names_portal(number);
+        }
+        if goes && discards {
             self.errand = Errand::Discard;
             let out = splice.make(input);
             out.put_slice(frame);
@@ -334,15 +434,20 @@ impl Task {
                         let out = splice.make(input);
                         let start = out.len();
                         put_unnamed(out, &rest);
-                        let written = out.get(start..).unwrap_or_default();
-                        self.unnamed.frame.extend_from_slice(written);
+                        let written = out.split_off(start);
+                        self.unnamed.frame.extend_from_slice(&written);
+                        put_frame(out, &written, b"", server);
                         return Step::Written(frame.len());
                     }
                     if is_read {
                         self.unnamed.frame.extend_from_slice(frame);
                     }
                 }
-                Step::Pass
+                if server.numbers.is_none() || !is_read {
+                    return Step::Pass;
+                }
+                put_frame(splice.make(input), frame, b"", server);
+                Step::Written(frame.len())
             }
             Ok(name) if is_read => {
                 let Some((_, known)) = self.statements.get(name) else {
@@ -372,7 +477,7 @@ impl Task {
                     prepare(server, &known.statement, By::Proxy, attempt, out);
                 }
                 server.owed.sent(Sent::Parse, By::Client, 0);
-                put_parse(out, &known.statement);
+                put_parse(out, &known.statement, server);
                 Step::Written(frame.len())
             }
             _ => self.pass_as(Sent::Parse),
@@ -385,6 +490,7 @@ impl Task {
         input: &[u8],
         body: &[u8],
         splice: &mut Splice<'_>,
+        shared: &Shared,
     ) -> Step {
         let mut reader = Reader::new(body);
         let names = reader
@@ -397,6 +503,9 @@ impl Task {
             Some((_, prepared)) => prepared.statement.program(),
             None => self.unnamed.program.as_ref().filter(|_| name.is_empty()),
         };
+        if let Some(report) = self.refusal(program, shared) {
+            return self.fail(header.tag, body, report, input, splice);
+        }
         if looks(program) && self.forgets_sequences(input, splice) {
             return Step::Stop(StopAt::Errand);
         }
@@ -451,7 +560,13 @@ impl Task {
             (Ok(b'S'), Err(_)) => return self.pass_as(Sent::DescribeStatement),
             (Ok(b'P'), Ok(portal)) => {
                 let untold = self.portals.get(portal).map_or(0, |bound| bound.untold);
-                return self.pass_with(Sent::DescribePortal, untold);
+                let routed = self.routed.as_ref();
+                let number = routed.map_or(0, |routed| routed.numbers.portal(portal));
+                let step = self.pass_with(Sent::DescribePortal, untold);
+                if let Place::Server(server) = &mut self.place {
+                    server.owed.names_portal(number);
+                }
+                return step;
             }
             _ => return self.pass_as(Sent::DescribePortal),
         };

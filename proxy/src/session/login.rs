@@ -170,13 +170,18 @@ impl Login<'_> {
         let shared = self.shared;
         let (user, database) = (&self.startup.user, &self.startup.database);
         let mode = shared.settings.load().config.proxy.pool.mode;
-        let mut parameters = Parameters::new(&self.startup.params, mode);
+        let mut parameters = Parameters::new(&self.startup.params, self.address, mode);
         let limit = shared.connect_timeout.get();
         // Who waits in vain is told by the choice below.
         let _ = timeout(limit, shared.health.first_verdicts()).await;
         if shared.nodes.len() > 1 && !shared.settings.load().config.rules.affinities.is_empty() {
             // Without it the types of keys are not known, and they could have other homes.
             let _ = timeout(limit, shared.router.catalogs.first()).await;
+        }
+        let any_usable = (0..shared.nodes.len()).any(|node| shared.health.usable(node));
+        if shared.nodes.len() > 1 && mode == PoolMode::Transaction && any_usable {
+            // Without it clients could be told OIDs of several nodes.
+            let _ = timeout(limit, shared.router.identities.first()).await;
         }
         let mut unusable = route::unusable(shared);
         let mut tried = String::new();
@@ -345,6 +350,17 @@ impl Login<'_> {
         }
     }
 
+    /// The version that is told to clients whose work goes to several nodes.
+    fn server_version(&self) -> Option<String> {
+        let shared = self.shared;
+        let settings = shared.settings.load();
+        let is_routed = settings.config.proxy.pool.mode == PoolMode::Transaction
+            && self.startup.database == settings.config.replication.database;
+        is_routed
+            .then(|| shared.router.identities.server_version())
+            .flatten()
+    }
+
     /// Sends what a server sends after a login, with our own cancel key.
     async fn greet(&self, io: &mut ClientIo, place: Place, found: Found) -> Result<Welcome, Ended> {
         let key_len = if self.startup.protocol >= (3, 2) {
@@ -359,7 +375,12 @@ impl Login<'_> {
             .map_err(|error| Ended::silent(error.to_string()))?;
         let mut greeting = BytesMut::with_capacity(512);
         encode::backend::authentication_ok(&mut greeting);
+        let version = self.server_version();
         for (name, value) in &*found.profile.greeting {
+            let value = match (name.as_str(), &version) {
+                ("server_version", Some(version)) => version,
+                _ => value,
+            };
             encode::backend::parameter_status(&mut greeting, name, value)
                 .map_err(|error| Ended::silent(error.to_string()))?;
         }

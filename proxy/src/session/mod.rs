@@ -4,21 +4,29 @@ mod ahead;
 mod ask;
 mod block;
 mod checkout;
+mod consistency;
 mod end;
+mod homed;
 mod inbound;
 mod input;
+mod listening;
 mod login;
+mod numbers;
 mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod owed;
 mod parameters;
+mod policing;
+mod position;
 pub(crate) mod prepared;
+mod prepared_transactions;
 pub(crate) mod profile;
 mod program;
 mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod seen;
 mod sequences;
 mod shape;
 mod slow;
@@ -42,12 +50,13 @@ use bytes::BytesMut;
 use tandem_replicator::Replicator;
 use tandem_wire::{Stream, auth::ClientIo, startup, tls::ClientTlsMode};
 use tokio::{
-    sync::{Mutex, watch},
+    sync::watch,
     time::{Instant, timeout_at},
 };
 
 use crate::{
-    auth::Gate,
+    acknowledged::Acknowledged,
+    auth::{Gate, control::Control},
     bound::Bound,
     cancel::Canceller,
     config::PoolMode,
@@ -58,8 +67,9 @@ use crate::{
     health::HealthBoard,
     limits::{Counted, Limits},
     node::Nodes,
+    notifications::Notifications,
     pool::{Pools, current_worker},
-    reload::Settings,
+    reload::{Files, Settings},
     routing::Router,
 };
 pub(crate) use end::farewell;
@@ -76,22 +86,27 @@ pub(crate) struct Shared {
     pub(crate) settings: ArcSwap<Settings>,
     /// `slow_statement` of `[log]`
     pub(crate) slow_statement: Bound,
-    /// Held while the files are read again.
-    pub(crate) reloading: Mutex<()>,
+    /// What became of the configuration's files.
+    pub(crate) files: Files,
     /// Another daemon may take over while this one ends: nobody is turned away.
     pub(crate) shares_addresses: bool,
     /// `server_connect_timeout`
     pub(crate) connect_timeout: Bound,
     pub(crate) nodes: Nodes,
     pub(crate) router: Router,
+    pub(crate) acknowledged: Arc<Acknowledged>,
     pub(crate) replicator: Arc<Replicator>,
     pub(crate) health: Arc<HealthBoard>,
     pub(crate) gate: Gate,
+    /// What sessions have to ask of nodes.
+    pub(crate) control: Arc<Control>,
     pub(crate) pools: Arc<Pools>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) canceller: Canceller,
     pub(crate) clients: Clients,
     pub(crate) limits: Limits,
+    /// Who listens on which channels.
+    pub(crate) notifications: Notifications,
     pub(crate) console: Console,
     /// What the daemon wants of sessions; for those still logging in. The others hear of it through the registry.
     pub(crate) stop: watch::Receiver<Stop>,
@@ -190,26 +205,32 @@ struct Ready {
 }
 
 /// Serves one accepted connection to its end, on the worker that this runs on. `home`: the worker whose reactor it is
-/// registered with.
-pub(crate) async fn serve(shared: &Shared, stream: Stream, home: usize) {
+/// registered with. Not an `async fn`, whose future would keep the room of what it was given beside what an idle session needs.
+pub(crate) fn serve(shared: Arc<Shared>, stream: Stream, home: usize) -> impl Future<Output = ()> {
+    // In a box of its own, so that the login's buffers and futures do not stay with an idle session.
+    let begun = Box::pin(begin_here(Arc::clone(&shared), stream, home));
+    async move {
+        let Some(mut ready) = begun.await else {
+            return;
+        };
+        let end = ready.task.run(&shared).await;
+        Box::pin(conclude(&shared, ready, end)).await;
+    }
+}
+
+async fn begin_here(shared: Arc<Shared>, stream: Stream, home: usize) -> Option<Box<Ready>> {
     let moved = if home == current_worker() {
         Ok(stream)
     } else {
         stream.rehome()
     };
-    let stream = match moved {
-        Ok(stream) => stream,
+    match moved {
+        Ok(stream) => begin(&shared, stream).await,
         Err(error) => {
             tracing::warn!(%error, "a client's connection could not be moved to a worker");
-            return;
+            None
         }
-    };
-    // In a box of its own, so that the login's buffers and futures do not stay with an idle session.
-    let Some(mut ready) = Box::pin(begin(shared, stream)).await else {
-        return;
-    };
-    let end = ready.task.run(shared).await;
-    Box::pin(conclude(shared, ready, end)).await;
+    }
 }
 
 /// Everything up to the first ReadyForQuery. What comes of it is in a box of its own size: a future that holds it keeps
@@ -283,6 +304,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
             let pid = welcome.registered.pid();
             let near = welcome.pool.key().node;
             let is_routed = shared.nodes.len() > 1 && proxy.pool.mode == PoolMode::Transaction;
+            let is_replicated = shared.router.is_replicated(&about.database);
+            let acknowledged = is_replicated.then(|| Arc::clone(&shared.acknowledged));
             Some(Box::new(Ready {
                 task: Task::new(Begin {
                     client: io.stream,
@@ -296,7 +319,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
                     registered: welcome.registered,
                     session: shared.pools.next_session(),
                     mode: proxy.pool.mode,
-                    routed: is_routed.then(|| Box::new(Routed::new(near))),
+                    routed: is_routed.then(|| Box::new(Routed::new(near, acknowledged))),
                     slow_statement: shared.slow_statement.clone(),
                 }),
                 _listed: shared.console.clients.list(pid, &about),
@@ -354,6 +377,7 @@ async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
         End::NoServer(report) => report::bytes(report),
         End::NotReady(error) => report::bytes(&report::not_ready(name, error)),
+        End::Untaken => report::bytes(&report::notifications_untaken()),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             report::bytes(&report::node_violation(name))

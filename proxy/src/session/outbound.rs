@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 use tandem_wire::{
-    Header, Scan, Sender,
+    ErrorReport, Header, Scan, Sender,
     backend::{CommandComplete, ErrorFields, ParameterStatus},
     encode,
     frame::{self, HEADER_LEN},
@@ -10,16 +10,17 @@ use tandem_wire::{
 
 use super::{
     end::End,
+    numbers::Renumbered,
     owed::{By, Event, Note, Sent},
     ready::{Errand, REFUSED, patch_len},
     report,
     splice::Splice,
-    task::{Place, Task, whole_max},
+    task::{Place, Task},
     unit::Beside,
 };
 
 /// What becomes of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Fate {
     /// The client gets it.
     Passed,
@@ -27,6 +28,8 @@ enum Fate {
     Kept,
     /// It refuses what had to be refused, in other words: the client gets PostgreSQL's.
     Outdated,
+    /// It is of what was sent instead of a message that the proxy has refused: the client gets this.
+    Refused(Box<ErrorReport>),
     /// It tells the end of a statement that was sent instead of the client's, which has this command tag.
     Tagged(&'static str),
     /// The server is ready, and the client is in a block that no server knows of: it is told this status.
@@ -56,13 +59,13 @@ impl Task {
         let mut taken = 0;
         loop {
             let rest = input.get(taken..).unwrap_or_default();
-            let Place::Server(server) = &mut self.place else {
+            let Place::Server(server) = &self.place else {
                 return (taken, None);
             };
             if rest.is_empty() {
                 return (taken, None);
             }
-            if server.scanner.at_boundary() && server.owed.passes_rows() {
+            if server.scanner.at_boundary() && server.owed.passes_rows() && !self.renumbers_rows() {
                 // Most of what servers send.
                 let rows = frame::run_len(rest, b'D', Sender::Server);
                 if rows > 0 {
@@ -71,6 +74,9 @@ impl Task {
                     continue;
                 }
             }
+            let Place::Server(server) = &mut self.place else {
+                return (taken, None);
+            };
             let scan = match server.scanner.next(rest) {
                 Ok(scan) => scan,
                 Err(error) => return (taken, Some(End::ServerViolation(error))),
@@ -87,9 +93,7 @@ impl Task {
                 Scan::Incomplete { need } => {
                     let header = frame::peek(rest, Sender::Server).ok().flatten();
                     match (need, header) {
-                        (Some(need), Some(header))
-                            if need > whole_max(header.tag, Sender::Server) =>
-                        {
+                        (Some(need), Some(header)) if need > self.whole_from_server(header.tag) => {
                             (header, None)
                         }
                         _ => return (taken, None),
@@ -98,6 +102,19 @@ impl Task {
             };
             let end = more.unwrap_or(rest.len());
             let body = rest.get(HEADER_LEN..end).unwrap_or_default();
+            let told = match more {
+                Some(_) => self.told(header, body),
+                None => Some(Renumbered::Same),
+            };
+            let Some(told) = told else {
+                // It is looked at once more when its numbers are known.
+                return (taken, None);
+            };
+            let body = match &told {
+                Renumbered::Other(own) => own,
+                Renumbered::Same => body,
+            };
+            self.note_acknowledged(header.tag, body);
             let fate = match self.on_server_message(header, body) {
                 Ok(fate) => fate,
                 Err(end) => return (taken, Some(end)),
@@ -105,6 +122,10 @@ impl Task {
             let fate = match fate {
                 Fate::Outdated => {
                     encode::backend::error(splice.make(input), &report::outdated());
+                    Fate::Kept
+                }
+                Fate::Refused(report) => {
+                    encode::backend::error(splice.make(input), &report);
                     Fate::Kept
                 }
                 Fate::Tagged(tag) => {
@@ -123,10 +144,27 @@ impl Task {
                 }
                 fate => fate,
             };
+            let fate = match header.tag {
+                b'Z' => self.before_ready(fate, body, input, splice),
+                _ => fate,
+            };
             match more {
                 Some(more) => {
-                    if fate == Fate::Passed && !self.put_error(header, body, input, splice) {
-                        splice.pass(input, taken..taken + more);
+                    match (fate, &told) {
+                        (Fate::Passed, Renumbered::Other(own)) => {
+                            let out = splice.make(input);
+                            let start = out.len();
+                            out.put_u8(header.tag);
+                            out.put_u32(0);
+                            out.put_slice(own);
+                            patch_len(out, start, own.len() + 4);
+                        }
+                        (Fate::Passed, Renumbered::Same)
+                            if !self.put_error(header, body, input, splice) =>
+                        {
+                            splice.pass(input, taken..taken + more);
+                        }
+                        _ => {}
                     }
                     taken += more;
                 }
@@ -139,6 +177,28 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// The client hears of what was raised before it is told that the server is ready outside of a transaction.
+    fn before_ready(
+        &mut self,
+        fate: Fate,
+        body: &[u8],
+        input: &[u8],
+        splice: &mut Splice<'_>,
+    ) -> Fate {
+        let is_settled = matches!(&self.place, Place::Server(server) if server.owed.is_settled());
+        self.note_channels(is_settled);
+        if fate != Fate::Passed || body != b"I" {
+            return fate;
+        }
+        if self.is_told_later() {
+            return Fate::Kept;
+        }
+        if let Some(news) = self.news() {
+            splice.make(input).put_slice(&news);
+        }
+        fate
     }
 
     /// Writes an error that speaks of a statement by its name on servers. Whether it was one.
@@ -287,13 +347,18 @@ impl Task {
 
     fn on_error(&mut self, sent: Option<Sent>, note: Note, body: &[u8]) -> Fate {
         self.take_back_undone();
-        let Place::Server(server) = &mut self.place else {
-            return Fate::Passed;
-        };
-        if server.owed.is_skipping() && self.errand.is_under_way() {
+        if self.errand.is_under_way()
+            && matches!(&self.place, Place::Server(server) if server.owed.is_skipping())
+        {
             // What it was asked is thrown away with the rest.
             self.errand = Errand::None;
         }
+        if let Some(report) = self.was_refused(note, body) {
+            return Fate::Refused(Box::new(report));
+        }
+        let Place::Server(server) = &mut self.place else {
+            return Fate::Passed;
+        };
         if !matches!(sent, Some(Sent::Bind | Sent::DescribeStatement)) || note == 0 {
             return Fate::Passed;
         }

@@ -66,11 +66,14 @@ pub(crate) type Attempt = u64;
 /// statement, of a Query or Execute what it does to the session. 0: nothing.
 pub(crate) type Note = u64;
 
+/// A message that is owed replies.
 #[derive(Debug, Clone, Copy)]
-struct Item {
-    sent: Sent,
-    by: By,
-    note: Note,
+pub(crate) struct Item {
+    pub(crate) sent: Sent,
+    pub(crate) by: By,
+    pub(crate) note: Note,
+    /// The number of the portal that it names, where the session gives them any; 0: none.
+    pub(crate) portal: u32,
 }
 
 /// What a reply is.
@@ -219,7 +222,12 @@ impl Owed {
             Sent::CopyEnd => {}
             _ => self.batch_open = true,
         }
-        self.items.push_back(Item { sent, by, note });
+        self.items.push_back(Item {
+            sent,
+            by,
+            note,
+            portal: 0,
+        });
         true
     }
 
@@ -266,6 +274,23 @@ impl Owed {
             self.items.pop_front();
         }
         Ok(Reply { to, event })
+    }
+
+    /// The message that is answered now.
+    pub(crate) fn head(&self) -> Option<Item> {
+        self.items.front().copied()
+    }
+
+    /// What was sent last names the portal of this number.
+    pub(crate) fn names_portal(&mut self, portal: u32) {
+        if let Some(item) = self.items.back_mut() {
+            item.portal = portal;
+        }
+    }
+
+    /// Whether something is owed that names this portal.
+    pub(crate) fn awaits_portal(&self, portal: u32) -> bool {
+        self.items.iter().any(|item| item.portal == portal)
     }
 
     /// Whether any DataRow that comes now is the client's, and means nothing beyond that.

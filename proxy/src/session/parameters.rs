@@ -1,7 +1,7 @@
 //! Owns what a client's startup parameters are: settings of its session, which follow it from server to server, and the rest,
 //! which only the login of a server can say.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use super::{profile::APPLICATION_NAME, route::Hints};
 use crate::{config::PoolMode, pool::Params};
@@ -25,8 +25,12 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Takes apart what a client sent. Who shares no server gets one with the same startup message.
-    pub(super) fn new(params: &[(String, String)], mode: PoolMode) -> Parameters {
+    /// Takes apart what a client sent, and from where. Who shares no server gets one with the same startup message.
+    pub(super) fn new(
+        params: &[(String, String)],
+        client: Option<IpAddr>,
+        mode: PoolMode,
+    ) -> Parameters {
         let (options, others): (Vec<_>, Vec<_>) = params
             .iter()
             .cloned()
@@ -42,6 +46,12 @@ impl Parameters {
         let hints = Hints {
             application_name: last(APPLICATION_NAME),
             key: last(ROUTING_KEY),
+            client,
+            options: in_options
+                .iter()
+                .chain(&others)
+                .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+                .collect(),
         };
         if mode == PoolMode::Session {
             return Parameters {
@@ -173,7 +183,7 @@ mod tests {
     }
 
     fn parameters(pairs: &[(&str, &str)]) -> Parameters {
-        Parameters::new(&owned(pairs), PoolMode::Transaction)
+        Parameters::new(&owned(pairs), None, PoolMode::Transaction)
     }
 
     #[test]
@@ -263,7 +273,7 @@ mod tests {
             ("options", "-c work_mem=5MB -c tandem.key=k"),
             ("application_name", "x"),
         ]);
-        let found = Parameters::new(&params, PoolMode::Session);
+        let found = Parameters::new(&params, None, PoolMode::Session);
         assert_eq!(*found.login, params);
         assert!(found.settings.is_empty());
         assert_eq!(found.hints.key.as_deref(), Some("k"));

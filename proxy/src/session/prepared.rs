@@ -452,7 +452,7 @@ mod tests {
         let session = Settings::new([(&b"work_mem"[..], &b"5MB"[..])]);
         let reset = b"RESET work_mem";
         let does = program(reset).expect("it does something");
-        let (text, does) = restoring(reset, &does, &session, None).expect("it is lost");
+        let (text, does) = restoring(reset, &does, &session, None, false).expect("it is lost");
         let rest = [&text[..], b"\0\0\0"].concat();
         let instead = interner.intern_instead(&rest, &does);
         let own = interner.intern(&rest);

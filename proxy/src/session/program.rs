@@ -7,12 +7,9 @@ use tandem_routing_rules::{
     lex::split,
     state::{Change, Effect, Effects, Names, Settings, effects, is_plain},
 };
-use xxhash_rust::xxh3::xxh3_64;
 
-/// Texts that a worker remembers at most, a power of two.
-const PLACES: usize = 128;
-/// Bytes of a text that is remembered.
-const TEXT_MAX: usize = 1024;
+use super::listening::shared;
+use crate::texts::Texts;
 
 /// One statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,11 +57,7 @@ pub(super) fn program(text: &[u8]) -> Option<Program> {
     if is_plain(text) {
         return None;
     }
-    if text.len() > TEXT_MAX {
-        return read(text);
-    }
-    let hash = xxh3_64(text);
-    KNOWN.with_borrow_mut(|known| known.get(hash, text))
+    KNOWN.with_borrow_mut(|known| known.get(0, text, || read(text)))
 }
 
 fn read(text: &[u8]) -> Option<Program> {
@@ -95,12 +88,13 @@ fn only_statement(text: &[u8]) -> Option<&[u8]> {
 }
 
 /// The text to send, and what it does, where a RESET in it has to give what the session's login asked for and `server`'s
-/// (any server's, where none is given) did not.
+/// (any server's, where none is given) did not, or where the server is not the one that is to listen.
 pub(super) fn restoring(
     text: &[u8],
     program: &Program,
     session: &Settings,
     server: Option<&Settings>,
+    shares_channels: bool,
 ) -> Option<(Vec<u8>, Program)> {
     let mut steps = Vec::with_capacity(program.len());
     let (mut restored, mut taken) = (Vec::new(), 0);
@@ -115,6 +109,13 @@ pub(super) fn restoring(
                 effects: found.effects,
                 tag: found.tag,
             }));
+        } else if shares_channels
+            && let Some((text_instead, shared)) = shared(statement.text, &step)
+        {
+            restored.extend_from_slice(text.get(taken..statement.range.start)?);
+            restored.extend_from_slice(&text_instead);
+            taken = statement.range.end;
+            step = shared;
         }
         steps.push(step);
     }
@@ -137,97 +138,19 @@ pub(super) fn deallocated(program: Option<&Program>) -> Option<&[u8]> {
 }
 
 thread_local! {
-    static KNOWN: RefCell<Known> = const { RefCell::new(Known(Vec::new())) };
-}
-
-/// What was found out of texts, each at the place that its hash gives. A text is kept when it comes a second time with
-/// no other at its place between: one that never comes again, for what is written out in it, leaves its hash only.
-#[derive(Debug)]
-struct Known(Vec<Place>);
-
-#[derive(Debug, Clone, Default)]
-struct Place {
-    hash: u64,
-    found: Option<(Box<[u8]>, Option<Program>)>,
-}
-
-impl Known {
-    fn get(&mut self, hash: u64, text: &[u8]) -> Option<Program> {
-        if self.0.is_empty() {
-            self.0.resize_with(PLACES, Place::default);
-        }
-        // The remainder is less than the number of places.
-        #[allow(clippy::cast_possible_truncation)]
-        let Some(place) = self.0.get_mut((hash % PLACES as u64) as usize) else {
-            return read(text);
-        };
-        if place.hash != hash {
-            *place = Place { hash, found: None };
-            return read(text);
-        }
-        // Two texts can have one hash.
-        if let Some((_, program)) = place.found.as_ref().filter(|(known, _)| **known == *text) {
-            return program.clone();
-        }
-        let program = read(text);
-        place.found = Some((text.into(), program.clone()));
-        program
-    }
+    static KNOWN: RefCell<Texts<Option<Program>>> = const { RefCell::new(Texts::new()) };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn words(program: &Option<Program>) -> Option<Vec<Effect>> {
-        let all = program.as_ref()?.iter();
-        Some(all.map(|step| step.effects.effect.clone()).collect())
-    }
-
-    #[test]
-    fn a_text_that_comes_again_is_read_twice_at_most() {
-        let mut known = Known(Vec::new());
-        let mut program = || known.get(1, b"BEGIN");
-        let [first, second, third] = [program(), program(), program()].map(Option::unwrap);
-        assert!(!Arc::ptr_eq(&first, &second) && Arc::ptr_eq(&second, &third));
-        assert_eq!((&first, &second), (&second, &first));
-    }
-
-    #[test]
-    fn a_text_is_never_taken_for_another_one_of_its_hash_or_place() {
-        let mut known = Known(Vec::new());
-        let place = PLACES as u64;
-        for _ in 0..3 {
-            for (hash, text) in [
-                (1, "BEGIN"),
-                (1, "COMMIT"),
-                (1 + place, "LISTEN a"),
-                (1, ""),
-            ] {
-                for _ in 0..3 {
-                    let found = known.get(hash, text.as_bytes());
-                    assert_eq!(words(&found), words(&read(text.as_bytes())), "{text}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn texts_that_do_not_come_again_are_not_kept() {
-        let mut known = Known(Vec::new());
-        for number in 0..10_000 {
-            let text = format!("SELECT f({number})");
-            known.get(xxh3_64(text.as_bytes()), text.as_bytes());
-        }
-        assert!(known.0.iter().all(|place| place.found.is_none()));
-    }
-
     #[test]
     fn only_what_resets_is_replaced() {
         let session = Settings::new([(&b"work_mem"[..], &b"5MB"[..])]);
         let text = b"SELECT 1; RESET work_mem -- it\n; SHOW work_mem";
         let before = program(text).expect("it does something");
-        let (restored, after) = restoring(text, &before, &session, None).expect("a RESET");
+        let (restored, after) = restoring(text, &before, &session, None, false).expect("a RESET");
         assert_eq!(
             String::from_utf8(restored).expect("ASCII"),
             "SELECT 1; SET \"work_mem\" TO '5MB' -- it\n; SHOW work_mem"
@@ -240,6 +163,6 @@ mod tests {
             assert_eq!(program(text), Some(Arc::clone(&before)));
         }
         let other = program(b"SET work_mem = '7MB'").expect("it does something");
-        assert!(restoring(b"SET work_mem = '7MB'", &other, &session, None).is_none());
+        assert!(restoring(b"SET work_mem = '7MB'", &other, &session, None, false).is_none());
     }
 }

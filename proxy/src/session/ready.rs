@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::{BufMut, BytesMut};
 
 use super::{
+    numbers::renumber_types,
     owed::{Attempt, By, Note, Sent},
     prepared::{Prepared, ServerStatements, Statement},
     program::Program,
@@ -17,7 +18,7 @@ use super::{
     splice::Splice,
     task::{Place, Task},
 };
-use crate::pool::Server;
+use crate::{identity::Numbered, pool::Server};
 
 /// What no server has a statement under: who is to be refused is sent there, so that the transaction fails as it has to.
 const NOWHERE: &[u8] = b"tandem_outdated\0";
@@ -133,7 +134,7 @@ impl Unnamed {
         rest.filter(|_| self.attempt != 0)
     }
 
-    fn text(&self) -> &[u8] {
+    pub(super) fn text(&self) -> &[u8] {
         // Behind the header there is a name without a character.
         let text = self.frame.get(tandem_wire::frame::HEADER_LEN + 1..);
         let mut texts = text.unwrap_or_default().split(|byte| *byte == 0);
@@ -227,7 +228,7 @@ impl Task {
         }
         server.statements.unnamed = wants;
         server.owed.sent(Sent::Parse, By::Proxy, wants);
-        out.put_slice(&self.unnamed.frame);
+        put_frame(out, &self.unnamed.frame, b"", server);
         if self.unnamed.told.is_some() && ask(server, out, |out| out.put_slice(DESCRIBE_UNNAMED)) {
             self.errand = Errand::Shape(wants);
             return Ready::Later;
@@ -266,7 +267,9 @@ impl Task {
             return;
         };
         let parameters = server.statements.describing.take();
-        let shape = Shape::read(server.face.node, parameters, rows);
+        let numbers = server.numbers.as_ref();
+        let node = numbers.map_or(server.face.node, Numbered::told_as);
+        let shape = Shape::read(node, parameters, rows);
         match (to, self.errand) {
             (By::Client, _) => {
                 let Some(shape) = shape else { return };
@@ -319,17 +322,14 @@ pub(super) fn prepare(
     attempt: Attempt,
     out: &mut BytesMut,
 ) {
-    let Server {
-        statements, owed, ..
-    } = server;
-    if let Some(evicted) = statements.insert(statement, attempt) {
-        owed.sent(Sent::Close, By::Proxy, 0);
+    if let Some(evicted) = server.statements.insert(statement, attempt) {
+        server.owed.sent(Sent::Close, By::Proxy, 0);
         put_named(out, b'C', Some(&evicted));
     }
-    owed.sent(Sent::Close, By::Proxy, 0);
+    server.owed.sent(Sent::Close, By::Proxy, 0);
     put_named(out, b'C', Some(statement));
-    owed.sent(Sent::Parse, by, attempt);
-    put_parse(out, statement);
+    server.owed.sent(Sent::Parse, by, attempt);
+    put_parse(out, statement, server);
     note_count(server);
 }
 
@@ -359,14 +359,23 @@ pub(super) fn put_named(out: &mut BytesMut, tag: u8, statement: Option<&Statemen
     patch_len(out, start, out.len() - start - 1);
 }
 
-/// A Parse of a statement under its name on servers.
-pub(super) fn put_parse(out: &mut BytesMut, statement: &Statement) {
+/// A Parse of a statement under its name on servers, for this one.
+pub(super) fn put_parse(out: &mut BytesMut, statement: &Statement, server: &Server) {
     let start = out.len();
     out.put_u8(b'P');
     out.put_u32(0);
     statement.write_name(out);
+    let rest = out.len();
     out.put_slice(statement.rest());
+    renumber_types(server, out.get_mut(rest..).unwrap_or_default());
     patch_len(out, start, out.len() - start - 1);
+}
+
+/// A Parse with this name as it came, for this server.
+pub(super) fn put_frame(out: &mut BytesMut, frame: &[u8], name: &[u8], server: &Server) {
+    let rest = out.len() + tandem_wire::frame::HEADER_LEN + name.len() + 1;
+    out.put_slice(frame);
+    renumber_types(server, out.get_mut(rest..).unwrap_or_default());
 }
 
 /// A Parse of the unnamed statement; `rest` is what stands behind the name.

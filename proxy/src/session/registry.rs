@@ -144,7 +144,7 @@ impl SessionEntry {
     }
 
     /// Wakes the session, as often as somebody wants something.
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         let known = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
         let waker = known.clone();
         drop(known);

@@ -1,9 +1,10 @@
 //! Owns the texts of what a client is told when its session cannot begin or must end.
 
 use bytes::{BufMut, BytesMut};
+use tandem_routing_rules::{Lost, state::Homed};
 use tandem_wire::{ErrorReport, ServerError, encode};
 
-use crate::pool::WaitError;
+use crate::{notifications::UNTAKEN_MAX, pool::WaitError};
 
 /// An ErrorResponse as bytes.
 pub(crate) fn bytes(report: &ErrorReport) -> BytesMut {
@@ -144,6 +145,51 @@ pub(crate) fn waiting() -> ErrorReport {
     )
 }
 
+/// The client goes on at a node that does not show what its session has seen on others.
+pub(crate) fn behind(node: &str, others: &str) -> ErrorReport {
+    let message =
+        format!("node {node} does not show yet all that this session has seen on node {others}");
+    ErrorReport::new("NOTICE", "01000", message)
+        .with_detail("It was waited for, but did not come in time; what follows may not see it.")
+}
+
+/// The client goes on without what its session may have seen last on a node that is down.
+pub(crate) fn lost(nodes: &str, here: &str, policy: Lost) -> ErrorReport {
+    let (severity, code) = match policy {
+        Lost::Notice => ("NOTICE", "01000"),
+        Lost::Error => ("ERROR", "55000"),
+    };
+    let message = format!(
+        "node {nodes} is down: its last transactions, which this session has seen or is to see, may not be here yet"
+    );
+    let report = ErrorReport::new(severity, code, message);
+    let detail = format!(
+        "The session goes on at node {here}. What is missing comes when node {nodes} is back."
+    );
+    match policy {
+        Lost::Notice => report.with_detail(detail),
+        Lost::Error => report.with_detail(detail).with_hint(
+            "Nothing of the statement has run. Repeat it to go on without them: this is said once.",
+        ),
+    }
+}
+
+/// What was to be `tandem.position` is none.
+pub(crate) fn bad_position(text: &str) -> ErrorReport {
+    let message = format!("invalid value for parameter \"tandem.position\": \"{text}\"");
+    ErrorReport::error("22023", message).with_hint(
+        "A position is what SHOW tandem.position says, as a string constant: 'node:LSN', such as 'paris:0/16B3740', \
+         or several of these with commas between them, in a statement of its own.",
+    )
+}
+
+/// The session's position cannot be told.
+pub(crate) fn no_position(node: &str) -> ErrorReport {
+    let message =
+        format!("node {node}, where this session was last, does not tell its position now");
+    ErrorReport::error("55000", message)
+}
+
 /// There is no server for the client's statement, of which nothing was sent.
 pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
     match error {
@@ -186,6 +232,79 @@ pub(crate) fn too_much_prepared() -> ErrorReport {
         "53400",
         "terminating connection: the session's prepared statements are larger than 64 MiB in all",
     )
+}
+
+/// Nodes that are not listened to now, for a client that listens.
+pub(crate) fn not_heard(nodes: &[String]) -> ErrorReport {
+    let message = format!(
+        "notifications of node {} are not heard now",
+        nodes.join(", ")
+    );
+    ErrorReport::new("WARNING", "01000", message)
+        .with_hint("Another warning tells when they are heard again.")
+}
+
+/// The client has left too many notifications untaken.
+pub(crate) fn notifications_untaken() -> ErrorReport {
+    let mib = UNTAKEN_MAX >> 20;
+    ErrorReport::fatal(
+        "53400",
+        format!("terminating connection: the client has left {mib} MiB of notifications untaken"),
+    )
+    .with_hint(
+        "A session that listens has to read, and to be outside of transactions most of the time.",
+    )
+}
+
+/// Prepared transactions of one name on several nodes.
+pub(crate) fn prepared_on_several(gid: &str, nodes: &str) -> ErrorReport {
+    let message = format!("prepared transaction with identifier \"{gid}\" exists on nodes {nodes}");
+    ErrorReport::error("42725", message).with_hint("End each on its node, without Tandem between.")
+}
+
+/// A prepared transaction that may be on a node which does not answer.
+pub(crate) fn prepared_not_found(gid: &str, nodes: &str) -> ErrorReport {
+    let message = format!(
+        "prepared transaction with identifier \"{gid}\" may be on node {nodes}, which does not answer"
+    );
+    ErrorReport::error("57P03", message)
+        .with_detail("It is on none of the others.")
+        .with_hint("Try again when the node is back.")
+}
+
+/// The session cannot go where a prepared transaction is.
+pub(crate) fn prepared_elsewhere(gid: &str, node: &str) -> ErrorReport {
+    let message = format!(
+        "prepared transaction with identifier \"{gid}\" is on node {node}, and this session keeps its server on another one"
+    );
+    ErrorReport::error("0A000", message)
+        .with_hint("End it from another session, or DISCARD ALL first.")
+}
+
+/// PostgreSQL's own text (`AtPrepare_Notify` in async.c).
+pub(crate) fn prepares_listening() -> ErrorReport {
+    ErrorReport::error(
+        "0A000",
+        "cannot PREPARE a transaction that has executed LISTEN, UNLISTEN, or NOTIFY",
+    )
+}
+
+/// Large objects do not travel, and so are not made.
+pub(crate) fn large_objects_refused() -> ErrorReport {
+    ErrorReport::error("0A000", "large objects are not replicated")
+        .with_detail("They are not in a node's stream of changes, so that the other nodes would not have them.")
+        .with_hint("Keep the data in a column of type bytea, or have all large objects on one node: large_objects = \"home\" in [replication].")
+}
+
+/// What a statement uses is not where its transaction runs.
+pub(crate) fn not_at_home(homed: Homed, node: &str) -> ErrorReport {
+    ErrorReport::error(
+        "0A000",
+        format!(
+            "{homed} are on the database's default home, and this transaction runs on node {node}"
+        ),
+    )
+    .with_hint("Let this be the first statement of its transaction: then all of it runs there.")
 }
 
 /// The node wants a proof of the user's identity that Tandem cannot give.

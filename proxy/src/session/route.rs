@@ -1,10 +1,11 @@
 //! Owns the choice of a node for a session, from what is known of it at its login.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
-use tandem_routing_rules::{ClusterView, NodeView, SessionFacts, decide_session};
+use tandem_routing_rules::{ClusterView, SessionFacts, decide_session};
 
 use super::Shared;
+use crate::routing::views;
 
 /// What a client says at login that decides where it goes, besides who it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -12,6 +13,24 @@ pub(crate) struct Hints {
     pub(crate) application_name: Option<Box<str>>,
     /// `tandem.key`
     pub(crate) key: Option<Box<str>>,
+    /// Where it comes from; none: by a unix socket.
+    pub(crate) client: Option<IpAddr>,
+    /// What its startup message sets, by name as it is written there; of one that is given twice the last counts.
+    pub(crate) options: Box<[(Box<str>, Box<str>)]>,
+}
+
+impl Hints {
+    /// The same in the words of the rules.
+    pub(crate) fn facts<'a>(&'a self, user: &'a str, database: &'a str) -> SessionFacts<'a> {
+        SessionFacts {
+            user,
+            database,
+            application_name: self.application_name.as_deref(),
+            key: self.key.as_deref(),
+            client: self.client,
+            options: &self.options,
+        }
+    }
 }
 
 /// Which nodes take no sessions now.
@@ -38,31 +57,14 @@ pub(crate) fn choose(
     hints: &Hints,
     unusable: &[bool],
 ) -> Option<Chosen> {
-    let views: Vec<NodeView<'_>> = shared
-        .nodes
-        .iter()
-        .zip(unusable)
-        .enumerate()
-        .map(|(index, (node, unusable))| NodeView {
-            id: node.config().id,
-            name: node.name(),
-            zone: node.config().zone.as_deref(),
-            healthy: !unusable,
-            rtt_us: shared.health.rtt_us(index),
-            sessions: node.sessions(),
-        })
-        .collect();
+    let usable = |node: usize| unusable.get(node) == Some(&false);
+    let views = views::live(&shared.nodes, &shared.health, usable);
     let settings = shared.settings.load();
     let cluster = ClusterView {
         nodes: &views,
         zone: settings.config.proxy.zone.as_deref(),
     };
-    let facts = SessionFacts {
-        user,
-        database,
-        application_name: hints.application_name.as_deref(),
-        key: hints.key.as_deref(),
-    };
+    let facts = hints.facts(user, database);
     let decision = decide_session(&settings.config.rules, &facts, &cluster).ok()?;
     let node = views.iter().position(|view| view.id == decision.node)?;
     Some(Chosen {

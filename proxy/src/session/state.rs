@@ -15,6 +15,7 @@ use tandem_routing_rules::{
 };
 
 use super::{
+    listening::{Hearing, listens},
     owed::{Note, Status},
     profile::{Profile, ServerSettings},
     program::{Program, Step, program, restoring},
@@ -98,11 +99,15 @@ pub(super) struct State {
     ran: bool,
     /// Marks go to the model at once.
     live: bool,
+    /// What [`shares_channels`](State::shares_channels) was after the last transaction that changed a setting.
+    shared_channels: bool,
     trail: Vec<Mark>,
     pending: VecDeque<Pending>,
     notes: Note,
     pins: Pins,
     hold: Option<Hold>,
+    /// What it hears of, if others listen for it.
+    pub(super) hearing: Option<Box<Hearing>>,
 }
 
 impl State {
@@ -115,11 +120,13 @@ impl State {
             changes: 0,
             ran: false,
             live: false,
+            shared_channels: false,
             trail: Vec::new(),
             pending: VecDeque::new(),
             notes: 0,
             pins: Pins::default(),
             hold,
+            hearing: None,
         };
         state.check_settings();
         state
@@ -165,6 +172,7 @@ impl State {
         if !self.is_lexed_surely() {
             self.keep(Hold::Lexing);
         }
+        self.shared_channels = self.shares_channels();
     }
 
     /// Whether `standard_conforming_strings` and the encoding leave no doubt about where a text's strings end.
@@ -238,7 +246,7 @@ impl State {
     pub(super) fn restoring_prepared(&self, rest: &[u8]) -> Option<(Vec<u8>, Program)> {
         // Of most, the first word is enough.
         let first = Lexer::new(rest, true).significant().next()?;
-        if !first.is_word("reset") && !first.is_word("set") {
+        if !first.is_word("reset") && !first.is_word("set") && !first.is_word("listen") {
             return None;
         }
         let end = rest.iter().position(|byte| *byte == 0)?;
@@ -254,10 +262,28 @@ impl State {
         program: &Program,
         server: Option<&Settings>,
     ) -> Option<(Vec<u8>, Program)> {
-        if !program.iter().any(Step::resets) || !self.is_surely_read(text) {
+        let shares_channels = self.shares_channels() && program.iter().any(listens);
+        let is_other = shares_channels || program.iter().any(Step::resets);
+        if !is_other || !self.is_surely_read(text) {
             return None;
         }
-        restoring(text, program, &self.settings, server)
+        restoring(text, program, &self.settings, server, shares_channels)
+    }
+
+    /// Whether notifications are in the encoding that the client reads, so that others can listen for it.
+    pub(super) fn shares_channels(&self) -> bool {
+        let encoding = self.text_of(b"client_encoding");
+        encoding.is_some_and(|encoding| encoding.eq_ignore_ascii_case("UTF8"))
+    }
+
+    /// The same outside of a transaction, without a look at the settings.
+    pub(super) fn shared_channels(&self) -> bool {
+        self.shared_channels
+    }
+
+    /// Whether the session's server is told something else than this LISTEN.
+    pub(super) fn shares_channels_of(&self, text: &[u8]) -> bool {
+        self.shares_channels() && self.is_surely_read(text)
     }
 
     /// Whether this throws away what the session's login asked for, because the server's did not.
@@ -286,6 +312,9 @@ impl State {
         };
         for step in program.iter() {
             let one = &step.effects;
+            if let Some(hearing) = &mut self.hearing {
+                hearing.raised |= one.notifies();
+            }
             self.ran |= runs(one);
             self.pins = self.pins.with(one.pins);
             let lasting = one.pins.iter().find(|pin| !pin.ends_with_transaction());
@@ -366,7 +395,12 @@ impl State {
         if let Effect::Discard(Discard::All | Discard::Sequences) = one.effect {
             self.forgotten(server);
         }
-        let changes = !one.changes.is_empty() || matches!(one.effect, Effect::Discard(_));
+        let changes = !one.changes.is_empty()
+            || matches!(one.effect, Effect::Discard(_))
+            || self
+                .hearing
+                .as_ref()
+                .is_some_and(|hearing| hearing.listening.concerns(step));
         if changes {
             self.go_live(server);
         }
@@ -458,8 +492,18 @@ impl State {
             if let Some(step) = program.get(place) {
                 self.settings.apply(&step.effects);
                 server.now.apply(step.on_server());
+                if let Some(hearing) = &mut self.hearing {
+                    hearing.listening.apply(step);
+                }
             }
             return;
+        }
+        if let Some(hearing) = &mut self.hearing {
+            match &mark {
+                Mark::Applied(..) => {}
+                Mark::Failed => hearing.listening.failed(),
+                Mark::Ready(status) => hearing.listening.ready(*status),
+            }
         }
         for settings in [&mut self.settings, &mut server.now] {
             match &mark {

@@ -15,12 +15,14 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tandem_wire::{ErrorReport, FrameError, Scanner, Sender, Stream, encode};
+use tandem_wire::{ErrorReport, Scanner, Sender, Stream, encode};
 use tokio::{io::AsyncWrite, task::coop::has_budget_remaining};
 
 use super::{
     Shared,
+    consistency::Behind,
     end::{Boundary, End},
+    inbound::StopAt,
     input::{Input, READ_MAX, keep, read_some},
     outbox::Outbox,
     owed::Attempt,
@@ -31,7 +33,7 @@ use super::{
     report,
     splice::Splice,
     state::{Hold, State},
-    unit::{Behind, Beside, Routed},
+    unit::{Beside, Routed},
 };
 use crate::{
     bound::Bound,
@@ -272,9 +274,14 @@ impl Task {
 
     /// Lets both directions move once. Whether one did.
     fn turn(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
+        if self.waits_for_numbers(cx) {
+            return Ok(false);
+        }
         let down = self.down(cx, shared)?;
+        // Behind what was held for the client: nobody wakes the session again for these.
+        let told = self.tell_news()?;
         let up = self.up(cx, shared)?;
-        Ok(down || up)
+        Ok(told || down || up)
     }
 
     // From the server to the client.
@@ -338,7 +345,8 @@ impl Task {
     }
 
     fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.dry.server {
+        let again = self.looks_again();
+        if self.dry.server && !again {
             return Ok(false);
         }
         SCRATCH.with_borrow_mut(|Scratch { input, output }| {
@@ -346,17 +354,19 @@ impl Task {
                 return Ok(false);
             };
             input.begin(&server.received);
-            let read = match input.read(cx, &mut server.stream) {
-                Poll::Pending => {
-                    self.dry.server = true;
-                    return Ok(false);
+            if !again {
+                let read = match input.read(cx, &mut server.stream) {
+                    Poll::Pending => {
+                        self.dry.server = true;
+                        return Ok(false);
+                    }
+                    Poll::Ready(read) => read,
+                };
+                match read {
+                    Ok(0) => return Err(self.server_gone(None)),
+                    Err(error) => return Err(self.server_gone(Some(error))),
+                    Ok(more) => add(&server.face.counters.sent, more as u64),
                 }
-                Poll::Ready(read) => read,
-            };
-            match read {
-                Ok(0) => return Err(self.server_gone(None)),
-                Err(error) => return Err(self.server_gone(Some(error))),
-                Ok(more) => add(&server.face.counters.sent, more as u64),
             }
             let input = input.bytes();
             let mut splice = Splice::new(output);
@@ -428,7 +438,10 @@ impl Task {
             }
             Place::Server(_) | Place::Idle => {}
         }
-        if self.errand.is_under_way() {
+        if let Some(goes_on) = self.waits_for_news(cx, shared) {
+            return Ok(goes_on);
+        }
+        if self.errand.is_under_way() || self.is_searching(cx) {
             return Ok(false);
         }
         if self.goodbye != Goodbye::No && !self.stalled {
@@ -505,9 +518,14 @@ impl Task {
             } else {
                 keep(&mut self.from_client, buffer, taken);
             }
+            if stop.is_none() && self.dropping_up && self.up.at_boundary() {
+                // What went in the place of a large message may be answered already.
+                self.dropping_up = false;
+                self.release_if_done();
+            }
             match stop {
                 None | Some(StopAt::More) => {}
-                Some(StopAt::NeedServer | StopAt::Errand) => self.stalled = true,
+                Some(StopAt::NeedServer | StopAt::Errand | StopAt::Number) => self.stalled = true,
                 Some(StopAt::Begin) => {
                     self.stalled = true;
                     self.begin_block(cx);
@@ -574,6 +592,7 @@ impl Task {
         if let Some(routed) = &mut self.routed {
             routed.beside = Beside::No;
             routed.block.fail();
+            routed.policing.is_clear = false;
         }
         self.refusing = match self.from_client.first() {
             Some(b'Q' | b'F') => Refusing::One,
@@ -594,8 +613,11 @@ impl Task {
 
     // What others want to know.
 
-    fn activity(&self) -> Activity {
+    pub(super) fn activity(&self) -> Activity {
+        let hearing = self.state.hearing.as_ref();
+        let owes_ready = hearing.is_some_and(|hearing| hearing.owes_ready());
         match &self.place {
+            _ if owes_ready => Activity::Active,
             Place::Idle if self.block().status().is_some() => Activity::InTransaction,
             Place::Idle => Activity::Idle,
             Place::Waiting(_) | Place::Behind(_) => Activity::Active,
@@ -660,27 +682,6 @@ impl Task {
     pub(super) fn held_capacity(&self) -> usize {
         self.from_client.capacity() + self.to_client.capacity()
     }
-}
-
-/// Why the client's messages were not all taken.
-#[derive(Debug)]
-pub(super) enum StopAt {
-    /// The next one needs a server.
-    NeedServer,
-    /// More of them must come before it can be told where they go.
-    More,
-    /// The server is asked something first.
-    Errand,
-    /// What the server still has to answer comes first.
-    Answers,
-    /// The server has to begin the client's transaction block first.
-    Begin,
-    /// Terminate.
-    Goodbye,
-    /// What it sent is no message of the protocol.
-    Violation(FrameError),
-    /// It has prepared more than it may.
-    TooMuchPrepared,
 }
 
 /// No other client may have it. It is spent for this one too, as far as writing goes.

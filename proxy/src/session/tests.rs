@@ -1,6 +1,8 @@
 mod blocks;
 mod discarding;
 mod forgetting;
+mod numbers;
+mod policing;
 mod replaced;
 mod shapes;
 
@@ -31,6 +33,7 @@ use crate::{
     health::ProbeSettings,
     limits::Limits,
     node,
+    notifications::Notifications,
     pool::{Key, Pool, Server, Turn, release},
 };
 
@@ -95,8 +98,15 @@ fn shared() -> (Shared, JoinSet<()>) {
         canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
         clients: Clients::new(10),
         limits: Limits::new(config.limits.clone()),
+        control: Arc::new(Control::new(
+            Arc::clone(&nodes),
+            "app".to_owned(),
+            bound.clone(),
+        )),
+        notifications: Notifications::new(Arc::clone(&nodes), Arc::clone(&health), bound.clone()),
         console: Console::new(Arc::clone(&replicator), &config.admin, ask_shutdown),
         router: Router::new(config.replication.database.clone()),
+        acknowledged: Arc::new(Acknowledged::new(nodes.len())),
         replicator,
         stop: stop_seen,
         pools: Arc::new(Pools::new(
@@ -112,7 +122,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         registry,
         connect_timeout: bound,
         slow_statement: Bound::new(Duration::ZERO),
-        reloading: Mutex::default(),
+        files: Files::default(),
         shares_addresses: false,
         settings: ArcSwap::from_pointee(Settings::of(config, None)),
     };
@@ -197,7 +207,7 @@ impl Bench {
     /// One of which each unit of work goes to a node of its own.
     fn routed() -> Bench {
         let mut bench = Bench::new(PoolMode::Transaction);
-        bench.task.routed = Some(Box::new(Routed::new(0)));
+        bench.task.routed = Some(Box::new(Routed::new(0, None)));
         bench
     }
 
@@ -285,7 +295,7 @@ fn places_are_limited_and_come_back() {
 #[test]
 fn the_state_of_an_idle_session_stays_small() {
     let task = size_of::<Task>();
-    assert!(task <= 768, "{task} bytes");
+    assert!(task <= 784, "{task} bytes");
 }
 
 #[tokio::test]

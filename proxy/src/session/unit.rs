@@ -4,44 +4,40 @@
 //! A unit is a transaction block, or what runs up to a Sync or with a Query outside of one. Its first statement tells where it
 //! belongs, so a block begins on a server with that one, and not before (`block.rs`).
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, task::Context};
 
 use bytes::BufMut;
 use tandem_routing_rules::{
-    Consistency, SessionFacts, Transaction,
-    state::{self, Effect, Isolation},
+    SessionFacts, Transaction,
+    state::{self, Doubt, Effect, Isolation},
 };
 use tandem_wire::{Header, Reader, encode, frame::HEADER_LEN};
 use tokio::time::Instant;
 
 use super::{
     Shared,
-    ahead::{Frames, Known, Until, look_ahead},
+    ahead::{BlockBatch, Frames, Known, Until, look_ahead},
     block::{Block, is_read_only},
-    end::End,
-    inbound::Step,
+    consistency::{Behind, Told},
+    homed::homed,
+    inbound::{Step, StopAt},
+    listening::listens,
+    numbers::Numbers,
     owed::Status,
-    program::{self, program},
+    policing::Policing,
+    prepared_transactions::{Search, ended},
+    program::{self, Program, program},
     ready::{Errand, Unnamed},
     report,
-    task::{Place, Refusing, StopAt, Task, WHOLE_MAX},
+    seen::Seen,
+    task::{Place, Refusing, Task, WHOLE_MAX},
 };
 use crate::{
+    acknowledged::Acknowledged,
     pool::{Key, Pool},
     reload::Settings,
     routing::{Choice, Chooser, Demand, Run},
 };
-
-/// How long a unit waits for the node to show what the session has seen elsewhere.
-const BEHIND_MAX: Duration = Duration::from_secs(1);
-/// How long the session's own node is left alone after it did not show that in time.
-const LAGS: Duration = Duration::from_secs(10);
 
 /// A batch of messages that runs nothing, in a block that no server knows of: it goes to a server, but the block is not begun
 /// for it.
@@ -57,68 +53,69 @@ pub(super) enum Beside {
 /// A session of which each unit of work goes to a node of its own.
 #[derive(Debug)]
 pub(super) struct Routed {
+    /// When it logged in.
+    pub(super) begun: Instant,
     /// The node that was chosen at the login.
     pub(super) near: usize,
-    /// The node that it last had a server of, and up to when.
-    pub(super) last: Option<(usize, Instant)>,
+    /// What it has seen, and where.
+    pub(super) seen: Seen,
     /// The node that it last wrote on.
     wrote: Option<usize>,
+    /// What it is doing may write.
+    pub(super) writes: bool,
+    /// Where it notes that a write is acknowledged; none: its database is not replicated.
+    pub(super) acknowledged: Option<Arc<Acknowledged>>,
     /// A node that is behind, and until when it is left alone.
-    lags: Option<(usize, Instant)>,
+    pub(super) lags: Option<(usize, Instant)>,
     /// Its pools on the others that it has been on.
     elsewhere: Vec<Arc<Pool>>,
+    /// What it was told of its position, and has not told its client yet.
+    pub(super) told: Option<Told>,
+    /// It has prepared a statement about that.
+    pub(super) prepared_position: bool,
     /// What it waits for before it asks for a server.
     pub(super) behind: Option<Box<Behind>>,
     /// The transaction block that no server knows of.
     pub(super) block: Block,
     pub(super) beside: Beside,
+    pub(super) policing: Policing,
+    /// What is known of the numbers (OIDs) in its messages.
+    pub(super) numbers: Numbers,
+    /// What the nodes are asked before it goes to one of them.
+    pub(super) search: Option<Search>,
 }
 
 impl Routed {
     /// One that has just logged in.
-    pub(super) fn new(near: usize) -> Routed {
+    pub(super) fn new(near: usize, acknowledged: Option<Arc<Acknowledged>>) -> Routed {
         Routed {
+            begun: Instant::now(),
             near,
-            last: None,
+            seen: Seen::default(),
             wrote: None,
+            writes: false,
+            acknowledged,
             lags: None,
             elsewhere: Vec::new(),
+            told: None,
+            prepared_position: false,
             behind: None,
             block: Block::None,
             beside: Beside::No,
+            policing: Policing::default(),
+            numbers: Numbers::default(),
+            search: None,
         }
     }
 
     /// Where it reads: where it was last, while the node that was chosen for it is behind.
     fn nearest(&self) -> usize {
-        match (self.lags, self.last) {
-            (Some((node, until)), Some((last, _)))
-                if node == self.near && Instant::now() < until =>
-            {
+        match (self.lags, self.seen.last()) {
+            (Some((node, until)), Some(last)) if node == self.near && Instant::now() < until => {
                 last
             }
             _ => self.near,
         }
-    }
-}
-
-/// Waits until a node shows what the session has seen on another one.
-pub(super) struct Behind {
-    wait: Pin<Box<dyn Future<Output = bool> + Send>>,
-    /// Where it has seen it, and can go back to, unless it has to write.
-    before: Option<usize>,
-}
-
-impl Behind {
-    /// Whether it does, once that is certain.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        self.wait.as_mut().poll(cx)
-    }
-}
-
-impl fmt::Debug for Behind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Behind")
     }
 }
 
@@ -133,34 +130,48 @@ struct Runs {
     is_block: bool,
     /// They run nothing, so the block need not begin for them.
     goes_beside: bool,
+    /// LISTEN does not keep the session on its server.
+    shares_channels: bool,
+    /// The prepared transaction that the first ends.
+    gid: Option<Box<str>>,
+    /// They do something that belongs to their transaction: settings, cursors, functions of which nothing is known.
+    is_bound: bool,
 }
 
 impl Runs {
     /// Nothing yet, which goes there.
-    fn new(choice: Choice) -> Runs {
+    fn new(choice: Choice, shares_channels: bool) -> Runs {
         Runs {
             count: 0,
             until: Until::More,
             choice,
             is_block: false,
             goes_beside: false,
+            shares_channels,
+            gid: None,
+            is_bound: false,
         }
     }
 
-    fn add(&mut self, run: Option<Run<'_>>, chooser: &Chooser<'_>, is_block: bool) {
+    /// One more; of one that cannot be read only the block knows what it is.
+    fn add(&mut self, run: Option<Run<'_>>, is_read: bool, chooser: &Chooser<'_>, block: &Block) {
+        let program = run.and_then(|run| program(run.text));
         if self.count == 0 {
-            self.is_block = is_block;
+            self.is_block = run.is_some_and(|run| block.takes(run.text, program.as_ref()));
+            self.gid = run.and_then(|run| ended(run.text));
         }
-        self.judge(run, chooser);
+        self.is_bound |= program.is_some();
+        self.judge(run.filter(|_| is_read), program.as_ref(), chooser);
         self.count += 1;
     }
 
-    fn judge(&mut self, run: Option<Run<'_>>, chooser: &Chooser<'_>) {
+    fn judge(&mut self, run: Option<Run<'_>>, program: Option<&Program>, chooser: &Chooser<'_>) {
         if self.choice.demand == Demand::Write {
             return;
         }
         let choice = chooser.choose(run.map(|run| Run {
-            begins: begins(run.text),
+            begins: program.is_some_and(|program| begins(program, self.shares_channels)),
+            homed: homed(program),
             ..run
         }));
         if self.count == 0 || choice.demand > self.choice.demand {
@@ -169,21 +180,17 @@ impl Runs {
     }
 }
 
-/// Whether it is about the block and nothing else.
-fn takes(block: &Block, run: Run<'_>) -> bool {
-    block.takes(run.text, program(run.text).as_ref())
-}
-
-/// Whether a text begins a transaction block, or something that keeps the session on its server.
-fn begins(text: &[u8]) -> bool {
+/// Whether it begins a transaction block, or something that keeps the session on its server.
+fn begins(program: &Program, shares_channels: bool) -> bool {
     let begins = |step: &program::Step| {
-        step.effects.pins.iter().next().is_some()
+        !(step.effects.pins.is_empty() || shares_channels && listens(step))
+            || matches!(step.effects.doubt, Some(Doubt::SetConfig | Doubt::Syntax))
             || matches!(
                 step.effects.effect,
                 Effect::Transaction(state::Transaction::Begin(_)) | Effect::Prepare { .. }
             )
     };
-    program(text).is_some_and(|program| program.iter().any(begins))
+    program.iter().any(begins)
 }
 
 impl<'a> Known<'a> for &'a Task {
@@ -205,6 +212,9 @@ impl Task {
             // What waited here for its answers begins a unit of its own.
             self.release_if_done();
         }
+        if let Some(step) = self.on_position(header, input, shared) {
+            return Some(step);
+        }
         let routed = self.routed.as_mut()?;
         let has_server = match (&self.place, &routed.block) {
             (Place::Server(server), Block::None) => {
@@ -214,10 +224,16 @@ impl Task {
                     && !owed.is_copying_in()
                     && owed.status() == Status::Idle;
                 let is_control = matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
-                if !is_new || is_control || self.state.hold().is_some() {
+                // What comes behind it in this batch is not known.
+                routed.writes |= header.tag == b'H' && owed.is_in_batch();
+                if self.state.hold().is_some() {
+                    return self.ends_elsewhere(header, input, shared);
+                }
+                if !is_new || is_control {
                     return None;
                 }
-                return self.behind_another(header, input, shared);
+                let settings = shared.settings.load();
+                return self.behind_another(header, input, shared, &settings);
             }
             (Place::Server(_), _) => true,
             _ => false,
@@ -225,7 +241,7 @@ impl Task {
         match (header.tag, routed.beside) {
             (b'd' | b'c' | b'f', _) => return None,
             (tag, Beside::Goes) if has_server => {
-                if tag == b'S' {
+                if matches!(tag, b'S' | b'Q') {
                     routed.beside = Beside::Gone;
                 }
                 return None;
@@ -243,7 +259,8 @@ impl Task {
             self.change_near(shared);
         }
         let is_whole = input.len() >= header.frame_len();
-        let runs = self.look(input, shared)?;
+        let settings = shared.settings.load();
+        let mut runs = self.look(input, shared, &settings)?;
         if runs.until == Until::More && is_whole && input.len() < WHOLE_MAX {
             return Some(Step::Stop(StopAt::More));
         }
@@ -272,48 +289,87 @@ impl Task {
             };
             return Some(Step::Stop(stop));
         }
-        self.go(&runs.choice, shared);
+        if let Some(gid) = &runs.gid {
+            match self.find_prepared(gid, header.tag, shared) {
+                Ok(node) => runs.choice.node = node.or(runs.choice.node),
+                Err(step) => return Some(step),
+            }
+        }
+        self.go(runs, shared, &settings);
         Some(Step::Stop(StopAt::NeedServer))
     }
 
     /// Looks at a message behind which the server still has something to answer, outside of a transaction. It goes there too if
     /// that is where it belongs; else it waits until that is over.
-    fn behind_another(&mut self, header: Header, input: &[u8], shared: &Shared) -> Option<Step> {
+    fn behind_another(
+        &mut self,
+        header: Header,
+        input: &[u8],
+        shared: &Shared,
+        settings: &Settings,
+    ) -> Option<Step> {
         let is_whole = input.len() >= header.frame_len();
-        let runs = self.look(input, shared)?;
+        let runs = self.look(input, shared, settings)?;
         if runs.until == Until::More && is_whole && input.len() < WHOLE_MAX {
             return Some(Step::Stop(StopAt::More));
         }
         let node = self.node();
         let writes = runs.choice.demand >= Demand::Begin;
-        // A node shows at least what it has shown before.
-        let stays = !runs.is_block && (!writes || runs.choice.node == Some(node));
-        if !stays {
+        // A node shows at least what it has shown before; others may have written elsewhere since.
+        let stays = !runs.is_block
+            && runs.gid.is_none()
+            && (!writes || runs.choice.node == Some(node))
+            && !self.is_behind(node, shared);
+        if !stays || self.explains() {
             return Some(Step::Stop(StopAt::Answers));
         }
         if writes && let Some(routed) = &mut self.routed {
             routed.wrote = Some(node);
+            routed.writes = true;
         }
+        self.note_choice(runs.choice, runs.count == 1, shared, settings);
         None
     }
 
     /// What these messages run.
-    fn look(&self, input: &[u8], shared: &Shared) -> Option<Runs> {
-        let settings = shared.settings.load();
-        let chooser = self.chooser(shared, &settings)?;
+    fn look(&self, input: &[u8], shared: &Shared, settings: &Settings) -> Option<Runs> {
+        let mut chooser = self.chooser(shared, settings)?;
+        let runs = self.look_as(input, &chooser);
+        if !chooser.may_go_beside || runs.choice.demand != Demand::Read {
+            return Some(runs);
+        }
+        // They read catalogs and nothing else: that belongs to no transaction, if it can be told from what does.
+        let is_query = runs.count == 1 && input.first() == Some(&b'Q');
+        let is_whole = runs.until == Until::Sync || runs.until == Until::Answer && is_query;
+        if runs.count > 0 && is_whole && !runs.is_bound {
+            return Some(Runs {
+                goes_beside: true,
+                ..runs
+            });
+        }
+        chooser.may_go_beside = false;
+        Some(self.look_as(input, &chooser))
+    }
+
+    fn look_as(&self, input: &[u8], chooser: &Chooser<'_>) -> Runs {
         let (block, is_read) = (self.block(), self.state.hold().is_none());
-        let mut runs = Runs::new(chooser.anywhere());
-        let known = |run: Option<Run<'_>>| run.is_some_and(|run| takes(block, run));
+        let mut runs = Runs::new(chooser.anywhere(), self.state.shared_channels());
         let ahead = look_ahead(input, &self, |run| {
-            runs.add(run.filter(|_| is_read), &chooser, known(run));
+            runs.add(run, is_read, chooser, block);
         });
         runs.until = ahead.until;
+        runs.is_bound |= ahead.suspends;
+        if runs.count == 0 && (ahead.until != Until::Sync || ahead.binds) {
+            runs.gid = ahead.seen.and_then(|run| ended(run.text));
+        }
         if runs.count == 0 && ahead.until == Until::Sync && !ahead.binds {
             runs.goes_beside = match block {
                 Block::None => false,
                 Block::Held(held) => !held.has_savepoint(),
                 // The end of the block may be prepared.
-                Block::Failed(_) => known(ahead.seen),
+                Block::Failed(_) => ahead
+                    .seen
+                    .is_some_and(|run| block.takes(run.text, program(run.text).as_ref())),
             };
         }
         let has_more = ahead.until != Until::Sync || ahead.binds;
@@ -321,12 +377,20 @@ impl Task {
         let is_in_sight = runs.count > 0 && ahead.until != Until::More;
         if !is_in_sight && (has_more || begins) {
             // What is in sight is all that there is to go by.
-            runs.judge(ahead.seen.filter(|_| is_read), &chooser);
+            let run = ahead.seen.filter(|_| is_read);
+            let program = run.and_then(|run| program(run.text));
+            runs.judge(run, program.as_ref(), chooser);
+        } else if runs.count == 0 {
+            runs.choice = chooser.prepares(ahead.seen.filter(|_| is_read));
         }
-        Some(runs)
+        runs
     }
 
-    fn chooser<'a>(&'a self, shared: &'a Shared, settings: &'a Settings) -> Option<Chooser<'a>> {
+    pub(super) fn chooser<'a>(
+        &'a self,
+        shared: &'a Shared,
+        settings: &'a Settings,
+    ) -> Option<Chooser<'a>> {
         let routed = self.routed.as_ref()?;
         let key = self.pool.key();
         let held = match &routed.block {
@@ -360,46 +424,37 @@ impl Task {
             nodes: &shared.nodes,
             health: &shared.health,
             session: SessionFacts {
-                user: &key.user,
-                database: &key.database,
-                application_name: hints.application_name.as_deref(),
                 key: own.or(hints.key.as_deref()),
+                ..hints.facts(&key.user, &key.database)
             },
             search_path: self.state.text_of(b"search_path"),
             transaction,
             serializable,
             near: routed.nearest(),
-            last: routed.last.map(|(node, _)| node),
+            last: routed.seen.last(),
             wrote: routed.wrote,
+            tells: settings.tells || self.explains(),
+            may_go_beside: transaction == Transaction::ReadWrite
+                && held.is_some_and(|held| held.is_begun_only()),
         })
     }
 
     /// Goes to the node of what is to run.
-    fn go(&mut self, choice: &Choice, shared: &Shared) {
-        let Some(node) = choice.node else { return };
+    fn go(&mut self, runs: Runs, shared: &Shared, settings: &Settings) {
+        let (node, demand) = (runs.choice.node, runs.choice.demand);
+        self.note_choice(runs.choice, runs.count == 1, shared, settings);
+        let Some(node) = node else { return };
         self.go_to(node, shared);
         let Some(routed) = &mut self.routed else {
             return;
         };
-        match choice.demand {
-            Demand::Session => return,
-            Demand::Read => {}
-            Demand::Begin | Demand::Write => routed.wrote = Some(node),
+        routed.seen.goes();
+        routed.writes = demand >= Demand::Begin;
+        if routed.writes {
+            routed.wrote = Some(node);
         }
-        let settings = shared.settings.load();
-        if settings.config.rules.read.consistency != Consistency::Session {
-            return;
-        }
-        let Some((before, since)) = routed.last.filter(|(before, _)| *before != node) else {
-            return;
-        };
-        // What a node had that does not serve was lost with it, or comes back with it: nobody can tell now.
-        if shared.health.usable(before) {
-            let wait = shared.replicator.shows(before, node, since, BEHIND_MAX);
-            routed.behind = Some(Box::new(Behind {
-                wait: Box::pin(wait),
-                before: (choice.demand == Demand::Read).then_some(before),
-            }));
+        if demand != Demand::Session {
+            self.look_behind(demand == Demand::Read, shared);
         }
     }
 
@@ -424,52 +479,6 @@ impl Task {
         let before = std::mem::replace(&mut self.pool, pool);
         if let Some(been) = been {
             been.push(before);
-        }
-    }
-
-    /// Waits until the node shows what the session has seen elsewhere.
-    pub(super) fn behind_goes_on(
-        &mut self,
-        cx: &mut Context<'_>,
-        shared: &Shared,
-    ) -> Result<bool, End> {
-        let Place::Behind(behind) = &mut self.place else {
-            return Ok(false);
-        };
-        let polled = behind.poll(cx);
-        if polled.is_pending() && !self.registered.entry().is_cancelled() {
-            return Ok(false);
-        }
-        let place = std::mem::replace(&mut self.place, Place::Idle);
-        match (polled, place) {
-            (Poll::Ready(shows), Place::Behind(behind)) => {
-                self.caught_up(shows, &behind, shared);
-                self.seek(cx, shared)?;
-            }
-            _ => {
-                self.registered.entry().detach();
-                self.refuse(&report::cancelled());
-            }
-        }
-        Ok(true)
-    }
-
-    /// The node shows what the session has seen elsewhere, or does not in time.
-    fn caught_up(&mut self, shows: bool, behind: &Behind, shared: &Shared) {
-        if shows {
-            return;
-        }
-        tracing::debug!(
-            node = self.pool.node_name(),
-            "a node does not show in time what a session has seen on another one"
-        );
-        let Some(before) = behind.before.filter(|node| shared.health.usable(*node)) else {
-            return;
-        };
-        let lags = (self.node(), Instant::now() + LAGS);
-        self.go_to(before, shared);
-        if let Some(routed) = &mut self.routed {
-            routed.lags = Some(lags);
         }
     }
 
@@ -592,7 +601,7 @@ impl Task {
     }
 
     /// Notes a statement that no server has yet. False when there is one of this name, or it is too much.
-    fn prepare_here(&mut self, name: &[u8], frame: &[u8]) -> bool {
+    pub(super) fn prepare_here(&mut self, name: &[u8], frame: &[u8]) -> bool {
         let attempt = self.next_attempt();
         let rest = frame.get(HEADER_LEN + name.len() + 1..).unwrap_or_default();
         if name.is_empty() {
@@ -613,56 +622,5 @@ impl Task {
             self.statements.remove(name);
         }
         fits
-    }
-}
-
-/// A batch of the extended protocol that runs one statement, in the plainest way.
-struct BlockBatch<'a> {
-    len: usize,
-    text: &'a [u8],
-}
-
-impl<'a> BlockBatch<'a> {
-    /// Parse or not, Bind of the unnamed portal without a value, Describe or not, Execute, Sync.
-    fn read(frames: Frames<'a>, known: &impl Known<'a>) -> Option<BlockBatch<'a>> {
-        let mut statement = None;
-        let (mut bound, mut executed) = (false, false);
-        let mut len = 0;
-        for (tag, mut body, frame) in frames {
-            len += frame.len();
-            match tag {
-                b'P' if len == frame.len() => {
-                    let name = body.cstr().ok()?;
-                    statement = Some((name, body.rest()));
-                }
-                b'B' if !bound => {
-                    let (portal, name) = (body.cstr().ok()?, body.cstr().ok()?);
-                    let formats = usize::from(body.u16().ok()?);
-                    body.bytes(2 * formats).ok()?;
-                    if !portal.is_empty() || body.u16().ok()? != 0 {
-                        return None;
-                    }
-                    match statement {
-                        Some((parsed, _)) if parsed != name => return None,
-                        Some(_) => {}
-                        None => statement = Some((name, known.statement(name)?)),
-                    }
-                    bound = true;
-                }
-                b'D' => match (body.u8().ok()?, body.cstr().ok()?) {
-                    (b'P', b"") if bound => {}
-                    (b'S', name) if statement.is_some_and(|(known, _)| known == name) => {}
-                    _ => return None,
-                },
-                b'E' if bound && !executed && body.cstr() == Ok(b"") => executed = true,
-                b'S' if executed => {
-                    let (_, rest) = statement?;
-                    let text = Reader::new(rest).cstr().ok()?;
-                    return Some(BlockBatch { len, text });
-                }
-                _ => return None,
-            }
-        }
-        None
     }
 }

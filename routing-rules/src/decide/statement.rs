@@ -9,6 +9,7 @@ use super::{
 use crate::model::{Consistency, DefaultWrite, Placement, ReadRoute, Rules, SessionMatch};
 use crate::placement::{HomeReason, Key};
 use crate::rendezvous::default_home_among;
+use crate::state::Homed;
 use crate::statement::{Access, Class, Evidence, NoKey, Plan};
 
 /// The transaction that a statement begins.
@@ -36,6 +37,8 @@ pub struct StatementFacts<'a> {
     pub serializable: bool,
     /// Where the session wrote last.
     pub last_home: Option<u16>,
+    /// What it uses that all sessions have to use on one node.
+    pub homed: Option<Homed>,
 }
 
 /// Where a statement goes, and why. Displays as one line.
@@ -106,8 +109,10 @@ pub enum DefaultHomeReason<'a> {
     Serializable,
     /// It locks a whole table.
     LockTable,
-    /// It takes advisory locks.
+    /// It gives back advisory locks, or asks for them.
     AdvisoryLock,
+    /// It uses what all sessions have to use on one node.
+    Homed(Homed),
 }
 
 /// How near the nearest node is.
@@ -127,8 +132,8 @@ impl Rules {
     /// A write, or one that takes locks, goes to the home of its key, which the statement names, else its leading comment,
     /// else `tandem.key`; without a key to the node of a session rule; else, at the beginning of a READ WRITE transaction, to
     /// where the session wrote last; else to the database's default home, or under `[default] write = "nearest"` to the
-    /// nearest node. What must see all others of its kind (SERIALIZABLE, LOCK TABLE, advisory locks, FOR UPDATE without a key)
-    /// goes to the default home. A read goes to the nearest node, unless a comment or a session rule names one, the rules
+    /// nearest node. What must see all others of its kind (SERIALIZABLE, LOCK TABLE, FOR UPDATE without a key, whatever is
+    /// [`Homed`]) goes to the default home. A read goes to the nearest node, unless a comment or a session rule names one, the rules
     /// have reads go to the home, or it begins a READ WRITE transaction. [`Rules::mode`] is not looked at: under
     /// `mode = "advise"` the caller only says what was decided.
     ///
@@ -172,6 +177,9 @@ struct Deciding<'d, 'a> {
 
 impl<'a> Deciding<'_, 'a> {
     fn choose(&mut self, plan: &Plan, evidence: Evidence<'a>) -> Option<Choice<'a>> {
+        if let Some(homed) = self.facts.homed {
+            return self.default_home(DefaultHomeReason::Homed(homed));
+        }
         if self.facts.serializable {
             return self.default_home(DefaultHomeReason::Serializable);
         }
@@ -415,6 +423,7 @@ impl fmt::Display for DefaultHomeReason<'_> {
             Self::Serializable => f.write_str("the transaction is SERIALIZABLE"),
             Self::LockTable => f.write_str("LOCK TABLE"),
             Self::AdvisoryLock => f.write_str("it takes advisory locks"),
+            Self::Homed(homed) => write!(f, "that is where {homed} are"),
         }
     }
 }

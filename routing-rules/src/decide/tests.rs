@@ -55,6 +55,8 @@ const APP: SessionFacts<'_> = SessionFacts {
     database: "app",
     application_name: None,
     key: None,
+    client: None,
+    options: &[],
 };
 
 #[test]
@@ -350,12 +352,80 @@ fn a_match_covers_what_is_narrower() {
     let of = |user: Option<&str>, database: Option<&str>| SessionMatch {
         user: user.map(Pattern::new),
         database: database.map(Pattern::new),
-        application_name: None,
+        ..SessionMatch::default()
     };
     assert!(of(Some("a"), None).covers(&of(Some("a"), Some("d"))));
     assert!(of(Some("*"), None).covers(&of(None, Some("d"))));
     assert!(!of(Some("a"), Some("d")).covers(&of(Some("a"), None)));
     assert!(!of(Some("a*"), None).covers(&of(Some("b*"), None)));
+
+    let from = |client: &str, options: &[(&str, &str)]| SessionMatch {
+        client: client.parse().ok(),
+        options: options
+            .iter()
+            .map(|(name, pattern)| ((*name).to_owned(), Pattern::new(*pattern)))
+            .collect(),
+        ..SessionMatch::default()
+    };
+    assert!(from("10.0.0.0/8", &[]).covers(&from("10.1.0.0/16", &[("a", "x")])));
+    assert!(!from("10.1.0.0/16", &[]).covers(&from("10.0.0.0/8", &[])));
+    assert!(!from("10.0.0.0/8", &[]).covers(&of(Some("a"), None)));
+    assert!(from("", &[("a", "x")]).covers(&from("", &[("a", "x"), ("b", "y")])));
+    assert!(!from("", &[("a", "x")]).covers(&from("", &[("a", "x*")])));
+    assert!(from("", &[("a", "*")]).covers(&of(Some("a"), None)));
+}
+
+#[test]
+fn a_session_is_known_by_where_it_comes_from_and_by_what_its_startup_message_sets() {
+    let source = "[[session]]\nmatch = { client = \"10.0.0.0/8\", options = { \"Tandem.Role\" = \"report*\" } }\nnode = \"rome\"\n\
+         [[session]]\nmatch = { client = \"2001:db8::/32\" }\nnode = \"oslo\"\n";
+    let infos: Vec<NodeInfo> = nodes()
+        .iter()
+        .map(|node| NodeInfo {
+            id: node.id,
+            name: node.name.to_owned(),
+            zone: None,
+        })
+        .collect();
+    let rules = Rules::parse(source, &infos).unwrap();
+    let nodes = nodes();
+    let cluster = ClusterView {
+        nodes: &nodes,
+        zone: None,
+    };
+    let option = |name: &str, value: &str| (Box::from(name), Box::from(value));
+    let goes = |client: Option<&str>, options: &[(Box<str>, Box<str>)]| {
+        let facts = SessionFacts {
+            client: client.map(|client| client.parse().unwrap()),
+            options,
+            ..APP
+        };
+        decide_session(&rules, &facts, &cluster)
+            .unwrap()
+            .to_string()
+    };
+    let report = [
+        option("tandem.role", "other"),
+        option("TANDEM.ROLE", "reports"),
+    ];
+    assert_eq!(
+        goes(Some("10.7.0.1"), &report),
+        "node rome: session rule 1 (client = 10.0.0.0/8, tandem.role = report*)"
+    );
+    assert_eq!(
+        goes(Some("2001:db8::7"), &[]),
+        "node oslo: session rule 2 (client = 2001:db8::/32)"
+    );
+    // From elsewhere, without the setting, by another value, by a unix socket.
+    for (client, options) in [
+        (Some("11.0.0.1"), &report[..]),
+        (Some("10.7.0.1"), &[]),
+        (Some("10.7.0.1"), &report[..1]),
+        (None, &report[..]),
+    ] {
+        let way = goes(client, options);
+        assert!(way.contains("nearest healthy node"), "{way}");
+    }
 }
 
 fn any_nodes() -> impl Strategy<Value = Vec<NodeView<'static>>> {

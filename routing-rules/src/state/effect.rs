@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Pins, Value, set::ConfigCall};
+use super::{Homed, Pins, Value, set::ConfigCall};
 
 /// What one statement does to the session if it succeeds.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,6 +19,10 @@ pub struct Effects {
     pub doubt: Option<Doubt>,
     /// Where the names of the functions stand that gave [`Doubt::Function`], each with its schema if that is said.
     pub unknown_functions: Vec<Range<usize>>,
+    /// What the functions that it calls use, see [`Effects::homed`].
+    pub(super) calls_homed: Option<Homed>,
+    /// Whether it calls `pg_notify`, see [`Effects::notifies`].
+    pub(super) calls_notify: bool,
     /// Calls with parameters, see [`Effects::bind`].
     pub(super) unbound: Vec<ConfigCall>,
 }

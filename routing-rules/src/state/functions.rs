@@ -5,7 +5,7 @@
 
 use std::{collections::HashSet, sync::LazyLock};
 
-use super::{Doubt, Effects, Pin};
+use super::{Doubt, Effects, Pin, homed::of_function};
 use crate::lex::{Kind, Token};
 
 /// Built-in functions that neither change what a session has nor answer differently in another one. A test compares them
@@ -158,6 +158,11 @@ fn call(before: &Before<'_>, calls: Calls, effects: &mut Effects) -> bool {
     let function = folded(name, &mut buffer);
     let is_catalog =
         qualifier.is_none_or(|token| folded(token, &mut qualifier_buffer) == Some(b"pg_catalog"));
+    if is_catalog {
+        let homed = function.and_then(of_function);
+        effects.calls_homed = effects.calls_homed.max(homed);
+        effects.calls_notify |= function == Some(b"pg_notify");
+    }
     match function.and_then(pin_of) {
         Some(pin) => effects.pins.insert(pin),
         None if is_catalog && function == Some(b"set_config") => {

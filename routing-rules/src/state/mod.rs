@@ -8,6 +8,7 @@ mod cursor;
 mod difference;
 mod effect;
 mod functions;
+mod homed;
 mod parse;
 mod pin;
 mod plain;
@@ -25,6 +26,7 @@ pub use effect::{
     Change, Discard, Doubt, Effect, Effects, Isolation, Modes, Names, Scope, Transaction,
 };
 pub use functions::HARMLESS_FUNCTIONS;
+pub use homed::{Homed, LARGE_OBJECT_OIDS, homed};
 pub use parse::effects;
 pub use pin::{Pin, Pins};
 pub use plain::is_plain;

@@ -380,6 +380,12 @@ fn executed(tokens: &[Token<'_>], effects: &mut Effects) {
 }
 
 impl Effects {
+    /// Whether it raises a notification, as far as its text says.
+    #[must_use]
+    pub fn notifies(&self) -> bool {
+        self.calls_notify || matches!(self.effect, Effect::Notify(_))
+    }
+
     /// What keeps the session where it is, after this statement, if these did before. What a transaction releases counts
     /// from its commit on; what it pins may be kept although it is rolled back.
     #[must_use]

@@ -92,15 +92,8 @@ impl PlanCache {
         catalog: Option<&Catalog>,
         search_path: &[&str],
     ) -> Found {
-        match self.get(scope, shape.bytes) {
-            Some(Answer::Plan(plan)) => return Found { plan, hit: true },
-            Some(Answer::Kept(kept)) => {
-                let key = with_kept(shape.bytes, &shape.literals, &kept);
-                if let Some(Answer::Plan(plan)) = self.get(scope, &key) {
-                    return Found { plan, hit: true };
-                }
-            }
-            None => {}
+        if let Some(plan) = self.known(scope, shape) {
+            return Found { plan, hit: true };
         }
         let Ok(text) = core::str::from_utf8(shape.literals.text()) else {
             let because = AnalysisError::Grammar("the text is not UTF-8".to_owned());
@@ -125,6 +118,20 @@ impl PlanCache {
             }
         }
         Found { plan, hit: false }
+    }
+
+    /// The plan of a text's template, if it is there.
+    #[must_use]
+    pub fn known(&self, scope: u64, shape: &Shape<'_>) -> Option<Arc<Plan>> {
+        let kept = match self.get(scope, shape.bytes)? {
+            Answer::Plan(plan) => return Some(plan),
+            Answer::Kept(kept) => kept,
+        };
+        let key = with_kept(shape.bytes, &shape.literals, &kept);
+        match self.get(scope, &key)? {
+            Answer::Plan(plan) => Some(plan),
+            Answer::Kept(_) => None,
+        }
     }
 
     fn get(&self, scope: u64, template: &[u8]) -> Option<Answer> {

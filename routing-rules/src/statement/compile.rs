@@ -82,6 +82,7 @@ impl Plan {
                 name,
                 access: used.access,
                 placement: rule.map(|rule| rule.placement.as_str().into()),
+                policy: rule.map(|rule| rule.policy),
                 writes_elsewhere: known.is_some_and(|known| known.writes_elsewhere),
             });
         }

@@ -7,6 +7,7 @@ use super::value::{Parameter, keys};
 use super::{Access, AnalysisError, Class};
 use crate::catalog::ColumnType;
 use crate::expression::Expression;
+use crate::model::Policy;
 use crate::placement::Key;
 use crate::template::Literals;
 
@@ -40,6 +41,8 @@ pub struct PlannedTable {
     pub access: Access,
     /// The placement of the rule that it has.
     pub placement: Option<Box<str>>,
+    /// What its rule asks of writes; none: it has no rule.
+    pub policy: Option<Policy>,
     /// Whether a write to it does what the statement does not say: rules, triggers.
     pub writes_elsewhere: bool,
 }
@@ -153,6 +156,30 @@ impl Plan {
         let sources = self.keys.iter().flat_map(|key| &key.conditions).flatten();
         let is_literal = |source: &Source| matches!(source.origin, Origin::Literal { .. });
         sources.into_iter().any(is_literal)
+    }
+
+    /// Whether it changes rows or locks them, or may do so. What is locked besides rows, and what is changed besides them,
+    /// has no key.
+    #[must_use]
+    pub fn writes_rows(&self) -> bool {
+        match self.class {
+            Class::Write | Class::Unknown => !self.locks_table,
+            Class::Lock => !self.locks_table && self.written().next().is_some(),
+            Class::Transaction | Class::Session | Class::Read | Class::Ddl => false,
+        }
+    }
+
+    /// What is asked of it as a write: what all tables ask that it writes or locks, `default` of those without a rule.
+    #[must_use]
+    pub fn policy(&self, default: Policy) -> Policy {
+        let of_tables = self.written().map(|table| table.policy.unwrap_or(default));
+        of_tables.reduce(Policy::and).unwrap_or(default)
+    }
+
+    /// The tables that it writes or locks.
+    fn written(&self) -> impl Iterator<Item = &PlannedTable> {
+        let tables = self.tables.iter();
+        tables.filter(|table| table.access > Access::Read)
     }
 
     /// The first table that it writes, or locks, of which this plan can never tell a key.

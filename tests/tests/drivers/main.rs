@@ -16,7 +16,14 @@ use tools::{Missing, Tool};
 const LIMIT: Duration = Duration::from_secs(150);
 /// Fewer servers than clients, and fewer statements on each than a client prepares.
 const SMALL_POOL: &str = "pool_mode = \"transaction\"\npool_size = 2\nmax_prepared_statements = 8";
-const SCHEMA: &str = "CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s happy'); \
+/// Types have other numbers (OIDs) on each node.
+const SCHEMA: &str = "DO $$ BEGIN FOR i IN 1 .. current_setting('port')::int % 64 LOOP \
+            EXECUTE format('CREATE TYPE filler%s AS ENUM ()', i); \
+        END LOOP; END $$; \
+    CREATE TYPE mood AS ENUM ('sad', 'ok', 'it''s happy'); \
+    CREATE TYPE pair AS (n int, mood mood); \
+    CREATE DOMAIN level AS int CHECK (VALUE > 0); \
+    CREATE TABLE person (client int, n int, mood mood, moods mood[], pair pair, level level, PRIMARY KEY (client, n)); \
     CREATE TABLE item (client int, scenario text, n int, body text, PRIMARY KEY (client, scenario, n));";
 /// So that a client's connections go to one node.
 const RULES: &str = "[default]\nwrite = \"home\"\n[placement.client]\nstrategy = \"hash\"\n";
@@ -103,6 +110,16 @@ async fn node_postgres_over_one_node() {
 #[tokio::test(flavor = "multi_thread")]
 async fn node_postgres_over_three_nodes() {
     runs(tools::node("pg"), THREE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgjdbc_over_one_node() {
+    runs(tools::java(), ONE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pgjdbc_over_three_nodes() {
+    runs(tools::java(), THREE).await;
 }
 
 async fn native(majors: &[u32]) {

@@ -2,6 +2,7 @@
 //! hashes are checked.
 
 use std::{
+    ffi::OsString,
     fmt, fs,
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -27,6 +28,7 @@ impl fmt::Display for Missing {
 #[derive(Debug)]
 pub(crate) struct Tool {
     interpreter: PathBuf,
+    options: Vec<OsString>,
     script: PathBuf,
     packages: PathBuf,
 }
@@ -42,6 +44,7 @@ impl Tool {
         Program::new(&self.interpreter)
             .env("NODE_PATH", &self.packages.to_string_lossy())
             .env("PYTHONDONTWRITEBYTECODE", "1")
+            .args(&self.options)
             .args([&self.script])
     }
 }
@@ -64,6 +67,7 @@ pub(crate) fn python(driver: &str) -> Result<Tool, Missing> {
     })?;
     Ok(Tool {
         interpreter: dir.join("bin/python"),
+        options: Vec::new(),
         script: sources().join(format!("{driver}_scenarios.py")),
         packages: dir,
     })
@@ -93,8 +97,32 @@ pub(crate) fn node(driver: &str) -> Result<Tool, Missing> {
     })?;
     Ok(Tool {
         interpreter: "node".into(),
+        options: Vec::new(),
         script: sources().join(format!("{driver}_scenarios.mjs")),
         packages: dir.join("node_modules"),
+    })
+}
+
+/// The scenarios of Java's driver, which comes from Debian's package.
+pub(crate) fn java() -> Result<Tool, Missing> {
+    run(Command::new("javac").arg("-version"))?;
+    let package = "libpostgresql-jdbc-java";
+    let dir = installed("java", &[], |dir| {
+        fs::create_dir(dir).map_err(unwritable(dir))?;
+        run(Command::new("apt-get")
+            .args(["download", package])
+            .current_dir(dir))?;
+        let entries = fs::read_dir(dir).map_err(unwritable(dir))?;
+        let archive = entries.flatten().map(|entry| entry.path()).next();
+        let archive = archive.ok_or_else(|| Missing(format!("apt-get brought no {package}")))?;
+        run(Command::new("dpkg").arg("-x").args([&archive, dir]))
+    })?;
+    let driver = dir.join("usr/share/java/postgresql.jar");
+    Ok(Tool {
+        interpreter: "java".into(),
+        options: vec!["-Xmx512m".into(), "-cp".into(), driver.into()],
+        script: sources().join("JdbcScenarios.java"),
+        packages: dir,
     })
 }
 

@@ -197,7 +197,6 @@ async fn what_keeps_a_session_on_its_server_keeps_it_at_home() {
     let home = port_after(&client, "UPDATE t SET n = n").await;
     assert_ne!(home, read_port(&client).await);
     for keeps in [
-        "LISTEN a",
         "PREPARE p AS SELECT 1",
         "CREATE TEMP TABLE mine (a int)",
         "SELECT pg_advisory_lock(1)",
@@ -370,20 +369,7 @@ async fn a_key_has_one_home_however_it_is_said() {
     cluster.assert_converged().await;
 }
 
-/// A transaction of TPC-B whose rows belong to one branch.
-const ONE_BRANCH: &str = r"
-\set bid random(1, :scale)
-\set aid (:bid - 1) * 100000 + random(1, 100000)
-\set tid (:bid - 1) * 10 + random(1, 10)
-\set delta random(-5000, 5000)
-BEGIN;
-UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
-SELECT abalance FROM pgbench_accounts WHERE aid = :aid;
-UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
-UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = :bid;
-INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, :bid, :aid, :delta, CURRENT_TIMESTAMP);
-END;
-";
+const ONE_BRANCH: &str = include_str!("../../../examples/pgbench/one-branch.sql");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn transactions_within_their_branch_never_conflict_in_any_protocol() {

@@ -129,11 +129,6 @@ async fn what_cannot_be_carried_keeps_its_server_and_is_gone_with_its_session() 
             "EXECUTE mine_too",
             "sql",
         ),
-        (
-            "LISTEN news",
-            "SELECT * FROM pg_listening_channels()",
-            "news",
-        ),
         ("SELECT setseed(0.5)", "SELECT 'seeded'", "seeded"),
     ] {
         client::execute(&pinned, make).await;

@@ -20,7 +20,7 @@ async fn values_of_every_type_survive_a_copy() {
     for node in &cluster.nodes {
         let client = node.connect().await;
         let sql = format!(
-            "SET timezone = 'UTC'; CREATE TEMP TABLE typed AS SELECT * FROM public.typed; {VALUES}; \
+            "SET timezone = 'UTC'; CREATE TEMP TABLE typed AS SELECT * FROM public.typed WITH NO DATA; {VALUES}; \
              BEGIN; DO $$ BEGIN FOR i IN 1..20 LOOP \
                UPDATE pg_temp.typed SET id = id % 10 + 1000 * {0} + 10 * i; INSERT INTO public.typed SELECT * FROM pg_temp.typed; \
              END LOOP; END $$; \

@@ -2,6 +2,7 @@
 
 mod functions;
 mod lexer;
+mod regress;
 mod settings;
 mod statements;
 mod wire;

@@ -1,7 +1,7 @@
 //! Owns a plain connection on which each answer of the server is seen as it comes.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::TcpStream,
     time::Duration,
 };
@@ -46,7 +46,7 @@ impl Connection {
         let mut startup = 196_608_i32.to_be_bytes().to_vec();
         startup.extend(b"user\0postgres\0database\0app\0\0");
         connection.send(None, &startup);
-        let answer = connection.answer();
+        let answer = connection.answer().expect("the server answers");
         assert_eq!(answer.error, None);
         connection.parameters = answer.parameters;
         connection
@@ -54,6 +54,11 @@ impl Connection {
 
     /// One simple query.
     pub(crate) fn query(&mut self, sql: &[u8]) -> Answer {
+        self.try_query(sql).expect("the server answers")
+    }
+
+    /// The same where the server may end the connection, or take too long.
+    pub(crate) fn try_query(&mut self, sql: &[u8]) -> io::Result<Answer> {
         self.send(Some(b'Q'), &[sql, b"\0"].concat());
         self.answer()
     }
@@ -66,7 +71,7 @@ impl Connection {
             self.send(Some(b'E'), b"\0\0\0\0\0");
         }
         self.send(Some(b'S'), b"");
-        self.answer()
+        self.answer().expect("the server answers")
     }
 
     fn send(&mut self, kind: Option<u8>, body: &[u8]) {
@@ -77,22 +82,22 @@ impl Connection {
         self.socket.write_all(&message).expect("the server reads");
     }
 
-    fn answer(&mut self) -> Answer {
+    fn answer(&mut self) -> io::Result<Answer> {
         let mut answer = Answer::default();
         while answer.status.is_none() {
             let mut header = [0; 5];
-            self.socket
-                .read_exact(&mut header)
-                .expect("the server answers");
+            self.socket.read_exact(&mut header)?;
             let [kind, length @ ..] = header;
             let length = usize::try_from(u32::from_be_bytes(length)).expect("a length");
             let mut body = vec![0; length - 4];
-            self.socket
-                .read_exact(&mut body)
-                .expect("the server answers");
+            self.socket.read_exact(&mut body)?;
+            if kind == b'G' {
+                // A COPY that wants rows.
+                self.send(Some(b'f'), b"there are none\0");
+            }
             answer.take(kind, &body);
         }
-        answer
+        Ok(answer)
     }
 }
 

@@ -78,6 +78,7 @@ fn status() -> Status {
         pid: 1,
         cluster: "bikes".into(),
         version: "0.1.0",
+        files_refused: Vec::new(),
         nodes: vec![NodeStatus {
             name: "paris".into(),
             id: 1,

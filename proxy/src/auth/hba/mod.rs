@@ -10,6 +10,8 @@ mod tests;
 
 use std::{fmt, net::IpAddr};
 
+use tandem_routing_rules::network::Network;
+
 use crate::config::AuthMethod;
 
 pub use parse::TlsOffer;
@@ -86,14 +88,6 @@ enum AddressMatch {
     /// An address of this machine.
     SameHost,
     Network(Network),
-}
-
-/// Addresses of one family that agree in the bits of `mask`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Network {
-    v6: bool,
-    bits: u128,
-    mask: u128,
 }
 
 /// What the rules look at. Nothing of it is proven except the addresses.
@@ -173,7 +167,7 @@ impl HostRule {
         let anywhere = match self.addresses {
             AddressMatch::Any => true,
             AddressMatch::SameHost => false,
-            AddressMatch::Network(network) => network.mask == 0,
+            AddressMatch::Network(network) => network.is_everything(),
         };
         anywhere
             && self.connection != ConnectionType::Local
@@ -240,29 +234,6 @@ impl AddressMatch {
             }
             AddressMatch::Network(network) => network.contains(address),
         }
-    }
-}
-
-impl Network {
-    fn new(address: IpAddr, mask: u128) -> Network {
-        let (v6, bits) = bits(address);
-        Network {
-            v6,
-            bits: bits & mask,
-            mask,
-        }
-    }
-
-    fn contains(&self, address: IpAddr) -> bool {
-        let (v6, bits) = bits(address);
-        v6 == self.v6 && bits & self.mask == self.bits
-    }
-}
-
-fn bits(address: IpAddr) -> (bool, u128) {
-    match address {
-        IpAddr::V4(v4) => (false, u128::from(v4.to_bits())),
-        IpAddr::V6(v6) => (true, v6.to_bits()),
     }
 }
 

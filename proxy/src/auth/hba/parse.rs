@@ -7,10 +7,13 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
-use tandem_routing_rules::document::{Problems, line_and_column};
+use tandem_routing_rules::{
+    document::{Problems, line_and_column},
+    network::{Network, NetworkError},
+};
 
 use super::{
-    Access, AddressMatch, Certificate, ConnectionType, DatabaseMatch, HostRule, HostRules, Network,
+    Access, AddressMatch, Certificate, ConnectionType, DatabaseMatch, HostRule, HostRules,
     UserMatch,
 };
 use crate::config::AuthMethod;
@@ -418,41 +421,32 @@ impl RuleReader<'_> {
                 "write the network, such as 10.0.0.0/8",
             );
         }
-        let Some((address, length)) = token.text.split_once('/') else {
+        if !token.text.contains('/') {
             return self.refuse(
                 token,
                 format!("`{}` is not an address", token.text),
                 "write a network such as 10.0.0.0/8 or ::1/128, `all` or `samehost`; names are not looked up",
             );
-        };
-        let Ok(address) = address.parse::<IpAddr>() else {
-            return self.refuse(
+        }
+        match token.text.parse() {
+            Ok(network) => Some(AddressMatch::Network(network)),
+            Err(error @ NetworkError::Address(_)) => self.refuse(
                 token,
-                format!("`{address}` is not an IP address"),
+                error.to_string(),
                 "write a network such as 10.0.0.0/8 or ::1/128",
-            );
-        };
-        let mask = length
-            .parse::<u32>()
-            .ok()
-            .and_then(|length| prefix_mask(address, length));
-        match mask {
-            Some(mask) => Some(AddressMatch::Network(Network::new(address, mask))),
-            None => self.refuse(
+            ),
+            Err(error @ NetworkError::Length(_)) => self.refuse(
                 token,
-                format!("`/{length}` is not a length of this address's prefix"),
+                error.to_string(),
                 "an IPv4 prefix has 0 to 32 bits, an IPv6 prefix 0 to 128",
             ),
         }
     }
 
     fn masked(&mut self, address: IpAddr, mask: &Token) -> Option<AddressMatch> {
-        let found = bare_address(mask).filter(|mask| mask.is_ipv4() == address.is_ipv4());
+        let found = bare_address(mask).and_then(|mask| Network::masked(address, mask));
         match found {
-            Some(found) => Some(AddressMatch::Network(Network::new(
-                address,
-                super::bits(found).1,
-            ))),
+            Some(network) => Some(AddressMatch::Network(network)),
             None => self.refuse(
                 mask,
                 format!("`{}` is not a mask for the address before it", mask.text),
@@ -552,11 +546,4 @@ impl RuleReader<'_> {
 /// An address without the length of a prefix.
 fn bare_address(token: &Token) -> Option<IpAddr> {
     token.text.parse().ok()
-}
-
-fn prefix_mask(address: IpAddr, length: u32) -> Option<u128> {
-    let width = if address.is_ipv4() { 32 } else { 128 };
-    let host_bits = u32::checked_sub(width, length)?;
-    let all = u128::MAX >> (128 - width);
-    Some(all & all.checked_shl(host_bits).unwrap_or(0))
 }

@@ -41,6 +41,9 @@ fn problems(status: &Value) -> Vec<String> {
             }
         }
     };
+    for refused in list(status, "/files_refused") {
+        add("files refused, the old ones count", Some(refused));
+    }
     for node in list(status, "/nodes") {
         add(name(node, "name"), node.get("problem"));
     }
@@ -278,6 +281,7 @@ mod tests {
     fn what_is_wrong_comes_first_and_everything_fits_100_columns() {
         let status = json!({
             "cluster": "bikes", "version": "0.1.0", "clients": { "current": 2, "max": 100 },
+            "files_refused": ["rules.toml:3:8: unknown node `pari`; did you mean `paris`?"],
             "nodes": [
                 { "name": "paris", "id": 1, "zone": "eu", "health": "up", "rtt_ms": 0.21, "sessions": 2, "problem": null },
                 { "name": "oslo", "id": 2, "zone": null, "health": "down", "rtt_ms": null, "sessions": 0, "problem": "refused" },
@@ -307,6 +311,7 @@ mod tests {
 cluster bikes, tandem 0.1.0, 2 of 100 clients
 
 attention:
+  files refused, the old ones count: rules.toml:3:8: unknown node `pari`; did you mean `paris`?
   oslo: refused
   paris, its journal: full
   oslo to paris, waiting for 1.5 s: transactions of rio up to 0/3000148

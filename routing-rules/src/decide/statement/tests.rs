@@ -40,6 +40,7 @@ fn plan(class: Class, tables: &[(Access, Option<&str>)]) -> Plan {
         name: "t".into(),
         access: *access,
         placement: placement.map(Into::into),
+        policy: None,
         writes_elsewhere: false,
     };
     Plan {
@@ -193,6 +194,22 @@ fn what_must_see_all_of_its_kind_goes_to_the_default_home() {
         decided(&rules, facts, &advisory, NOTHING),
         "node oslo: default home: it takes advisory locks"
     );
+    for homed in [Homed::AdvisoryLock, Homed::Snapshot, Homed::LargeObject] {
+        let homed = StatementFacts {
+            homed: Some(homed),
+            ..facts
+        };
+        let reason = format!(
+            "node oslo: default home: that is where {} are",
+            homed.homed.unwrap()
+        );
+        assert_eq!(decided(&rules, homed, &write(), key(4)), reason);
+        let homed = StatementFacts {
+            transaction: Transaction::ReadOnly,
+            ..homed
+        };
+        assert_eq!(decided(&rules, homed, &read(), NOTHING), reason);
+    }
     // FOR UPDATE: by a key if there is one, never by a session rule.
     let rows = plan(Class::Lock, &[(Access::Lock, None)]);
     facts.transaction = Transaction::ReadWrite;
