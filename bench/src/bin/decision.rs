@@ -1,10 +1,12 @@
-//! What it costs to decide where a statement goes: `decision`. Prints a table; nothing else need run.
+//! What it costs to decide where a statement goes: `decision`. Prints a table; nothing else need run. `decision instructions`
+//! counts the instructions instead, which do not change with the machine's mood (valgrind's callgrind).
 //!
 //! *seen*: a text whose template is in the cache, each time with other literals: template, look-up, evidence, decision.
 //! *new*: a text whose template is not, through PostgreSQL's grammar. *template*: the first part of both alone.
 
 use std::error::Error;
 use std::hint::black_box;
+use std::process::Command;
 use std::time::Instant;
 
 use tandem_bench::median;
@@ -83,30 +85,88 @@ fn main() -> Result<(), Box<dyn Error>> {
         cluster: &cluster,
         template: Template::default(),
     };
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        [] => times(&mut bench),
+        ["instructions"] => instructions(),
+        ["count", name, part, times] => {
+            let case = CASES.iter().find(|(known, _)| *known == name);
+            let (_, form) = case.ok_or("no such case")?;
+            bench.count(&texts(form), part, times.parse()?)
+        }
+        _ => Err("usage: decision [instructions]".into()),
+    }
+}
+
+/// Texts of one form, with other numbers each.
+fn texts(form: &str) -> Vec<String> {
+    let mut random = fastrand::Rng::with_seed(7);
+    let text = || {
+        let mut parts = form.split('?');
+        let mut text = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            text.push_str(&random.u32(1..1_000_000).to_string());
+            text.push_str(part);
+        }
+        text
+    };
+    std::iter::repeat_with(text).take(TEXTS).collect()
+}
+
+fn times(bench: &mut Bench<'_>) -> Result<(), Box<dyn Error>> {
     eprintln!("| decision, us | bytes | template | seen | new |");
     eprintln!("|---|---|---|---|---|");
-    let mut random = fastrand::Rng::with_seed(7);
     for (name, form) in CASES {
-        let texts: Vec<String> = (0..TEXTS)
-            .map(|_| {
-                let mut parts = form.split('?');
-                let mut text = parts.next().unwrap_or_default().to_owned();
-                for part in parts {
-                    text.push_str(&random.u32(1..1_000_000).to_string());
-                    text.push_str(part);
-                }
-                text
-            })
-            .collect();
+        let texts = texts(form);
+        let mut cell = |part, times| {
+            let mut samples = Vec::with_capacity(SAMPLES);
+            for _ in 0..SAMPLES {
+                let started = Instant::now();
+                bench.count(&texts, part, times)?;
+                samples.push(per_decision(started, times));
+            }
+            Ok::<_, Box<dyn Error>>(median(&samples).unwrap_or_default())
+        };
         let (template, seen, new) = (
-            bench.template(&texts)?,
-            bench.decisions(&texts, true, SEEN)?,
-            bench.decisions(&texts, false, NEW)?,
+            cell("template", SEEN)?,
+            cell("seen", SEEN)?,
+            cell("new", NEW)?,
         );
         let bytes = texts.first().map_or(0, String::len);
         eprintln!("| {name} | {bytes} | {template:.2} | {seen:.2} | {new:.1} |");
     }
     Ok(())
+}
+
+/// The same in instructions: what so many more decisions cost, counted by this program run under callgrind.
+fn instructions() -> Result<(), Box<dyn Error>> {
+    eprintln!("| decision, instructions | template | seen | new |");
+    eprintln!("|---|---|---|---|");
+    for (name, _) in CASES {
+        let mut cells = String::new();
+        for (part, times) in [("template", TEXTS), ("seen", TEXTS), ("new", 50)] {
+            let more = instructions_of(name, part, 2 * times)?;
+            let each = more.saturating_sub(instructions_of(name, part, times)?) / times as u64;
+            cells.push_str(&format!(" {each} |"));
+        }
+        eprintln!("| {name} |{cells}");
+    }
+    Ok(())
+}
+
+fn instructions_of(name: &str, part: &str, times: usize) -> Result<u64, Box<dyn Error>> {
+    let ran = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(std::env::current_exe()?)
+        .args(["count", name, part, &times.to_string()])
+        .output()?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    let counted = said
+        .lines()
+        .find_map(|line| line.split_once("Collected : "));
+    let (_, counted) = counted.ok_or_else(|| format!("callgrind counted nothing: {said}"))?;
+    Ok(counted.trim().parse()?)
 }
 
 struct Bench<'b> {
@@ -116,26 +176,15 @@ struct Bench<'b> {
 }
 
 impl Bench<'_> {
-    fn template(&mut self, texts: &[String]) -> Result<f64, Box<dyn Error>> {
-        let mut samples = Vec::with_capacity(SAMPLES);
-        for _ in 0..SAMPLES {
-            let started = Instant::now();
-            for text in texts.iter().cycle().take(SEEN) {
+    /// Takes so many decisions, or as much of them as `part` says.
+    fn count(&mut self, texts: &[String], part: &str, times: usize) -> Result<(), Box<dyn Error>> {
+        if part == "template" {
+            for text in texts.iter().cycle().take(times) {
                 let shape = self.template.read(text.as_bytes());
                 black_box(shape.ok_or("no template")?);
             }
-            samples.push(per_decision(started, SEEN));
+            return Ok(());
         }
-        Ok(median(&samples).unwrap_or_default())
-    }
-
-    /// Microseconds of a decision.
-    fn decisions(
-        &mut self,
-        texts: &[String],
-        seen: bool,
-        times: usize,
-    ) -> Result<f64, Box<dyn Error>> {
         let facts = StatementFacts {
             session: SessionFacts {
                 user: "app",
@@ -151,29 +200,24 @@ impl Bench<'_> {
         };
         let parameters: [Parameter<'_>; 2] = [parameter(b"5"), parameter(b"123456")];
         let cache = PlanCache::new(1 << 20);
-        let mut samples = Vec::with_capacity(SAMPLES);
-        for sample in 0..SAMPLES {
-            let started = Instant::now();
-            for (text, number) in texts.iter().cycle().zip(0..times) {
-                let shape = self.template.read(text.as_bytes()).ok_or("no template")?;
-                // Another scope each time: the cache never has it.
-                let scope = match seen {
-                    true => 0,
-                    false => u64::try_from(sample * times + number)?,
-                };
-                let found = cache.plan(scope, &shape, self.rules, None, &["public"]);
-                let evidence = found.plan.evidence(&Values {
-                    literals: shape.literals,
-                    parameters: &parameters,
-                });
-                let decision =
-                    self.rules
-                        .decide_statement(&facts, &found.plan, evidence, self.cluster)?;
-                black_box(decision.node);
-            }
-            samples.push(per_decision(started, times));
+        for (text, number) in texts.iter().cycle().zip(0..times) {
+            let shape = self.template.read(text.as_bytes()).ok_or("no template")?;
+            // Another scope each time: the cache never has it.
+            let scope = match part {
+                "seen" => 0,
+                _ => u64::try_from(number)?,
+            };
+            let found = cache.plan(scope, &shape, self.rules, None, &["public"]);
+            let evidence = found.plan.evidence(&Values {
+                literals: shape.literals,
+                parameters: &parameters,
+            });
+            let decision =
+                self.rules
+                    .decide_statement(&facts, &found.plan, evidence, self.cluster)?;
+            black_box(decision.node);
         }
-        Ok(median(&samples).unwrap_or_default())
+        Ok(())
     }
 }
 

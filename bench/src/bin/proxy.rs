@@ -1,7 +1,7 @@
 //! Tandem's proxy beside PgBouncer, HAProxy and no proxy: `proxy [case ...]`, all cases by default.
 //!
 //! `BENCH_ROUNDS` (1), `BENCH_SIZE` (1.0, stretches the time of each cell), `BENCH_SAMPLES` (a file: samples of
-//! earlier runs count too), `BENCH_WAYS` (names, by comma), `PGBOUNCER_CURRENT` (a program). With the only case
+//! earlier runs count too), `BENCH_WAYS` (names, by semicolon), `PGBOUNCER_CURRENT` (a program). With the only case
 //! `tables` nothing is measured. The idle cases want a run of their own each: memory that was given back before counts
 //! for nothing.
 

@@ -123,7 +123,7 @@ impl Stage {
             peers.push(peer);
         }
         let wanted = std::env::var("BENCH_WAYS").unwrap_or_default();
-        let wanted: Vec<_> = wanted.split(',').filter(|name| !name.is_empty()).collect();
+        let wanted: Vec<_> = wanted.split(';').filter(|name| !name.is_empty()).collect();
         ways.retain(|way| wanted.is_empty() || wanted.contains(&way.name));
         let stage = Self {
             ways,

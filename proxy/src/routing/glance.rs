@@ -33,12 +33,16 @@ pub(super) fn class(text: &[u8]) -> Option<Class> {
     if !matches!(text.trim_ascii_start().first(), Some(b's' | b'S')) {
         return Some(Class::Write);
     }
-    let has_word = text.windows(4).any(|four| {
-        let is = |word: &[u8]| {
-            let mut letters = word.iter().zip(four);
-            letters.all(|(lower, byte)| byte | 0x20 == *lower)
+    let has_word = text.iter().enumerate().any(|(at, byte)| {
+        let has = |before: &[u8], behind: &[u8]| {
+            let starts = at.checked_sub(before.len());
+            let there = starts.and_then(|start| text.get(start..=at + behind.len()));
+            there.is_some_and(|there| {
+                let mut letters = before.iter().chain(b"o").chain(behind).zip(there);
+                letters.all(|(lower, byte)| byte | 0x20 == *lower)
+            })
         };
-        is(b"for") || is(b"into")
+        byte | 0x20 == b'o' && (has(b"f", b"r") || has(b"int", b""))
     });
     (!has_word).then_some(Class::Read)
 }

@@ -17,7 +17,7 @@ use super::{
     ahead::look_ahead,
     inbound::{Step, StopAt},
     owed::Status,
-    program::program,
+    program::{Program, program},
     report,
     task::{Place, Refusing, Task},
 };
@@ -26,9 +26,8 @@ use crate::auth::control::Control;
 const PREPARED: &str = "SELECT FROM pg_catalog.pg_prepared_xacts WHERE gid = $1 AND database = $2";
 
 /// The transaction that a text ends, if it does that and nothing else.
-pub(super) fn ended(text: &[u8]) -> Option<Box<str>> {
-    let program = program(text)?;
-    let [step] = &*program else { return None };
+pub(super) fn ended(program: &Program) -> Option<Box<str>> {
+    let [step] = &**program else { return None };
     let (Effect::Transaction(Transaction::CommitPrepared(gid))
     | Effect::Transaction(Transaction::RollbackPrepared(gid))) = &step.effects.effect
     else {
@@ -160,7 +159,7 @@ impl Task {
         let ahead = look_ahead(input, &known, |run| {
             first.get_or_insert(run);
         });
-        let gid = ended(first.flatten().or(ahead.seen)?.text)?;
+        let gid = ended(&program(first.flatten().or(ahead.seen)?.text)?)?;
         match self.find_prepared(&gid, header.tag, shared) {
             Ok(Some(node)) if node != self.node() => {
                 let report = report::prepared_elsewhere(&gid, &names(shared, &[node]));
@@ -221,14 +220,22 @@ mod tests {
     #[test]
     fn only_what_ends_a_prepared_transaction_has_to_find_one() {
         for text in ["COMMIT PREPARED 'a''b'", "rollback prepared E'a\\'b';"] {
-            assert_eq!(ended(text.as_bytes()).as_deref(), Some("a'b"), "{text}");
+            assert_eq!(
+                program(text.as_bytes()).as_ref().and_then(ended).as_deref(),
+                Some("a'b"),
+                "{text}"
+            );
         }
         for text in [
             "COMMIT",
             "PREPARE TRANSACTION 'a'",
             "SELECT 1; COMMIT PREPARED 'a'",
         ] {
-            assert_eq!(ended(text.as_bytes()), None, "{text}");
+            assert_eq!(
+                program(text.as_bytes()).as_ref().and_then(ended),
+                None,
+                "{text}"
+            );
         }
     }
 }

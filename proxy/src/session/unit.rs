@@ -158,7 +158,7 @@ impl Runs {
         let program = run.and_then(|run| program(run.text));
         if self.count == 0 {
             self.is_block = run.is_some_and(|run| block.takes(run.text, program.as_ref()));
-            self.gid = run.and_then(|run| ended(run.text));
+            self.gid = program.as_ref().and_then(ended);
         }
         self.is_bound |= program.is_some();
         self.judge(run.filter(|_| is_read), program.as_ref(), chooser);
@@ -360,7 +360,8 @@ impl Task {
         runs.until = ahead.until;
         runs.is_bound |= ahead.suspends;
         if runs.count == 0 && (ahead.until != Until::Sync || ahead.binds) {
-            runs.gid = ahead.seen.and_then(|run| ended(run.text));
+            let program = ahead.seen.and_then(|run| program(run.text));
+            runs.gid = program.as_ref().and_then(ended);
         }
         if runs.count == 0 && ahead.until == Until::Sync && !ahead.binds {
             runs.goes_beside = match block {

@@ -1,5 +1,7 @@
 //! The bounds-checked cursor over one message body. Every decoder of the crate stands on it.
 
+use std::ffi::CStr;
+
 /// A body that does not have the form its message type prescribes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -86,13 +88,10 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`ReadError::Unterminated`] when no zero byte follows.
     pub fn cstr(&mut self) -> Result<&'a [u8], ReadError> {
-        let end = self
-            .rest
-            .iter()
-            .position(|&byte| byte == 0)
-            .ok_or(ReadError::Unterminated)?;
-        let text = self.bytes(end)?;
-        self.rest = self.rest.get(1..).unwrap_or_default();
+        // Which looks for the zero byte by words.
+        let text = CStr::from_bytes_until_nul(self.rest).map_err(|_| ReadError::Unterminated)?;
+        let text = text.to_bytes();
+        self.rest = self.rest.get(text.len() + 1..).unwrap_or_default();
         Ok(text)
     }
 

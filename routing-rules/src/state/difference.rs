@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 
 use super::{
     Value,
-    settings::{Identity, ROLE, SESSION_AUTHORIZATION, Settings, Startup, is_list_of_names},
+    settings::{Identity, ROLE, SESSION_AUTHORIZATION, Settings, is_list_of_names},
+    startup::Startup,
 };
 
 /// The statements that give `server`, a connection on which no transaction is open, what is committed in `wanted`. Sent

@@ -15,6 +15,7 @@ mod plain;
 mod restore;
 mod set;
 mod settings;
+mod startup;
 
 #[cfg(test)]
 mod settings_tests;

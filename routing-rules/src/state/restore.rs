@@ -91,7 +91,7 @@ impl Settings {
     fn lost_by_reset(&self, server: Option<&Settings>) -> Vec<(&Vec<u8>, &Value)> {
         let sent = self.startup().iter().filter(|(_, startup)| startup.is_sent);
         let lost = sent.filter(|(name, startup)| {
-            let there = server.and_then(|server| server.startup().get(*name));
+            let there = server.and_then(|server| server.startup().get(name));
             there.is_none_or(|there| there.value != startup.value)
         });
         let lost: Vec<_> = lost.map(|(name, startup)| (name, &startup.value)).collect();

@@ -9,7 +9,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Discard, Effect, Effects, Scope, Transaction};
+use super::{
+    Change, Discard, Effect, Effects, Scope, Transaction,
+    startup::{Startup, Startups},
+};
 
 /// What a setting is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -80,16 +83,6 @@ struct Frame {
     local: Layer,
 }
 
-/// What a login made of a setting.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Startup {
-    pub(super) value: Value,
-    /// The client asked for it. What is only reported comes from the server.
-    pub(super) is_sent: bool,
-    /// The server tells each change of it.
-    pub(super) is_reported: bool,
-}
-
 /// The settings of a session, or of a server connection, as far as they differ from the server's defaults.
 ///
 /// Call [`apply`](Self::apply) for each statement that succeeds, [`failed`](Self::failed) for each error,
@@ -101,7 +94,7 @@ pub(super) struct Startup {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// What RESET gives, where it is known.
-    startup: Arc<BTreeMap<Vec<u8>, Startup>>,
+    startup: Arc<Startups>,
     /// The last reports, where they are not what the login was told.
     reported: BTreeMap<Vec<u8>, Value>,
     /// What was reported since the last ReadyForQuery.
@@ -263,7 +256,7 @@ impl Settings {
         &self.session
     }
 
-    pub(super) fn startup(&self) -> &BTreeMap<Vec<u8>, Startup> {
+    pub(super) fn startup(&self) -> &Startups {
         &self.startup
     }
 
