@@ -9,7 +9,7 @@ mod probe;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,8 +37,8 @@ const RTT_UNKNOWN: u32 = u32::MAX;
 pub(crate) struct HealthBoard {
     nodes: Vec<NodeHealth>,
     probe_timeout: Bound,
-    /// Moves with every verdict.
-    verdicts: watch::Sender<()>,
+    /// Counts what may let others go to a node, or keep them off; moves with every probe that has ended, too.
+    verdicts: watch::Sender<u64>,
 }
 
 /// The health of one node: the machine, and its outcome in atomics for readers that must not wait.
@@ -46,6 +46,10 @@ pub(crate) struct HealthBoard {
 struct NodeHealth {
     machine: Mutex<Machine>,
     probe_now: Notify,
+    /// Probes that have begun.
+    begun: AtomicU64,
+    /// The last that has ended.
+    ended: AtomicU64,
     usable: AtomicU8,
     rtt_us: AtomicU32,
     problem: ArcSwapOption<String>,
@@ -92,6 +96,8 @@ impl HealthBoard {
         let node = || NodeHealth {
             machine: Mutex::new(Machine::new(interval, now)),
             probe_now: Notify::new(),
+            begun: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
             usable: AtomicU8::new(0),
             rtt_us: AtomicU32::new(RTT_UNKNOWN),
             problem: ArcSwapOption::empty(),
@@ -101,7 +107,7 @@ impl HealthBoard {
         HealthBoard {
             nodes: std::iter::repeat_with(node).take(nodes).collect(),
             probe_timeout,
-            verdicts: watch::Sender::new(()),
+            verdicts: watch::Sender::new(0),
         }
     }
 
@@ -137,14 +143,33 @@ impl HealthBoard {
             return;
         }
         // The sender lives as long as this.
-        let _ = self.verdicts.subscribe().wait_for(|()| settled()).await;
+        let _ = self.verdicts.subscribe().wait_for(|_| settled()).await;
+    }
+
+    /// Returns when more is known than at this call: a verdict has moved, of whichever node, or a probe of this one that has
+    /// begun since then has ended.
+    pub(crate) fn news(self: &Arc<Self>, node: usize) -> impl Future<Output = ()> + Send + 'static {
+        let mut verdicts = self.verdicts.subscribe();
+        let known = *verdicts.borrow_and_update();
+        let begun = |node: &NodeHealth| node.begun.load(Ordering::Acquire);
+        let begun = self.nodes.get(node).map_or(0, begun);
+        let board = Arc::clone(self);
+        async move {
+            let ended = |node: &NodeHealth| node.ended.load(Ordering::Acquire) > begun;
+            let is_news = |now: &u64| *now != known || board.nodes.get(node).is_some_and(ended);
+            // The sender lives as long as the board.
+            let _ = verdicts.wait_for(is_news).await;
+        }
     }
 
     /// Says why a node should get no sessions, or that it may have them again.
     pub(crate) fn set_fence(&self, node: usize, reason: Option<String>) {
         if let Some(node) = self.nodes.get(node) {
-            node.fenced.store(reason.is_some(), Ordering::Release);
+            let fenced = reason.is_some();
             node.fence.store(reason.map(Arc::new));
+            if node.fenced.swap(fenced, Ordering::AcqRel) != fenced {
+                self.verdicts.send_modify(|count| *count += 1);
+            }
         }
     }
 
@@ -184,6 +209,13 @@ impl HealthBoard {
         self.apply(index, node, Event::Refused, Some(problem));
     }
 
+    /// A probe has found a node well.
+    #[cfg(test)]
+    pub(crate) fn found_well(&self, index: usize, node: &Node) {
+        let rtt = Duration::from_millis(1);
+        self.apply(index, node, Event::Success { rtt }, None);
+    }
+
     fn apply(&self, index: usize, node: &Node, event: Event, problem: Option<&str>) {
         let Some(state) = self.nodes.get(index) else {
             return;
@@ -206,7 +238,7 @@ impl HealthBoard {
             .problem
             .store(problem.map(|text| Arc::new(text.to_owned())));
         let Some(before) = before else { return };
-        self.verdicts.send_replace(());
+        self.verdicts.send_modify(|count| *count += 1);
         let name = node.name();
         match now {
             Health::Down => {
@@ -259,8 +291,11 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
             // The time of the next probe may have moved: look again.
             () = state.probe_now.notified() => continue,
         }
+        let number = state.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let outcome = probe::probe(node, settings).await;
         board.apply(index, node, outcome.event, outcome.problem.as_deref());
+        state.ended.store(number, Ordering::Release);
+        board.verdicts.send_modify(|_| {});
     }
 }
 
@@ -271,7 +306,38 @@ fn lock(machine: &Mutex<Machine>) -> std::sync::MutexGuard<'_, Machine> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::future::poll_immediate;
+
     use super::*;
+
+    #[tokio::test]
+    async fn news_are_a_verdict_or_a_probe_that_begins_later() {
+        let bound = Bound::new(Duration::from_secs(1));
+        let board = HealthBoard::new(2, Duration::from_secs(1), bound, Instant::now());
+        let board = Arc::new(board);
+        let ended = |node: usize, number| {
+            board.nodes[node].ended.store(number, Ordering::Release);
+            board.verdicts.send_modify(|_| {});
+        };
+        // One is under way when it is asked.
+        board.nodes[0].begun.store(1, Ordering::Release);
+        let mut news = pin!(board.news(0));
+        ended(1, 7);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        ended(0, 1);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        ended(0, 2);
+        assert!(poll_immediate(news.as_mut()).await.is_some());
+        board.nodes[0].begun.store(2, Ordering::Release);
+        let mut news = pin!(board.news(0));
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        board.set_fence(1, None);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        board.set_fence(1, Some("its clock is off".to_owned()));
+        assert!(poll_immediate(news.as_mut()).await.is_some());
+    }
 
     #[test]
     fn a_fenced_node_gets_sessions_only_while_there_is_no_other() {
