@@ -88,6 +88,10 @@ impl Task {
         if cancelled {
             self.release_server();
             self.refuse(&report::cancelled());
+        } else if self.is_outdated(shared) {
+            // Its keys may be on their way to another node: where it goes is looked at once more.
+            self.release_server();
+            self.stalled = true;
         } else {
             self.sync(false, cx);
         }
@@ -255,7 +259,8 @@ impl Task {
 
     /// Has this server from now on. Whether a cancel request came while it waited for it.
     pub(super) fn take(&mut self, mut server: Box<Server>) -> bool {
-        let cancelled = self.registered.entry().attach(&server.face);
+        let writes = self.routed.as_ref().is_none_or(|routed| routed.writes);
+        let cancelled = self.registered.entry().attach(&server.face, writes);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
         server.owed.begin();
@@ -294,6 +299,10 @@ impl Task {
         cx: &mut Context<'_>,
         shared: &Shared,
     ) -> Result<(), End> {
+        if matches!(error, WaitError::Left) && self.routed.is_some() {
+            self.stalled = true;
+            return Ok(());
+        }
         if let WaitError::Open(open) = error
             && open.verdict != Verdict::Answer
         {

@@ -198,6 +198,8 @@ pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
             format!("no server connection to node {node} became free within query_wait_timeout"),
         )
         .with_hint("Nothing of the statement has run. Raise pool_size, or look for transactions that stay open."),
+        WaitError::Left => ErrorReport::fatal("57P03", format!("node {node} is out of service"))
+            .with_hint("Nothing of the statement has run. Connect again; another node will take over."),
         WaitError::Open(open) => ErrorReport::fatal(
             "08006",
             format!("no server connection to node {node} can be opened"),
