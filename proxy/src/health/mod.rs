@@ -40,12 +40,10 @@ const RTT_UNKNOWN: u32 = u32::MAX;
 pub(crate) struct HealthBoard {
     nodes: Vec<NodeHealth>,
     probe_timeout: Bound,
-    /// Moves with every verdict.
-    verdicts: watch::Sender<()>,
+    /// Counts what may let others go to a node, or keep them off; moves with every probe that has ended, too.
+    verdicts: watch::Sender<u64>,
     /// The placement's: of which node takes what.
     epoch: AtomicU64,
-    /// The same, for those who wait for the next.
-    epochs: watch::Sender<u64>,
 }
 
 /// What is known of the nodes before the first probe.
@@ -62,6 +60,10 @@ pub(crate) struct Before {
 struct NodeHealth {
     machine: Mutex<Machine>,
     probe_now: Notify,
+    /// Probes that have begun.
+    begun: AtomicU64,
+    /// The last that has ended.
+    ended: AtomicU64,
     /// An [`Admission`].
     admission: AtomicU8,
     answers: AtomicBool,
@@ -112,6 +114,8 @@ impl HealthBoard {
             NodeHealth {
                 machine: Mutex::new(Machine::new(settings.interval, now, catches_up, is_drained)),
                 probe_now: Notify::new(),
+                begun: AtomicU64::new(0),
+                ended: AtomicU64::new(0),
                 admission: AtomicU8::new(code(Admission::Nobody)),
                 answers: AtomicBool::new(false),
                 rtt_us: AtomicU32::new(RTT_UNKNOWN),
@@ -124,9 +128,8 @@ impl HealthBoard {
         HealthBoard {
             nodes: (0..nodes).map(node).collect(),
             probe_timeout: settings.timeout.clone(),
-            verdicts: watch::Sender::new(()),
+            verdicts: watch::Sender::new(0),
             epoch: AtomicU64::new(epoch),
-            epochs: watch::Sender::new(epoch),
         }
     }
 
@@ -186,11 +189,14 @@ impl HealthBoard {
     }
 
     /// Returns when another epoch has begun than this one.
-    pub(crate) fn later_than(&self, epoch: u64) -> impl Future<Output = ()> + Send + use<> {
-        let mut epochs = self.epochs.subscribe();
+    pub(crate) fn later_than(
+        self: &Arc<Self>,
+        epoch: u64,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (mut verdicts, board) = (self.verdicts.subscribe(), Arc::clone(self));
         async move {
-            // The sender lives as long as the daemon.
-            let _ = epochs.wait_for(|now| *now != epoch).await;
+            // The sender lives as long as the board.
+            let _ = verdicts.wait_for(|_| board.epoch() != epoch).await;
         }
     }
 
@@ -205,12 +211,23 @@ impl HealthBoard {
         if settled() {
             return;
         }
+        // The sender lives as long as this.
+        let _ = self.verdicts.subscribe().wait_for(|_| settled()).await;
+    }
+
+    /// Returns when more is known than at this call: a verdict has moved, of whichever node, or a probe of this one that has
+    /// begun since then has ended.
+    pub(crate) fn news(self: &Arc<Self>, node: usize) -> impl Future<Output = ()> + Send + 'static {
         let mut verdicts = self.verdicts.subscribe();
-        let mut epochs = self.epochs.subscribe();
-        // The senders live as long as this.
-        tokio::select! {
-            _ = verdicts.wait_for(|()| settled()) => {}
-            _ = epochs.wait_for(|_| settled()) => {}
+        let known = *verdicts.borrow_and_update();
+        let begun = |node: &NodeHealth| node.begun.load(Ordering::Acquire);
+        let begun = self.nodes.get(node).map_or(0, begun);
+        let board = Arc::clone(self);
+        async move {
+            let ended = |node: &NodeHealth| node.ended.load(Ordering::Acquire) > begun;
+            let is_news = |now: &u64| *now != known || board.nodes.get(node).is_some_and(ended);
+            // The sender lives as long as the board.
+            let _ = verdicts.wait_for(is_news).await;
         }
     }
 
@@ -287,13 +304,19 @@ impl HealthBoard {
             (before, is_news, machine.catching_up() != returned)
         };
         if is_news {
-            let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
-            self.epochs.send_modify(|known| *known = epoch.max(*known));
+            self.epoch.fetch_add(1, Ordering::AcqRel);
         }
-        if before.is_some() || has_returned {
-            self.verdicts.send_replace(());
+        if is_news || before.is_some() || has_returned {
+            self.verdicts.send_modify(|count| *count += 1);
         }
         before
+    }
+
+    /// A probe has found a node well.
+    #[cfg(test)]
+    pub(crate) fn found_well(&self, index: usize, node: &Node) {
+        let rtt = Duration::from_millis(1);
+        self.apply(index, node, Event::Success { rtt }, None);
     }
 
     fn apply(&self, index: usize, node: &Node, event: Event, problem: Option<&str>) {
@@ -391,8 +414,11 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
             // The time of the next probe may have moved: look again.
             () = state.probe_now.notified() => continue,
         }
+        let number = state.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let outcome = probe::probe(node, settings).await;
         board.apply(index, node, outcome.event, outcome.problem.as_deref());
+        state.ended.store(number, Ordering::Release);
+        board.verdicts.send_modify(|_| {});
     }
 }
 
@@ -403,6 +429,10 @@ fn lock(machine: &Mutex<Machine>) -> std::sync::MutexGuard<'_, Machine> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::future::poll_immediate;
+
     use super::*;
 
     fn board(nodes: usize) -> HealthBoard {
@@ -418,6 +448,31 @@ mod tests {
             board.tell(node, Event::Success { rtt });
         }
         board
+    }
+
+    #[tokio::test]
+    async fn news_are_a_verdict_or_a_probe_that_begins_later() {
+        let board = Arc::new(board(2));
+        let ended = |node: usize, number| {
+            board.nodes[node].ended.store(number, Ordering::Release);
+            board.verdicts.send_modify(|_| {});
+        };
+        // One is under way when it is asked.
+        board.nodes[0].begun.store(1, Ordering::Release);
+        let mut news = pin!(board.news(0));
+        ended(1, 7);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        ended(0, 1);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        ended(0, 2);
+        assert!(poll_immediate(news.as_mut()).await.is_some());
+        board.nodes[0].begun.store(2, Ordering::Release);
+        let mut news = pin!(board.news(0));
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        board.set_fence(1, None);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        board.set_fence(1, Some("its clock is off".to_owned()));
+        assert!(poll_immediate(news.as_mut()).await.is_some());
     }
 
     #[test]
@@ -461,7 +516,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_change_of_what_clients_may_do_begins_an_epoch_and_nothing_else_does() {
-        let board = board(2);
+        let board = Arc::new(board(2));
         let mut epoch = board.epoch();
         let mut moves = |event: Event| {
             board.tell(1, event);

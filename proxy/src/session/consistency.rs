@@ -35,15 +35,12 @@ pub(super) enum Behind {
     Shows(Shows),
     /// Its position.
     Position(Pin<Box<dyn Future<Output = Told> + Send>>),
-    /// That it is decided where its keys are at home.
-    Handoff(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 /// What has come of that.
 enum Heard {
     Shows(bool),
     Position(Told),
-    Handoff,
 }
 
 /// Waits until a node shows what the session has seen on others.
@@ -164,7 +161,6 @@ impl Task {
         let polled = match &mut **behind {
             Behind::Shows(shows) => shows.wait.as_mut().poll(cx).map(Heard::Shows),
             Behind::Position(wait) => wait.as_mut().poll(cx).map(Heard::Position),
-            Behind::Handoff(wait) => wait.as_mut().poll(cx).map(|()| Heard::Handoff),
         };
         if polled.is_pending() && !self.registered.entry().is_cancelled() {
             return Ok(false);
@@ -185,11 +181,6 @@ impl Task {
                     routed.told = Some(told);
                 }
                 // The message that asks for it is looked at once more.
-                self.stalled = true;
-            }
-            (Poll::Ready(Heard::Handoff), _) => {
-                self.registered.entry().detach();
-                // It may belong elsewhere now.
                 self.stalled = true;
             }
             _ => {

@@ -16,6 +16,7 @@ mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod owed;
 mod parameters;
+mod parked;
 mod policing;
 mod position;
 pub(crate) mod prepared;

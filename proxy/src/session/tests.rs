@@ -222,6 +222,19 @@ impl Bench {
         release(seated);
     }
 
+    /// The pool's server has had a client before.
+    fn has_served(&mut self) {
+        let Turn::Now(server) = self.pool.ask() else {
+            panic!("no server is idle");
+        };
+        server
+            .face
+            .counters
+            .transactions
+            .store(1, Ordering::Relaxed);
+        release(server);
+    }
+
     /// Lets the session do what it can; its end, if that has come.
     async fn run(&mut self) -> Option<End> {
         // The sockets tell of new bytes by way of the reactor.

@@ -24,6 +24,7 @@ use super::{
     listening::listens,
     numbers::Numbers,
     owed::Status,
+    parked::Why,
     policing::Policing,
     prepared_transactions::{Search, ended},
     program::{self, Program, program},
@@ -472,26 +473,24 @@ impl Task {
         if routed.writes {
             routed.wrote = Some(node);
         }
-        if self.waits_for_handoff(shared) {
-            return;
-        }
         if demand != Demand::Session {
             self.look_behind(demand == Demand::Read, shared);
         }
     }
 
     /// What it is about to write belongs on a node whose keys are on their way: it waits until they have arrived, and chooses again.
-    fn waits_for_handoff(&mut self, shared: &Shared) -> bool {
+    pub(super) fn waits_for_handoff(&mut self, shared: &Shared) -> bool {
         let node = self.node();
         let Some(routed) = &mut self.routed else {
             return false;
         };
-        let waits = routed.writes && shared.health.parks(node);
-        if waits {
-            let later = shared.health.later_than(routed.epoch);
-            routed.behind = Some(Box::new(Behind::Handoff(Box::pin(later))));
+        if !routed.writes || !shared.health.parks(node) {
+            return false;
         }
-        waits
+        routed.behind = None;
+        let later = shared.health.later_than(routed.epoch);
+        self.park(Why::Handoff, later, shared);
+        true
     }
 
     /// Whether what it writes may have got another home since its node was chosen.

@@ -3,6 +3,7 @@
 mod admin;
 mod cancel;
 mod console;
+mod failover;
 mod first_start;
 mod flows;
 mod fuzz;
