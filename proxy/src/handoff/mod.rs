@@ -37,6 +37,8 @@ const LOOK: Duration = Duration::from_millis(10);
 const LOOK_PARKED: Duration = Duration::from_millis(1);
 /// How often a node is asked for prepared transactions while nobody waits.
 const LOOK_PREPARED: Duration = Duration::from_millis(200);
+/// How often the new homes are asked whether they are behind, while nobody waits.
+const LOOK_BEHIND: Duration = Duration::from_millis(100);
 /// How long the new homes may take to show all that was written so far, before anybody is made to wait.
 const ALMOST_THERE: Duration = Duration::from_millis(500);
 /// After this a node that has not caught up is better than none.
@@ -238,10 +240,13 @@ async fn catch_up(shared: &Shared, node: usize, returned: u32) -> bool {
         let is_unknown = |other: usize| shared.health.health(other) == Health::Unknown;
         let knows = !others(shared, node).any(is_unknown) || begun.elapsed() > LATE;
         tokio::select! {
-            has = &mut caught_up, if knows => match has {
-                true => return true,
-                false => caught_up = attempt(&asked),
-            },
+            has = &mut caught_up, if knows => {
+                if has {
+                    return true;
+                }
+                ticks.tick().await;
+                caught_up = attempt(&asked);
+            }
             _ = ticks.tick() => {}
         }
         if shared.health.catching_up(node) != Some(returned) {
@@ -513,7 +518,10 @@ impl Hand<'_> {
                     Some(behind) if self.begun.elapsed() >= config.hard => {
                         return Err(Stayed(behind));
                     }
-                    Some(behind) => self.progress(Phase::Waiting, vec![behind]),
+                    Some(behind) => {
+                        self.progress(Phase::Waiting, vec![behind]);
+                        sleep(LOOK_BEHIND).await;
+                    }
                 },
                 Step::Lift => self.lift(config.soft).await,
                 Step::End(units) => {
@@ -610,6 +618,12 @@ impl Hand<'_> {
             async move { (!shows.await).then_some(to) }
         };
         let behind = match direction {
+            // As ever after an absence: what is in quarantine there waits for somebody to look at it, but clients do not.
+            Direction::Home if self.kind == Kind::Return => {
+                let replicator = &self.shared.replicator;
+                let has = replicator.caught_up(self.node, others.collect(), limit);
+                vec![(!has.await).then_some(self.node)]
+            }
             Direction::Away => join_all(others.map(|to| shows(vec![self.node], to))).await,
             Direction::Home => vec![shows(others.collect(), self.node).await],
         };

@@ -61,8 +61,8 @@ pub(super) struct Routed {
     pub(super) near: usize,
     /// What it has seen, and where.
     pub(super) seen: Seen,
-    /// The node that it last wrote on.
-    wrote: Option<usize>,
+    /// The node that it last wrote on, and the epoch: in another one that may be nobody's home any more.
+    wrote: Option<(usize, u64)>,
     /// What it is doing may write.
     pub(super) writes: bool,
     /// Where it notes that a write is acknowledged; none: its database is not replicated.
@@ -341,7 +341,7 @@ impl Task {
             return Some(Step::Stop(StopAt::Answers));
         }
         if writes && let Some(routed) = &mut self.routed {
-            routed.wrote = Some(node);
+            routed.wrote = Some((node, routed.epoch));
             routed.may_write(&self.registered);
         }
         if self.is_outdated(shared) {
@@ -452,7 +452,9 @@ impl Task {
             serializable,
             near: routed.nearest(),
             last: routed.seen.last(),
-            wrote: routed.wrote,
+            wrote: routed
+                .wrote
+                .and_then(|(node, epoch)| (epoch == routed.epoch).then_some(node)),
             tells: settings.tells || self.explains(),
             may_go_beside: transaction == Transaction::ReadWrite
                 && held.is_some_and(|held| held.is_begun_only()),
@@ -471,7 +473,7 @@ impl Task {
         routed.seen.goes();
         routed.writes = demand >= Demand::Begin;
         if routed.writes {
-            routed.wrote = Some(node);
+            routed.wrote = Some((node, routed.epoch));
         }
         if demand != Demand::Session {
             self.look_behind(demand == Demand::Read, shared);
