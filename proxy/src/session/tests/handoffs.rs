@@ -6,7 +6,7 @@ use crate::health::Event;
 const UPDATE: &[u8] = b"UPDATE a SET n = 1";
 const READ: &[u8] = b"SELECT 1";
 
-/// A session whose node is well, with one server connection at most.
+/// A session whose node is well, and which finds no server connection but the one that is there.
 fn bench() -> Bench {
     let mut bench = Bench::routed();
     // Its one probe would say something else.
@@ -14,7 +14,7 @@ fn bench() -> Bench {
     let node = bench.shared.nodes.first().expect("one");
     bench.shared.health.found_well(0, node);
     let mut limits = bench.shared.settings.load().config.proxy.pool.clone();
-    limits.size = 1;
+    limits.size = 0;
     bench.shared.pools.set_limits(&limits);
     bench
 }
