@@ -78,6 +78,9 @@ const NODES: &[&str] = &[
     "problem",
     "rtt_ms",
     "sessions",
+    "connections",
+    "handoff",
+    "epoch",
     "replication",
     "replication_problem",
     "clock_offset_ms",
@@ -157,6 +160,7 @@ impl Statement {
             | Statement::Shutdown(_)
             | Statement::Pause { .. }
             | Statement::Resume { .. }
+            | Statement::Drain { .. }
             | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
@@ -174,6 +178,7 @@ impl Statement {
             Statement::Shutdown(_) => "SHUTDOWN",
             Statement::Pause { .. } => "PAUSE",
             Statement::Resume { .. } => "RESUME",
+            Statement::Drain { .. } => "DRAIN",
             Statement::Reconnect { .. } => "RECONNECT",
             Statement::Kill { .. } => "KILL",
             Statement::KillClient(_) => "KILL_CLIENT",

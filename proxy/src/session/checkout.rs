@@ -39,6 +39,9 @@ impl Task {
     /// Asks for a server until there is one that works, or a place in the queue.
     pub(super) fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
         self.note_asked();
+        if self.waits_for_handoff(shared) {
+            return Ok(());
+        }
         let routed = self.routed.as_mut();
         if let Some(behind) = routed.and_then(|routed| routed.behind.take()) {
             self.registered.entry().wait();
@@ -125,6 +128,10 @@ impl Task {
         if cancelled {
             self.release_server();
             self.refuse(&report::cancelled());
+        } else if self.is_outdated(shared) {
+            // Its keys may be on their way to another node: where it goes is looked at once more.
+            self.release_server();
+            self.stalled = true;
         } else {
             self.sync(false, cx);
         }
@@ -318,7 +325,8 @@ impl Task {
 
     /// Has this server from now on. Whether a cancel request came while it waited for it.
     pub(super) fn take(&mut self, mut server: Box<Server>) -> bool {
-        let cancelled = self.registered.entry().attach(&server.face);
+        let writes = self.routed.as_ref().is_none_or(|routed| routed.writes);
+        let cancelled = self.registered.entry().attach(&server.face, writes);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
         server.owed.begin();
@@ -362,7 +370,13 @@ impl Task {
             WaitError::Open(open) if open.verdict != Verdict::Answer => {
                 self.await_verdict(cx, shared)
             }
-            WaitError::Open(_) | WaitError::TooLong(_) => {
+            // What it wants is elsewhere now.
+            WaitError::Left if self.routed.is_some() => {
+                self.registered.entry().detach();
+                self.stalled = true;
+                Ok(())
+            }
+            WaitError::Open(_) | WaitError::TooLong(_) | WaitError::Left => {
                 let report = report::no_server(self.pool.node_name(), error);
                 Err(End::NoServer(Box::new(report)))
             }

@@ -65,6 +65,7 @@ use crate::{
         self, Console,
         clients::{About, Listed},
     },
+    handoff::Handoffs,
     health::HealthBoard,
     limits::{Counted, Limits},
     node::Nodes,
@@ -98,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) acknowledged: Arc<Acknowledged>,
     pub(crate) replicator: Arc<Replicator>,
     pub(crate) health: Arc<HealthBoard>,
+    pub(crate) handoffs: Handoffs,
     pub(crate) gate: Gate,
     /// What sessions have to ask of nodes.
     pub(crate) control: Arc<Control>,

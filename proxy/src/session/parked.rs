@@ -24,6 +24,8 @@ use crate::timing;
 pub(super) enum Why {
     /// Its node could not be connected to: probes are to say what has become of it.
     Verdict,
+    /// The keys that it writes are on their way to another home.
+    Handoff,
 }
 
 /// A session that waits.
@@ -97,7 +99,12 @@ impl Task {
         self.place = Place::Idle;
         match (why, has_changed) {
             (Why::Verdict, true) => self.verdict_came(cx, shared)?,
-            (Why::Verdict, false) => {
+            (Why::Handoff, true) => {
+                self.registered.entry().detach();
+                // What it has sent may belong elsewhere now: that is looked at once more.
+                self.stalled = true;
+            }
+            (Why::Verdict | Why::Handoff, false) => {
                 self.registered.entry().detach();
                 let mut problems = String::new();
                 route::add_problems(shared, &mut problems);

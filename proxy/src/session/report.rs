@@ -150,6 +150,9 @@ pub(crate) fn waiting() -> ErrorReport {
 pub(super) fn parked(why: Why) -> ErrorReport {
     let message = match why {
         Why::Verdict => "no node can take the statement now, it waits for one",
+        Why::Handoff => {
+            "the keys of the statement are on their way to another node, it waits for them"
+        }
     };
     ErrorReport::new("NOTICE", "00000", message)
 }
@@ -218,6 +221,8 @@ pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
             format!("no server connection to node {node} became free within query_wait_timeout"),
         )
         .with_hint("Nothing of the statement has run. Raise pool_size, or look for transactions that stay open."),
+        WaitError::Left => ErrorReport::fatal("57P03", format!("node {node} is out of service"))
+            .with_hint("Nothing of the statement has run. Connect again; another node will take over."),
         WaitError::Open(open) => ErrorReport::fatal(
             "08006",
             format!("no server connection to node {node} can be opened"),

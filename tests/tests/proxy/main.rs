@@ -7,6 +7,7 @@ mod failover;
 mod first_start;
 mod flows;
 mod fuzz;
+mod handoff;
 mod host_rules;
 mod hostile;
 mod identities;
