@@ -102,7 +102,7 @@ async fn nodes_are_drained_and_resumed_under_load_without_an_error_or_a_conflict
     };
     for node in &cluster.nodes {
         works(node).await;
-        println!(
+        eprintln!(
             "{}",
             done(&cluster, "drain", &[&node.name, "--wait"])
                 .await
@@ -112,14 +112,14 @@ async fn nodes_are_drained_and_resumed_under_load_without_an_error_or_a_conflict
         node.execute("VACUUM FULL pgbench_accounts").await;
         node.execute("REINDEX TABLE pgbench_accounts").await;
         assert_eq!(node.value(CLIENTS).await, "0");
-        println!("{}", done(&cluster, "resume", &[&node.name]).await.trim());
+        eprintln!("{}", done(&cluster, "resume", &[&node.name]).await.trim());
         works(node).await;
     }
     assert!(!load.is_finished(), "all of it was under load");
     let ran = load.await.expect("not cancelled").expect_success();
     let failed = "number of failed transactions: 0";
     assert!(ran.stdout.contains(failed), "{}", ran.all());
-    println!("the longest transaction took {} ms", longest(&cluster));
+    eprintln!("the longest transaction took {} ms", longest(&cluster));
     cluster.assert_converged().await;
     for node in &cluster.nodes {
         assert_eq!(node.value(CONFLICTS).await, "0");
