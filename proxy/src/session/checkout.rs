@@ -322,6 +322,7 @@ impl Task {
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
         server.owed.begin();
+        server.trace.begin();
         self.place = Place::Server(server);
         self.show_hold();
         self.note_served();

@@ -306,6 +306,10 @@ impl Task {
                     self.replace_server(end, cx, shared)?;
                     Ok(true)
                 }
+                Err(end) if self.may_survive(&end) => {
+                    self.lose_server(end, shared)?;
+                    Ok(true)
+                }
                 read => read,
             },
         }
@@ -339,7 +343,13 @@ impl Task {
             let mut splice = Splice::new(output);
             let discards = self.errand == Errand::Discard;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
-            self.write_client(cx, splice.bytes(input))?;
+            let told = splice.bytes(input);
+            if let Place::Server(server) = &mut self.place
+                && !told.is_empty()
+            {
+                server.trace.is_heard = true;
+            }
+            self.write_client(cx, told)?;
             if let Some(end) = end {
                 return Err(end);
             }
@@ -461,12 +471,15 @@ impl Task {
             let stop = loop {
                 let rest = buffer.get(taken..).unwrap_or_default();
                 let mut splice = Splice::new(output);
-                let before = self.in_flight();
+                let (before, had) = (self.in_flight(), matches!(self.place, Place::Server(_)));
                 let (more, stop) = self.on_client_bytes(rest, &mut splice, shared);
                 if !before && self.in_flight() {
                     self.note_sent();
                 }
                 self.write_server(cx, splice.bytes(rest));
+                if had {
+                    self.hold_sent(rest.get(..more).unwrap_or_default());
+                }
                 taken += more;
                 if !matches!(stop, Some(StopAt::NeedServer)) {
                     break stop;
