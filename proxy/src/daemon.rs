@@ -30,7 +30,7 @@ use crate::{
     reload::{self, Files, ReloadError, Reloaded, Settings},
     routing::Router,
     session::{
-        Clients, Shared,
+        Clients, Shared, losing,
         registry::{Registry, Stop},
     },
     workers::Workers,
@@ -197,6 +197,7 @@ impl Daemon {
             stop_seen.clone(),
         ));
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
+        background.spawn(losing::wake(Arc::clone(&shared)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
         background.spawn(reload::watch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {

@@ -4,7 +4,9 @@
 //! hears of it with what it says next, or never.
 
 use std::{
+    io,
     sync::{Arc, OnceLock, atomic::Ordering},
+    task::Context,
     time::Duration,
 };
 
@@ -85,6 +87,21 @@ async fn outcome(
     }
 }
 
+/// Wakes those who wait for a node when it is given up, for ever: nothing that happens there would.
+pub(crate) async fn wake(shared: Arc<Shared>) {
+    let mut verdicts = shared.health.verdicts();
+    let mut known = vec![false; shared.nodes.len()];
+    while verdicts.changed().await.is_ok() {
+        for (node, known) in known.iter_mut().enumerate() {
+            let given_up = shared.health.is_given_up(node);
+            if given_up && !std::mem::replace(known, given_up) {
+                shared.registry.wake_all();
+            }
+            *known = given_up;
+        }
+    }
+}
+
 /// The answers that these messages are owed when all is well: one of them runs something, which has this command tag; none: it is
 /// answered.
 fn put_success(out: &mut BytesMut, items: &[Item], tag: Option<&[u8]>) {
@@ -148,6 +165,21 @@ impl Task {
     /// Whether the session may live on when it ends so.
     pub(super) fn may_survive(&self, end: &End) -> bool {
         self.shares() && matches!(end, End::ServerLost(_)) && self.boundary() == Boundary::Clean
+    }
+
+    /// Reads from a server whose node has not been given up.
+    pub(super) fn read_answering(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<bool, End> {
+        // Behind what has come before.
+        match self.read_server(cx)? {
+            false if shared.health.is_given_up(self.node()) => {
+                Err(End::ServerLost(Some(io::ErrorKind::TimedOut.into())))
+            }
+            read => Ok(read),
+        }
     }
 
     fn facts(&self, server: &Server) -> Facts {

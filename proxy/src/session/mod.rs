@@ -11,7 +11,7 @@ mod inbound;
 mod input;
 mod listening;
 mod login;
-mod losing;
+pub(crate) mod losing;
 mod lost;
 mod numbers;
 mod outbound;

@@ -125,15 +125,16 @@ impl Task {
     /// No connection to its node can be opened: goes elsewhere, or waits until it is known what has become of the node.
     ///
     /// That it could not be opened is evidence, and brings a probe. Without its verdict other nodes are not asked: the keys
-    /// of a node that lives are not written elsewhere.
+    /// of a node that lives are not written elsewhere. `probes`: those of the node that had begun by then.
     pub(super) fn await_verdict(
         &mut self,
+        probes: u64,
         cx: &mut Context<'_>,
         shared: &Shared,
     ) -> Result<(), End> {
         let node = self.node();
         // From before the look at what is known now.
-        let news = shared.health.news(node);
+        let news = shared.health.news_since(node, probes);
         if self.goes_elsewhere(cx, shared)? {
             return Ok(());
         }

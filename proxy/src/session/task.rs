@@ -296,11 +296,8 @@ impl Task {
             Place::Idle => Ok(false),
             Place::Behind(_) => self.behind_goes_on(cx, shared),
             Place::Parked(_) => self.parked_goes_on(cx, shared),
-            Place::Waiting(wait) => {
-                let polled = wait.poll(cx);
-                self.wait_goes_on(polled, cx, shared)
-            }
-            Place::Server(_) => match self.read_server(cx) {
+            Place::Waiting(_) => self.wait_goes_on(cx, shared),
+            Place::Server(_) => match self.read_answering(cx, shared) {
                 // The client need not know: nothing of its was there.
                 Err(end) if self.is_untouched() && end.is_of_server() => {
                     self.replace_server(end, cx, shared)?;
@@ -315,7 +312,7 @@ impl Task {
         }
     }
 
-    fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    pub(super) fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let again = self.looks_again();
         if self.dry.server && !again {
             return Ok(false);
