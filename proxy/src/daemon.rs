@@ -32,7 +32,7 @@ use crate::{
     reload::{self, Files, ReloadError, Reloaded, Settings},
     routing::Router,
     session::{
-        Clients, Shared,
+        Clients, Shared, losing,
         registry::{Registry, Stop},
     },
     workers::Workers,
@@ -215,6 +215,7 @@ impl Daemon {
                 background.spawn(handoff::keep_node(Arc::clone(&shared), node));
             }
         }
+        background.spawn(losing::wake(Arc::clone(&shared)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
         background.spawn(reload::watch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {

@@ -100,6 +100,8 @@ pub struct ProxyConfig {
     pub client_login_timeout: Duration,
     /// Bound on connecting and logging in to a node.
     pub server_connect_timeout: Duration,
+    /// How long a client waits to hear what has become of its COMMIT when its node is lost.
+    pub commit_outcome_wait: Duration,
     /// How long a smart shutdown waits for sessions to end.
     pub shutdown_timeout: Duration,
     /// Time between two probes of a node.

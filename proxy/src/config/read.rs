@@ -208,6 +208,12 @@ impl Reader<'_> {
             5 * second,
             millisecond,
         );
+        let commit_outcome_wait = self.duration(
+            &mut section,
+            "commit_outcome_wait",
+            30 * second,
+            Duration::ZERO,
+        );
         let shutdown_timeout = self.duration(
             &mut section,
             "shutdown_timeout",
@@ -238,6 +244,7 @@ impl Reader<'_> {
             max_client_connections,
             client_login_timeout,
             server_connect_timeout,
+            commit_outcome_wait,
             shutdown_timeout,
             probe_interval,
             probe_timeout,

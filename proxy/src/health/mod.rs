@@ -67,6 +67,8 @@ struct NodeHealth {
     /// An [`Admission`].
     admission: AtomicU8,
     answers: AtomicBool,
+    /// It is down because it does not answer: nor will it on connections that are there.
+    silent: AtomicBool,
     rtt_us: AtomicU32,
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
@@ -118,6 +120,7 @@ impl HealthBoard {
                 ended: AtomicU64::new(0),
                 admission: AtomicU8::new(code(Admission::Nobody)),
                 answers: AtomicBool::new(false),
+                silent: AtomicBool::new(false),
                 rtt_us: AtomicU32::new(RTT_UNKNOWN),
                 problem: ArcSwapOption::empty(),
                 fence: ArcSwapOption::empty(),
@@ -215,13 +218,41 @@ impl HealthBoard {
         let _ = self.verdicts.subscribe().wait_for(|_| settled()).await;
     }
 
-    /// Returns when more is known than at this call: a verdict has moved, of whichever node, or a probe of this one that has
-    /// begun since then has ended.
+    /// Whether this node is down because it does not answer, while another one does: nobody waits for it any longer.
+    pub(crate) fn is_given_up(&self, node: usize) -> bool {
+        let state = self.nodes.get(node);
+        state.is_some_and(|state| state.silent.load(Ordering::Acquire))
+            && self
+                .nodes
+                .iter()
+                .any(|node| node.answers.load(Ordering::Acquire))
+    }
+
+    /// What moves with verdicts.
+    pub(crate) fn verdicts(&self) -> watch::Receiver<u64> {
+        self.verdicts.subscribe()
+    }
+
+    /// Probes of this node that have begun.
+    pub(crate) fn probes(&self, node: usize) -> u64 {
+        let begun = |node: &NodeHealth| node.begun.load(Ordering::Acquire);
+        self.nodes.get(node).map_or(0, begun)
+    }
+
+    /// Returns when more is known than at this call: see [`HealthBoard::news_since`].
     pub(crate) fn news(self: &Arc<Self>, node: usize) -> impl Future<Output = ()> + Send + 'static {
+        self.news_since(node, self.probes(node))
+    }
+
+    /// Returns when more is known than when so many [probes](Self::probes) of this node had begun: one that has begun later has
+    /// ended, or a verdict has moved since this call, of whichever node.
+    pub(crate) fn news_since(
+        self: &Arc<Self>,
+        node: usize,
+        begun: u64,
+    ) -> impl Future<Output = ()> + Send + 'static {
         let mut verdicts = self.verdicts.subscribe();
         let known = *verdicts.borrow_and_update();
-        let begun = |node: &NodeHealth| node.begun.load(Ordering::Acquire);
-        let begun = self.nodes.get(node).map_or(0, begun);
         let board = Arc::clone(self);
         async move {
             let ended = |node: &NodeHealth| node.ended.load(Ordering::Acquire) > begun;
@@ -290,7 +321,7 @@ impl HealthBoard {
 
     /// A fresh connect to this node was refused or reset: that decides.
     pub(crate) fn refused(&self, index: usize, node: &Node, problem: &str) {
-        self.apply(index, node, Event::Refused, Some(problem));
+        self.apply(index, node, Event::Refused, Some(problem), false);
     }
 
     /// Something other than a probe has happened to a node. Answers its health before, if that has changed in kind.
@@ -316,17 +347,29 @@ impl HealthBoard {
     #[cfg(test)]
     pub(crate) fn found_well(&self, index: usize, node: &Node) {
         let rtt = Duration::from_millis(1);
-        self.apply(index, node, Event::Success { rtt }, None);
+        self.apply(index, node, Event::Success { rtt }, None, false);
     }
 
-    fn apply(&self, index: usize, node: &Node, event: Event, problem: Option<&str>) {
+    fn apply(
+        &self,
+        index: usize,
+        node: &Node,
+        event: Event,
+        problem: Option<&str>,
+        is_silent: bool,
+    ) {
         let Some(state) = self.nodes.get(index) else {
             return;
         };
         state
             .problem
             .store(problem.map(|text| Arc::new(text.to_owned())));
-        let Some(before) = self.tell(index, event) else {
+        let before = self.tell(index, event);
+        let is_silent = is_silent && !state.answers.load(Ordering::Acquire);
+        if state.silent.swap(is_silent, Ordering::AcqRel) != is_silent {
+            self.verdicts.send_modify(|count| *count += 1);
+        }
+        let Some(before) = before else {
             return;
         };
         let name = node.name();
@@ -416,7 +459,8 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
         }
         let number = state.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let outcome = probe::probe(node, settings).await;
-        board.apply(index, node, outcome.event, outcome.problem.as_deref());
+        let problem = outcome.problem.as_deref();
+        board.apply(index, node, outcome.event, problem, outcome.is_silent);
         state.ended.store(number, Ordering::Release);
         board.verdicts.send_modify(|_| {});
     }

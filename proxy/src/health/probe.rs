@@ -18,6 +18,8 @@ pub(crate) struct Outcome {
     pub(crate) event: Event,
     /// For people; None when all is well.
     pub(crate) problem: Option<String>,
+    /// The node has not answered in time.
+    pub(crate) is_silent: bool,
 }
 
 /// Opens a fresh connection and runs statements on it. A fresh one, because a server whose postmaster hangs goes on
@@ -65,10 +67,15 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
         Ok(rtt) => Outcome {
             event: Event::Success { rtt },
             problem: None,
+            is_silent: false,
         },
         Err(error) => Outcome {
             event: judge(&error),
             problem: Some(error.to_string()),
+            is_silent: matches!(
+                error,
+                ProbeError::Timeout(_) | ProbeError::Connect(ConnectError::Timeout { .. })
+            ),
         },
     }
 }
@@ -124,9 +131,10 @@ fn judge(error: &ProbeError) -> Event {
 /// What a failed connect says about the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nobody listens there. The only outcome of a *session's* connect that is a verdict: no client can provoke it.
+    /// Nobody listens there, or it says that it is starting up, shutting down or in recovery. The only outcome of a *session's*
+    /// connect that is a verdict: no client can provoke it.
     NobodyThere,
-    /// Reset or closed during the login, starting up or shutting down.
+    /// Reset or closed during the login.
     Broken,
     /// The proxy's own lack of something; nothing was learnt of the node.
     Ours,
@@ -139,7 +147,7 @@ pub(crate) enum Verdict {
 /// Judges a failed connect.
 pub(crate) fn verdict(error: &ConnectError) -> Verdict {
     match error {
-        ConnectError::Server(error) if error.code == "57P03" => Verdict::Broken,
+        ConnectError::Server(error) if error.code == "57P03" => Verdict::NobodyThere,
         ConnectError::Server(_) | ConnectError::Auth(_) => Verdict::Answer,
         ConnectError::Closed => Verdict::Broken,
         ConnectError::Resolve { source, .. } if crate::listener::is_out_of_descriptors(source) => {
@@ -232,7 +240,7 @@ mod tests {
                 Event::Refused,
             ),
             (ConnectError::Closed, Verdict::Broken, Event::Refused),
-            (server("57P03"), Verdict::Broken, Event::Refused),
+            (server("57P03"), Verdict::NobodyThere, Event::Refused),
             (
                 unreachable(io::ErrorKind::HostUnreachable),
                 Verdict::Unclear,

@@ -304,6 +304,11 @@ impl Pool {
         self.env.node(self.key.node).map_or("?", |node| node.name())
     }
 
+    /// A client's connection to its node has shown something that may be the node's end.
+    pub(crate) fn note_evidence(&self) {
+        self.env.health.evidence(self.key.node);
+    }
+
     /// What is known of clients that set this at login.
     pub(crate) fn know(&self, settings: &Params) -> Known {
         lock(&self.kinds).know(settings)

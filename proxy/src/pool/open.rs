@@ -19,14 +19,17 @@ pub(crate) struct OpenError {
     pub(crate) error: ConnectError,
     /// What that says of the node.
     pub(crate) verdict: Verdict,
+    /// Probes of the node that had begun by then.
+    pub(crate) probes: u64,
 }
 
 impl OpenError {
     /// A connection that could not be moved to another thread.
-    pub(super) fn moved(error: io::Error) -> OpenError {
+    pub(super) fn moved(error: io::Error, pool: &Pool) -> OpenError {
         OpenError {
             error: ConnectError::Io(error),
             verdict: Verdict::Ours,
+            probes: pool.env.health.probes(pool.key.node),
         }
     }
 }
@@ -69,7 +72,7 @@ pub(super) async fn open(pool: Arc<Pool>) {
 async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
     let (key, env) = (&pool.key, &pool.env);
     let Some(node) = env.node(key.node) else {
-        return Err(OpenError::moved(io::ErrorKind::NotFound.into()));
+        return Err(OpenError::moved(io::ErrorKind::NotFound.into(), pool));
     };
     // The earliest moment that counts, and more precise than the queue's time.
     let born = env.started.elapsed();
@@ -86,7 +89,11 @@ async fn connect(pool: &Arc<Pool>) -> Result<Box<Server>, OpenError> {
     drop(turn);
     let parts = connected.map(Connection::into_parts).map_err(|error| {
         let verdict = verdict(&error);
-        OpenError { error, verdict }
+        OpenError {
+            error,
+            verdict,
+            probes: env.health.probes(key.node),
+        }
     })?;
     Ok(pool.seat(parts, born))
 }

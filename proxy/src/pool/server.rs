@@ -24,7 +24,7 @@ use crate::{
     identity::Numbered,
     session::{
         outbox::Outbox, owed::Owed, prepared::ServerStatements, profile::ServerSettings,
-        state::Hold,
+        state::Hold, trace::Trace,
     },
 };
 
@@ -41,6 +41,8 @@ pub(crate) struct Server {
     pub(crate) owed: Owed,
     pub(crate) statements: ServerStatements,
     pub(crate) settings: ServerSettings,
+    /// What is known of the unit of work that it has.
+    pub(crate) trace: Trace,
     /// What becomes of the numbers (OIDs) in its messages, for the client that has it.
     pub(crate) numbers: Option<Numbered>,
     pub(crate) face: Arc<Face>,
@@ -170,6 +172,7 @@ impl Server {
             statements: ServerStatements::new(prepared_max),
             settings: ServerSettings::new(&key.params, &parts.parameters),
             numbers: None,
+            trace: Trace::default(),
             face: Arc::new(Face {
                 id,
                 node: key.node,

@@ -119,7 +119,9 @@ impl Wait {
                 self.pool.note_wait(self.since);
                 Poll::Ready(match server.move_here() {
                     Ok(server) => Ok(server),
-                    Err(error) => Err(WaitError::Open(Arc::new(OpenError::moved(error)))),
+                    Err(error) => Err(WaitError::Open(Arc::new(OpenError::moved(
+                        error, &self.pool,
+                    )))),
                 })
             }
             Slot::Failed(error) => Poll::Ready(Err(error)),

@@ -36,8 +36,10 @@ pub(super) enum Block {
     None,
     /// The client has begun it.
     Held(Box<Held>),
-    /// It has failed before any server knew of it: nothing but its end is taken.
+    /// It has failed, and no server knows of it: nothing but its end is taken.
     Failed(Modes),
+    /// The same, because its server was lost, and the client has not been told.
+    Lost(Modes),
 }
 
 /// What was said of a block so far.
@@ -123,15 +125,17 @@ impl Block {
     pub(super) fn status(&self) -> Option<u8> {
         match self {
             Block::None => None,
-            Block::Held(_) => Some(b'T'),
+            Block::Held(_) | Block::Lost(_) => Some(b'T'),
             Block::Failed(_) => Some(b'E'),
         }
     }
 
     /// Something that the client has said in it has failed.
     pub(super) fn fail(&mut self) {
-        if let Block::Held(held) = self {
-            *self = Block::Failed(held.modes);
+        match self {
+            Block::Held(held) => *self = Block::Failed(held.modes),
+            Block::Lost(modes) => *self = Block::Failed(*modes),
+            Block::None | Block::Failed(_) => {}
         }
     }
 
@@ -196,7 +200,10 @@ impl Block {
             (
                 Block::Failed(modes),
                 Transaction::Commit { chain } | Transaction::Rollback { chain },
-            ) => Some((next(*chain, *modes), "ROLLBACK")),
+            )
+            | (Block::Lost(modes), Transaction::Rollback { chain }) => {
+                Some((next(*chain, *modes), "ROLLBACK"))
+            }
             _ => None,
         }
     }
@@ -351,6 +358,31 @@ mod tests {
         }
         let long = format!("SET LOCAL a.b = '{}'", "c".repeat(HELD_MAX));
         assert_eq!(take(&mut begun(), &long), None);
+    }
+
+    #[test]
+    fn a_lost_block_takes_only_what_rolls_it_back() {
+        let lost = || Block::Lost(Modes::default());
+        assert_eq!(lost().status(), Some(b'T'));
+        for text in [
+            "SELECT 1",
+            "COMMIT",
+            "END",
+            "SAVEPOINT a",
+            "ROLLBACK TO a",
+            "BEGIN",
+        ] {
+            assert_eq!(take(&mut lost(), text), None, "{text}");
+        }
+        let mut block = lost();
+        assert_eq!(take(&mut block, "ROLLBACK AND CHAIN"), Some("ROLLBACK"));
+        assert_eq!(held(&block).as_deref(), Some("BEGIN"));
+        let mut block = lost();
+        block.fail();
+        assert_eq!(block.status(), Some(b'E'));
+        let mut block = lost();
+        assert_eq!(take(&mut block, "ABORT"), Some("ROLLBACK"));
+        assert_eq!(block.status(), None);
     }
 
     #[test]

@@ -70,14 +70,23 @@ impl Task {
         }
     }
 
-    /// The place in the queue has come to this.
+    /// Waits in the queue of its node, as long as that has not been given up.
     pub(super) fn wait_goes_on(
         &mut self,
-        polled: Poll<Result<Box<Server>, WaitError>>,
         cx: &mut Context<'_>,
         shared: &Shared,
     ) -> Result<bool, End> {
-        match polled {
+        if shared.health.is_given_up(self.node()) {
+            let queue = std::mem::replace(&mut self.place, Place::Idle);
+            if self.goes_elsewhere(cx, shared)? {
+                return Ok(true);
+            }
+            self.place = queue;
+        }
+        let Place::Waiting(wait) = &self.place else {
+            return Ok(false);
+        };
+        match wait.poll(cx) {
             Poll::Pending if self.registered.entry().is_cancelled() => {
                 self.place = Place::Idle;
                 self.registered.entry().detach();
@@ -248,6 +257,7 @@ impl Task {
             %end,
             "a server connection could not be made ready for a session"
         );
+        let probes = shared.health.probes(server.face.node);
         shared.health.evidence(server.face.node);
         // There are only so many that have served somebody, and none comes back. Of new ones there is no end.
         if !server.face.has_served() {
@@ -275,7 +285,7 @@ impl Task {
                 end => End::NotReady(end.to_string()),
             });
         }
-        self.await_verdict(cx, shared)
+        self.await_verdict(probes, cx, shared)
     }
 
     /// Goes to another node, if its own does not serve and another one does. Whether it has.
@@ -330,6 +340,7 @@ impl Task {
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
         server.owed.begin();
+        server.trace.begin();
         self.place = Place::Server(server);
         self.show_hold();
         self.note_served();
@@ -368,7 +379,7 @@ impl Task {
     ) -> Result<(), End> {
         match error {
             WaitError::Open(open) if open.verdict != Verdict::Answer => {
-                self.await_verdict(cx, shared)
+                self.await_verdict(open.probes, cx, shared)
             }
             // What it wants is elsewhere now.
             WaitError::Left if self.routed.is_some() => {

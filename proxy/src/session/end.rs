@@ -29,6 +29,8 @@ pub(crate) enum End {
     TooMuchPrepared,
     /// There is no server for its statement.
     NoServer(Box<ErrorReport>),
+    /// Its server is lost, and with it something of the session's.
+    Lost(Box<ErrorReport>),
     /// A server cannot be made ready for the session.
     NotReady(String),
     /// The client has left more notifications untaken than it may.
@@ -59,6 +61,7 @@ impl End {
             | End::ClientViolation(_)
             | End::TooMuchPrepared
             | End::NoServer(_)
+            | End::Lost(_)
             | End::Untaken
             | End::Stopped => false,
         }
@@ -73,6 +76,7 @@ impl fmt::Display for End {
             End::ClientViolation(error) => write!(f, "protocol violation by the client: {error}"),
             End::TooMuchPrepared => f.write_str("the client has prepared too much"),
             End::NoServer(report) => write!(f, "no server: {}", report.message),
+            End::Lost(report) => f.write_str(&report.message),
             End::NotReady(error) => write!(f, "no server can be made ready: {error}"),
             End::Untaken => f.write_str("the client does not take its notifications"),
             End::ServerFatal => f.write_str("the node ended it"),

@@ -22,6 +22,7 @@ use super::{
     splice::Splice,
     state::Hold,
     task::{Place, Refusing, Task},
+    trace::Control,
 };
 use crate::pool::{Server, add};
 
@@ -290,11 +291,15 @@ impl Task {
         if let Some(report) = self.refusal(program.as_ref(), shared) {
             return self.fail(header.tag, body, report, input, splice);
         }
+        let does = Control::of(program.as_ref());
+        self.ask_number(does, input, splice);
         let Place::Server(server) = &mut self.place else {
             return Step::Stop(StopAt::NeedServer);
         };
         let named = deallocated(program.as_ref()).and_then(|name| self.statements.remove(name));
         if let Some(statement) = named {
+            // Said once more, it would be of nothing.
+            server.trace.let_go();
             return self.deallocate(&statement, input, HEADER_LEN + body.len(), splice);
         }
         let settings = &mut server.settings;
@@ -306,7 +311,9 @@ impl Task {
             None => (program, Step::Pass),
         };
         let note = self.state.sent(program.as_ref(), settings);
-        server.owed.sent(Sent::Query, By::Client, note);
+        if server.owed.sent(Sent::Query, By::Client, note) {
+            server.owed.controls(does);
+        }
         if self.state.discards(program.as_ref(), settings) {
             self.errand = Errand::Discard;
         }
@@ -377,10 +384,12 @@ impl Task {
         let routed = self.routed.as_ref();
         let number = routed.map_or(0, |routed| routed.numbers.portal(portal));
         let discards = self.state.discards(program, &server.settings);
+        let does = Control::of(program);
         let note = self.state.sent(program, &mut server.settings);
         let goes = server.owed.sent(Sent::Execute, By::Client, note);
         if goes {
             server.owed.names_portal(number);
+            server.owed.controls(does);
         }
         if goes && discards {
             self.errand = Errand::Discard;
@@ -421,6 +430,7 @@ impl Task {
                 if looks(program.as_ref()) && self.forgets_sequences(input, splice) {
                     return Step::Stop(StopAt::Errand);
                 }
+                self.ask_number(Control::of(program.as_ref()), input, splice);
                 let Place::Server(server) = &mut self.place else {
                     return Step::Stop(StopAt::NeedServer);
                 };
@@ -458,6 +468,7 @@ impl Task {
                     if looks(statement.program()) && self.forgets_sequences(input, splice) {
                         return Step::Stop(StopAt::Errand);
                     }
+                    self.ask_number(Control::of(statement.program()), input, splice);
                     let Place::Server(server) = &mut self.place else {
                         return Step::Stop(StopAt::NeedServer);
                     };
@@ -506,9 +517,11 @@ impl Task {
         if let Some(report) = self.refusal(program, shared) {
             return self.fail(header.tag, body, report, input, splice);
         }
+        let does = Control::of(program);
         if looks(program) && self.forgets_sequences(input, splice) {
             return Step::Stop(StopAt::Errand);
         }
+        self.ask_number(does, input, splice);
         let (statement, attempt, bound) = match self.ready_statement(name, input, splice) {
             Ready::Later => return Step::Stop(StopAt::Errand),
             Ready::AsItIs => {

@@ -11,6 +11,8 @@ mod inbound;
 mod input;
 mod listening;
 mod login;
+pub(crate) mod losing;
+mod lost;
 mod numbers;
 mod outbound;
 pub(crate) mod outbox;
@@ -36,6 +38,7 @@ pub(crate) mod state;
 mod task;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trace;
 mod unit;
 
 use std::{
@@ -378,7 +381,7 @@ async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
         End::Client | End::ClientLost(_) | End::ServerFatal => BytesMut::new(),
         End::ClientViolation(error) => report::bytes(&report::client_violation(error)),
         End::TooMuchPrepared => report::bytes(&report::too_much_prepared()),
-        End::NoServer(report) => report::bytes(report),
+        End::NoServer(report) | End::Lost(report) => report::bytes(report),
         End::NotReady(error) => report::bytes(&report::not_ready(name, error)),
         End::Untaken => report::bytes(&report::notifications_untaken()),
         End::ServerLost(_) => report::bytes(&report::node_lost(name)),
@@ -397,7 +400,7 @@ async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
         End::ServerViolation(_) | End::ServerMismatch(_) => {
             tracing::error!(node = name, %end, "the connection is closed");
         }
-        End::NoServer(_) | End::NotReady(_) => {
+        End::NoServer(_) | End::Lost(_) | End::NotReady(_) => {
             tracing::info!(
                 peer = about.peer,
                 user = about.user,

@@ -13,13 +13,14 @@ use tandem_wire::{
 use super::{
     end::End,
     numbers::Renumbered,
-    owed::{By, Event, Note, Sent},
+    owed::{By, Event, Note, Sent, Status},
     ready::{Errand, REFUSED, patch_len},
     report,
     splice::Splice,
     task::{Place, Task},
     unit::Beside,
 };
+use crate::config::PoolMode;
 
 /// What becomes of one message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -239,6 +240,9 @@ impl Task {
         let readied = self.errand.is_under_way() && server.owed.is_untouched();
         let (client, settings) = (reply.to == By::Client, &mut server.settings);
         let discards = self.errand == Errand::Discard;
+        if header.tag == b'V' && !client {
+            server.trace.numbered(body);
+        }
         match reply.event {
             Event::None | Event::Answered(Sent::Parse | Sent::Bind | Sent::Close, _) => {}
             Event::Parameters(attempt) => self.on_parameters(reply.to, attempt, body),
@@ -282,6 +286,9 @@ impl Task {
                     self.registered.entry().ready();
                 }
                 let (status, owes) = (server.owed.status(), !server.owed.is_quiet());
+                if status == Status::Idle {
+                    server.trace.over();
+                }
                 self.state.ready(status, owes, settings);
                 if !owes {
                     self.note_answered(status);
@@ -290,17 +297,21 @@ impl Task {
                     self.errand = Errand::None;
                     return Ok(Fate::Discarded(reply.to));
                 }
-                if let Some(routed) = &mut self.routed
-                    && routed.beside == Beside::Gone
-                    && !owes
-                {
-                    routed.beside = Beside::No;
-                    return Ok(Fate::Ready(self.status()));
+                if let Some(routed) = &mut self.routed {
+                    routed.repeats = false;
+                    if routed.beside == Beside::Gone && !owes {
+                        routed.beside = Beside::No;
+                        return Ok(Fate::Ready(self.status()));
+                    }
                 }
             }
             Event::Ready => {}
             Event::Error(sent, _) if self.errand.is_query() || sent.is_none() && readied => {
                 return self.on_refused(sent.is_none(), body);
+            }
+            // The client has no need to know, or is told in other words.
+            Event::Error(None, _) if self.mode == PoolMode::Transaction && is_node_ending(body) => {
+                return Err(node_ends(body));
             }
             Event::Error(sent, note) => {
                 if let Some(routed) = &mut self.routed
@@ -341,19 +352,18 @@ impl Task {
                 Ok(Fate::Kept)
             }
             _ => {
-                let Ok(fields) = ErrorFields::parse(body) else {
-                    return Err(End::NotReady(String::new()));
-                };
-                let text = fields.to_owned().to_string();
-                Err(match is_fatal && is_node_ending(&fields) {
-                    true => End::ServerLost(Some(io::Error::other(text))),
-                    false => End::NotReady(text),
-                })
+                if is_fatal && is_node_ending(body) {
+                    return Err(node_ends(body));
+                }
+                Err(End::NotReady(text_of(body)))
             }
         }
     }
 
     fn on_error(&mut self, sent: Option<Sent>, note: Note, body: &[u8]) -> Fate {
+        if is_evidence(body) {
+            self.pool.note_evidence();
+        }
         self.take_back_undone();
         if self.errand.is_under_way()
             && matches!(&self.place, Place::Server(server) if server.owed.is_skipping())
@@ -408,7 +418,13 @@ impl Task {
 
     /// A statement has ended: its command tag tells whether prepared statements have gone with it.
     fn on_complete(&mut self, header: Header, body: &[u8]) {
-        if header.tag != b'C' || body.first() != Some(&b'D') {
+        if header.tag != b'C' {
+            return;
+        }
+        if let Place::Server(server) = &mut self.place {
+            server.trace.completed(body);
+        }
+        if body.first() != Some(&b'D') {
             return;
         }
         let Ok(command) = CommandComplete::parse(body) else {
@@ -425,12 +441,29 @@ impl Task {
 }
 
 /// Whether a server ends the session because its node ends, or may: an operator's request, a crash, a shutdown.
-fn is_node_ending(fields: &ErrorFields<'_>) -> bool {
-    matches!(fields.code(), Some(b"57P01" | b"57P02" | b"57P03"))
+fn is_node_ending(body: &[u8]) -> bool {
+    let code = ErrorFields::parse(body).map(|fields| fields.code());
+    matches!(code, Ok(Some(b"57P01" | b"57P02" | b"57P03")))
+}
+
+/// Whether an error is worth a look at the node. It is never more than that: every client can raise any of these.
+fn is_evidence(body: &[u8]) -> bool {
+    let code = ErrorFields::parse(body).map(|fields| fields.code());
+    let is_read_only_or_full = matches!(code, Ok(Some(b"25006" | b"53100" | b"53300")));
+    is_read_only_or_full || is_node_ending(body)
+}
+
+fn text_of(body: &[u8]) -> String {
+    let fields = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
+    fields.unwrap_or_default()
+}
+
+fn node_ends(body: &[u8]) -> End {
+    End::ServerLost(Some(io::Error::other(text_of(body))))
 }
 
 /// A message of terminated texts, which hold no zero byte.
-fn put_texts(out: &mut BytesMut, tag: u8, texts: &[&[u8]]) {
+pub(super) fn put_texts(out: &mut BytesMut, tag: u8, texts: &[&[u8]]) {
     let start = out.len();
     out.put_u8(tag);
     out.put_u32(0);

@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 
 use tandem_wire::backend::ErrorFields;
 
+use super::trace::Control;
+
 /// A message to the server, as far as its replies go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sent {
@@ -74,6 +76,8 @@ pub(crate) struct Item {
     pub(crate) note: Note,
     /// The number of the portal that it names, where the session gives them any; 0: none.
     pub(crate) portal: u32,
+    /// What it does to the transaction that it runs in.
+    pub(crate) control: Control,
 }
 
 /// What a reply is.
@@ -162,6 +166,12 @@ pub(crate) struct Owed {
     /// Syncs of which nobody knows whether they were ignored: the COPY failed at an unknown place.
     doubtful_syncs: u32,
     fatal: bool,
+    /// What is answered now has failed: only the end of its batch is still to come.
+    told: bool,
+    /// What was run and answered since then does this to the transaction; none: nothing was.
+    ran: Option<Control>,
+    /// The client is in the middle of a batch.
+    clients_batch: bool,
     /// Something of the client's went there since it has the connection.
     touched: bool,
     undone: Vec<Attempt>,
@@ -179,6 +189,9 @@ impl Owed {
             copy_syncs: 0,
             doubtful_syncs: 0,
             fatal: false,
+            told: false,
+            ran: None,
+            clients_batch: false,
             touched: false,
             undone: Vec::new(),
         }
@@ -206,7 +219,14 @@ impl Owed {
 
     /// A message goes to the server. Answers whether it can have an effect: behind an error it is thrown away.
     pub(crate) fn sent(&mut self, sent: Sent, by: By, note: Note) -> bool {
-        self.touched |= by == By::Client;
+        if by == By::Client {
+            self.touched = true;
+            self.clients_batch = match sent {
+                Sent::Query | Sent::FunctionCall | Sent::Sync => false,
+                Sent::CopyEnd => self.clients_batch,
+                _ => true,
+            };
+        }
         if self.skipping && sent != Sent::Sync {
             return false;
         }
@@ -227,6 +247,7 @@ impl Owed {
             by,
             note,
             portal: 0,
+            control: Control::None,
         });
         true
     }
@@ -288,6 +309,39 @@ impl Owed {
         }
     }
 
+    /// What was sent last does this to its transaction.
+    pub(crate) fn controls(&mut self, control: Control) {
+        if let Some(item) = self.items.back_mut() {
+            item.control = control;
+        }
+    }
+
+    /// What is not answered, in order.
+    pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter()
+    }
+
+    /// Whether the client has the error of what is answered now.
+    pub(crate) fn is_told(&self) -> bool {
+        self.told
+    }
+
+    /// What the answered part of the batch, or of the Query, that is answered now does to its transaction; none: nothing of it
+    /// has run.
+    pub(crate) fn ran(&self) -> Option<Control> {
+        self.ran
+    }
+
+    /// Whether the client has begun a batch that its Sync has not ended yet.
+    pub(crate) fn is_in_clients_batch(&self) -> bool {
+        self.clients_batch
+    }
+
+    /// Whether nobody can tell how many answers the client waits for: a Sync may have met a server that reads data of a COPY.
+    pub(crate) fn is_unclear(&self) -> bool {
+        self.doubtful_syncs > 0 || self.copy_syncs > 0
+    }
+
     /// Whether something is owed that names this portal.
     pub(crate) fn awaits_portal(&self, portal: u32) -> bool {
         self.items.iter().any(|item| item.portal == portal)
@@ -328,13 +382,20 @@ impl Owed {
             (Sent::Execute, b'I' | b's') if self.copy == CopyState::None => {}
             (Sent::Query, b'C') => {
                 self.end_copy();
+                self.ran = Some(head.control);
                 return Some(Event::Completed(head.note));
             }
             (Sent::Query, b'I') if self.copy == CopyState::None => return Some(Event::None),
-            (Sent::FunctionCall, b'V') => return Some(Event::None),
+            (Sent::FunctionCall, b'V') => {
+                self.ran = Some(Control::None);
+                return Some(Event::None);
+            }
             _ => return None,
         }
         self.items.pop_front();
+        if head.sent == Sent::Execute {
+            self.ran = Some(self.ran.unwrap_or_default().then(head.control));
+        }
         Some(Event::Answered(head.sent, head.note))
     }
 
@@ -361,6 +422,7 @@ impl Owed {
             return Some(Event::Error(None, 0));
         }
         let head = head?;
+        self.told = true;
         if self.copy != CopyState::None {
             self.doubtful_syncs += self.copy_syncs;
             self.end_copy();
@@ -403,6 +465,8 @@ impl Owed {
             _ => return None,
         }
         self.status = status;
+        self.told = false;
+        self.ran = None;
         self.end_copy();
         Some(Event::Ready)
     }

@@ -14,18 +14,21 @@ use tokio::time::{Sleep, sleep, timeout};
 use super::{
     Shared,
     end::End,
+    losing::Doubt,
     report, route,
     task::{Place, Task},
 };
 use crate::timing;
 
 /// Why a session is parked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Why {
     /// Its node could not be connected to: probes are to say what has become of it.
     Verdict,
     /// The keys that it writes are on their way to another home.
     Handoff,
+    /// It is asked what has become of the session's COMMIT.
+    Outcome(Box<Doubt>),
 }
 
 /// A session that waits.
@@ -44,8 +47,7 @@ impl fmt::Debug for Parked {
 }
 
 impl Task {
-    /// Waits for a change, as long as its client may still wait for a server (`query_wait_timeout`). One place for all that
-    /// a session is parked for.
+    /// Waits for a change, as long as its client may still wait for a server (`query_wait_timeout`).
     pub(super) fn park(
         &mut self,
         why: Why,
@@ -55,18 +57,28 @@ impl Task {
         let settings = shared.settings.load();
         let pool = &settings.config.proxy.pool;
         self.note_asked();
-        let waited = self
-            .asked
-            .map_or(0, |asked| timing::now().micros_since(asked));
+        let waited = self.asked;
+        let waited = waited.map_or(0, |asked| timing::now().micros_since(asked));
         let waited = Duration::from_micros(waited);
-        let left = pool.wait_max.saturating_sub(waited);
         // Who has waited for longer was told before.
         let notice = pool.notice_after.checked_sub(waited);
-        let notice = notice.filter(|after| !after.is_zero() && *after < left);
+        let notice = notice.filter(|after| !after.is_zero());
+        self.park_for(why, change, pool.wait_max.saturating_sub(waited), notice);
+    }
+
+    /// Waits for a change, for so long at most, and tells its client after so long. The one place for all that sessions are
+    /// parked for.
+    pub(super) fn park_for(
+        &mut self,
+        why: Why,
+        change: impl Future<Output = ()> + Send + 'static,
+        bound: Duration,
+        notice: Option<Duration>,
+    ) {
         self.registered.entry().wait();
         self.place = Place::Parked(Box::new(Parked {
             why,
-            change: Box::pin(async move { timeout(left, change).await.is_ok() }),
+            change: Box::pin(async move { timeout(bound, change).await.is_ok() }),
             notice: notice.map(|after| Box::pin(sleep(after))),
         }));
     }
@@ -80,31 +92,34 @@ impl Task {
         let Place::Parked(parked) = &mut self.place else {
             return Ok(false);
         };
-        let why = parked.why;
-        let Poll::Ready(has_changed) = parked.change.as_mut().poll(cx) else {
-            if self.registered.entry().is_cancelled() {
-                self.place = Place::Idle;
-                self.registered.entry().detach();
-                self.refuse(&report::cancelled());
-                return Ok(true);
-            }
+        let polled = parked.change.as_mut().poll(cx);
+        let is_cancelled = self.registered.entry().is_cancelled();
+        if polled.is_pending() && !is_cancelled {
             let notice = parked.notice.as_mut();
             if notice.is_none_or(|notice| notice.as_mut().poll(cx).is_pending()) {
                 return Ok(false);
             }
             parked.notice = None;
-            encode::backend::notice(self.to_client.buffer(), &report::parked(why));
+            encode::backend::notice(self.to_client.buffer(), &report::parked(&parked.why));
             return Ok(true);
+        }
+        let Place::Parked(parked) = std::mem::replace(&mut self.place, Place::Idle) else {
+            return Ok(false);
         };
-        self.place = Place::Idle;
-        match (why, has_changed) {
-            (Why::Verdict, true) => self.verdict_came(cx, shared)?,
-            (Why::Handoff, true) => {
+        match (parked.why, polled) {
+            // It cannot be taken back, but its client need not wait for it.
+            (Why::Outcome(doubt), _) => self.resolve(doubt, shared),
+            (Why::Verdict | Why::Handoff, Poll::Pending) => {
+                self.registered.entry().detach();
+                self.refuse(&report::cancelled());
+            }
+            (Why::Verdict, Poll::Ready(true)) => self.verdict_came(cx, shared)?,
+            (Why::Handoff, Poll::Ready(true)) => {
                 self.registered.entry().detach();
                 // What it has sent may belong elsewhere now: that is looked at once more.
                 self.stalled = true;
             }
-            (Why::Verdict | Why::Handoff, false) => {
+            (Why::Verdict | Why::Handoff, Poll::Ready(false)) => {
                 self.registered.entry().detach();
                 let mut problems = String::new();
                 route::add_problems(shared, &mut problems);
@@ -117,15 +132,16 @@ impl Task {
     /// No connection to its node can be opened: goes elsewhere, or waits until it is known what has become of the node.
     ///
     /// That it could not be opened is evidence, and brings a probe. Without its verdict other nodes are not asked: the keys
-    /// of a node that lives are not written elsewhere.
+    /// of a node that lives are not written elsewhere. `probes`: those of the node that had begun by then.
     pub(super) fn await_verdict(
         &mut self,
+        probes: u64,
         cx: &mut Context<'_>,
         shared: &Shared,
     ) -> Result<(), End> {
         let node = self.node();
         // From before the look at what is known now.
-        let news = shared.health.news(node);
+        let news = shared.health.news_since(node, probes);
         if self.goes_elsewhere(cx, shared)? {
             return Ok(());
         }

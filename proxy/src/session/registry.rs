@@ -507,6 +507,14 @@ impl Registry {
         entries.len()
     }
 
+    /// Has every session look at what it is doing.
+    pub(crate) fn wake_all(&self) {
+        let entries: Vec<_> = self.table().by_pid.values().cloned().collect();
+        for entry in &entries {
+            entry.wake();
+        }
+    }
+
     /// Asks one session to end at once; answers whether there is one.
     pub(crate) fn stop_one(&self, pid: i32) -> bool {
         let entry = self.table().by_pid.get(&pid).cloned();

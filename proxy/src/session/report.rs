@@ -4,7 +4,7 @@ use bytes::{BufMut, BytesMut};
 use tandem_routing_rules::{Lost, state::Homed};
 use tandem_wire::{ErrorReport, ServerError, encode};
 
-use super::parked::Why;
+use super::{parked::Why, state::Hold};
 use crate::{notifications::UNTAKEN_MAX, pool::WaitError};
 
 /// An ErrorResponse as bytes.
@@ -86,6 +86,37 @@ pub(crate) fn node_lost(node: &str) -> ErrorReport {
         .with_hint("Connect again; another node will take over. Whether a transaction that was being committed is in the database is unknown.")
 }
 
+/// The node was lost before anything of the client's transaction could be committed.
+pub(crate) fn lost_with(node: &str) -> ErrorReport {
+    let message = format!("node {node} was lost; nothing of the transaction has committed");
+    ErrorReport::error("40001", message)
+        .with_hint("Run the transaction again: another node takes it.")
+}
+
+/// The node was lost while something of the client's was being committed.
+pub(crate) fn in_doubt(node: &str) -> ErrorReport {
+    let message =
+        format!("node {node} was lost; whether the transaction has committed is not known");
+    ErrorReport::error("08007", message)
+        .with_hint("Look for what it has written before it is run again. The session goes on.")
+}
+
+/// The node was lost, and with it something that only its server had of the session.
+pub(crate) fn lost_for_good(node: &str, hold: Option<Hold>, in_doubt: bool) -> ErrorReport {
+    let what = hold.map_or_else(String::new, |hold| format!(" ({hold})"));
+    let message = format!(
+        "terminating connection: node {node} was lost, and with it what the session had there only{what}"
+    );
+    match in_doubt {
+        true => ErrorReport::fatal("08007", message).with_detail(
+            "Whether the transaction that was being committed is in the database is unknown.",
+        ),
+        false => ErrorReport::fatal("57P01", message)
+            .with_detail("Nothing of the transaction under way has committed."),
+    }
+    .with_hint("Connect again; another node will take over.")
+}
+
 /// The node that serves the session must not take writes now.
 pub(crate) fn node_fenced(node: &str, reason: &str) -> ErrorReport {
     let message = format!("terminating connection: node {node} is fenced: {reason}");
@@ -147,11 +178,14 @@ pub(crate) fn waiting() -> ErrorReport {
 }
 
 /// The client's statement waits for something that is no server.
-pub(super) fn parked(why: Why) -> ErrorReport {
+pub(super) fn parked(why: &Why) -> ErrorReport {
     let message = match why {
         Why::Verdict => "no node can take the statement now, it waits for one",
         Why::Handoff => {
             "the keys of the statement are on their way to another node, it waits for them"
+        }
+        Why::Outcome(_) => {
+            "the node was lost, what has become of the transaction is being found out"
         }
     };
     ErrorReport::new("NOTICE", "00000", message)

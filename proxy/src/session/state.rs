@@ -457,6 +457,30 @@ impl State {
         }
     }
 
+    /// The server is lost, and with it all that was not committed. Answers the settings that the client was told otherwise of:
+    /// names and values.
+    pub(super) fn lost(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.pending.clear();
+        self.trail.clear();
+        self.pins = Pins::default();
+        if let Some(hearing) = &mut self.hearing {
+            hearing.raised = false;
+            hearing.listening.failed();
+            hearing.listening.ready(Ready::Idle);
+        }
+        if !std::mem::take(&mut self.live) {
+            return Vec::new();
+        }
+        let told = self.settings.lost();
+        self.check_settings();
+        told
+    }
+
+    /// Whether the session may have called a function on this server of which nobody knows what it does.
+    pub(super) fn has_called(&self, server: &ServerSettings) -> bool {
+        server.touched_by == self.session
+    }
+
     /// A ParameterStatus for the client.
     pub(super) fn reported(&mut self, name: &[u8], value: &[u8], server: &mut ServerSettings) {
         self.go_live(server);

@@ -296,14 +296,15 @@ impl Task {
             Place::Idle => Ok(false),
             Place::Behind(_) => self.behind_goes_on(cx, shared),
             Place::Parked(_) => self.parked_goes_on(cx, shared),
-            Place::Waiting(wait) => {
-                let polled = wait.poll(cx);
-                self.wait_goes_on(polled, cx, shared)
-            }
-            Place::Server(_) => match self.read_server(cx) {
+            Place::Waiting(_) => self.wait_goes_on(cx, shared),
+            Place::Server(_) => match self.read_answering(cx, shared) {
                 // The client need not know: nothing of its was there.
                 Err(end) if self.is_untouched() && end.is_of_server() => {
                     self.replace_server(end, cx, shared)?;
+                    Ok(true)
+                }
+                Err(end) if self.may_survive(&end) => {
+                    self.lose_server(end, shared)?;
                     Ok(true)
                 }
                 read => read,
@@ -311,7 +312,7 @@ impl Task {
         }
     }
 
-    fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+    pub(super) fn read_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         let again = self.looks_again();
         if self.dry.server && !again {
             return Ok(false);
@@ -339,7 +340,13 @@ impl Task {
             let mut splice = Splice::new(output);
             let discards = self.errand == Errand::Discard;
             let (taken, end) = self.on_server_bytes(input, &mut splice);
-            self.write_client(cx, splice.bytes(input))?;
+            let told = splice.bytes(input);
+            if let Place::Server(server) = &mut self.place
+                && !told.is_empty()
+            {
+                server.trace.is_heard = true;
+            }
+            self.write_client(cx, told)?;
             if let Some(end) = end {
                 return Err(end);
             }
@@ -461,12 +468,15 @@ impl Task {
             let stop = loop {
                 let rest = buffer.get(taken..).unwrap_or_default();
                 let mut splice = Splice::new(output);
-                let before = self.in_flight();
+                let (before, had) = (self.in_flight(), matches!(self.place, Place::Server(_)));
                 let (more, stop) = self.on_client_bytes(rest, &mut splice, shared);
                 if !before && self.in_flight() {
                     self.note_sent();
                 }
                 self.write_server(cx, splice.bytes(rest));
+                if had {
+                    self.hold_sent(rest.get(..more).unwrap_or_default());
+                }
                 taken += more;
                 if !matches!(stop, Some(StopAt::NeedServer)) {
                     break stop;

@@ -2,6 +2,7 @@ mod blocks;
 mod discarding;
 mod forgetting;
 mod handoffs;
+mod losing;
 mod numbers;
 mod policing;
 mod replaced;

@@ -82,6 +82,8 @@ pub(super) struct Routed {
     /// The transaction block that no server knows of.
     pub(super) block: Block,
     pub(super) beside: Beside,
+    /// What it has sent is sent once more, to another server.
+    pub(super) repeats: bool,
     pub(super) policing: Policing,
     /// What is known of the numbers (OIDs) in its messages.
     pub(super) numbers: Numbers,
@@ -107,6 +109,7 @@ impl Routed {
             behind: None,
             block: Block::None,
             beside: Beside::No,
+            repeats: false,
             policing: Policing::default(),
             numbers: Numbers::default(),
             search: None,
@@ -146,6 +149,8 @@ struct Runs {
     shares_channels: bool,
     /// The prepared transaction that the first ends.
     gid: Option<Box<str>>,
+    /// The first begins with COMMIT.
+    commits: bool,
     /// They do something that belongs to their transaction: settings, cursors, functions of which nothing is known.
     is_bound: bool,
 }
@@ -161,6 +166,7 @@ impl Runs {
             goes_beside: false,
             shares_channels,
             gid: None,
+            commits: false,
             is_bound: false,
         }
     }
@@ -171,6 +177,7 @@ impl Runs {
         if self.count == 0 {
             self.is_block = run.is_some_and(|run| block.takes(run.text, program.as_ref()));
             self.gid = program.as_ref().and_then(ended);
+            self.commits = program.as_ref().is_some_and(commits);
         }
         self.is_bound |= program.is_some();
         self.judge(run.filter(|_| is_read), program.as_ref(), chooser);
@@ -203,6 +210,15 @@ fn begins(program: &Program, shares_channels: bool) -> bool {
             )
     };
     program.iter().any(begins)
+}
+
+/// Whether a text begins with COMMIT.
+fn commits(program: &Program) -> bool {
+    let first = program.first().map(|step| &step.effects.effect);
+    matches!(
+        first,
+        Some(Effect::Transaction(state::Transaction::Commit { .. }))
+    )
 }
 
 impl<'a> Known<'a> for &'a Task {
@@ -281,7 +297,7 @@ impl Task {
         if runs.until == Until::More && is_whole && input.len() < WHOLE_MAX {
             return Some(Step::Stop(StopAt::More));
         }
-        let has_failed = matches!(self.block(), Block::Failed(_));
+        let has_failed = matches!(self.block(), Block::Failed(_) | Block::Lost(_));
         if runs.count == 1
             && runs.is_block
             && is_whole
@@ -297,7 +313,7 @@ impl Task {
                 return self.before(header, input, shared);
             }
         } else if has_failed {
-            return Some(self.refuse_in_failed_block(header.tag));
+            return Some(self.refuse_in_failed_block(header.tag, runs.commits));
         }
         if let Place::Server(server) = &self.place {
             let stop = match server.owed.is_quiet() {
@@ -340,9 +356,13 @@ impl Task {
         if !stays || self.explains() {
             return Some(Step::Stop(StopAt::Answers));
         }
-        if writes && let Some(routed) = &mut self.routed {
-            routed.wrote = Some((node, routed.epoch));
-            routed.may_write(&self.registered);
+        if let Some(routed) = &mut self.routed {
+            if writes || runs.until == Until::More {
+                routed.may_write(&self.registered);
+            }
+            if writes {
+                routed.wrote = Some((node, routed.epoch));
+            }
         }
         if self.is_outdated(shared) {
             return Some(Step::Stop(StopAt::Answers));
@@ -388,9 +408,10 @@ impl Task {
                 Block::None => false,
                 Block::Held(held) => !held.has_savepoint(),
                 // The end of the block may be prepared.
-                Block::Failed(_) => ahead
-                    .seen
-                    .is_some_and(|run| block.takes(run.text, program(run.text).as_ref())),
+                Block::Failed(_) | Block::Lost(_) => ahead.seen.is_some_and(|run| {
+                    let does = program(run.text);
+                    block.takes(run.text, does.as_ref()) || does.as_ref().is_some_and(commits)
+                }),
             };
         }
         let has_more = ahead.until != Until::Sync || ahead.binds;
@@ -416,7 +437,7 @@ impl Task {
         let key = self.pool.key();
         let held = match &routed.block {
             Block::Held(held) => Some(held),
-            Block::None | Block::Failed(_) => None,
+            Block::None | Block::Failed(_) | Block::Lost(_) => None,
         };
         let transaction = match held {
             Some(held) if is_read_only(held.modes()) => Transaction::ReadOnly,
@@ -466,14 +487,17 @@ impl Task {
     fn go(&mut self, runs: Runs, shared: &Shared, settings: &Settings) {
         let (node, demand) = (runs.choice.node, runs.choice.demand);
         self.note_choice(runs.choice, runs.count == 1, shared, settings);
+        if let Some(routed) = &mut self.routed {
+            // Nobody has looked at what is not in sight.
+            routed.writes = demand >= Demand::Begin || runs.until == Until::More;
+        }
         let Some(node) = node else { return };
         self.go_to(node, shared);
         let Some(routed) = &mut self.routed else {
             return;
         };
         routed.seen.goes();
-        routed.writes = demand >= Demand::Begin;
-        if routed.writes {
+        if demand >= Demand::Begin {
             routed.wrote = Some((node, routed.epoch));
         }
         if demand != Demand::Session {
@@ -543,6 +567,7 @@ impl Task {
         let status = server.owed.status();
         if !refused && status == Status::Transaction {
             if let Block::Held(held) = std::mem::take(&mut routed.block) {
+                server.trace.modes = held.modes();
                 self.state.began(held.text(), status, &mut server.settings);
             }
             // From here on it cannot be replaced by another one that knows of no transaction.
@@ -582,8 +607,19 @@ impl Task {
         encode::backend::ready_for_query(self.to_client.buffer(), status);
     }
 
-    fn refuse_in_failed_block(&mut self, tag: u8) -> Step {
-        encode::backend::error(self.to_client.buffer(), &report::aborted());
+    fn refuse_in_failed_block(&mut self, tag: u8, commits: bool) -> Step {
+        let mut report = report::aborted();
+        if let Some(routed) = &mut self.routed
+            && let Block::Lost(modes) = routed.block
+        {
+            // The client hears of it now. A COMMIT that fails ends the block.
+            report = report::lost_with(self.pool.node_name());
+            routed.block = match commits {
+                true => Block::None,
+                false => Block::Failed(modes),
+            };
+        }
+        encode::backend::error(self.to_client.buffer(), &report);
         if matches!(tag, b'Q' | b'F') {
             self.ready_for_query();
         } else {

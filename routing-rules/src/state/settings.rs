@@ -334,6 +334,26 @@ impl Settings {
         agrees.then_some(()).ok_or(Disagreement { model, server })
     }
 
+    /// The server is gone, and says nothing more: what was not committed is rolled back. Answers what a ParameterStatus has to
+    /// say now, because the last one spoke of what is rolled back: names as the server writes them, and values.
+    pub fn lost(&mut self) -> Vec<(Vec<u8>, Vec<u8>)> {
+        self.forget_from(0);
+        self.status = Status::Idle;
+        let mut spoken_of = std::mem::take(&mut self.changed);
+        spoken_of.append(&mut self.news);
+        let mut untold = Vec::new();
+        for name in spoken_of {
+            let value = self.value(&name).clone();
+            let Value::Text(text) = &value else { continue };
+            if self.reported.get(&name).is_none_or(|told| *told == value) {
+                continue;
+            }
+            untold.push((spelled(name.clone()), text.clone()));
+            self.reported.insert(name, value);
+        }
+        untold
+    }
+
     fn transaction(&mut self, transaction: &Transaction) {
         match transaction {
             // What went before it in the same string belongs to it.
