@@ -130,14 +130,55 @@ impl Marker {
     }
 }
 
-/// The directory of a dev cluster, held by a lock until this value is dropped.
-#[derive(Debug)]
-pub(super) struct Layout {
+/// Where the parts of a dev cluster are.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
     pub(super) dir: PathBuf,
     /// Where data directories are: below `dir`, or elsewhere.
     pub(super) nodes: PathBuf,
+}
+
+impl Places {
+    fn below(dir: PathBuf) -> Self {
+        let below = dir.join("nodes");
+        let nodes = fs::read_link(&below).unwrap_or(below);
+        Self { dir, nodes }
+    }
+
+    pub(super) fn data_dir(&self, node: &str) -> PathBuf {
+        self.nodes.join(node)
+    }
+
+    pub(super) fn log_file(&self, node: &str) -> PathBuf {
+        self.dir.join("log").join(format!("{node}.log"))
+    }
+}
+
+/// The complete cluster in `dir`, if there is one, whoever runs it.
+pub(super) fn look(dir: &Path) -> Result<Option<(Places, Marker)>, LayoutError> {
+    let marker = read_marker(&dir.join(MARKER))?;
+    let Some(marker) = marker.filter(|marker| marker.stage == Stage::Complete) else {
+        return Ok(None);
+    };
+    let dir = fs::canonicalize(dir).map_err(LayoutError::io("cannot resolve", dir))?;
+    Ok(Some((Places::below(dir), marker)))
+}
+
+/// The directory of a dev cluster, held by a lock until this value is dropped.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) places: Places,
     /// The kernel drops the lock with the file, so also when we are killed.
     _lock: File,
+}
+
+/// What is where in it.
+impl std::ops::Deref for Layout {
+    type Target = Places;
+
+    fn deref(&self) -> &Places {
+        &self.places
+    }
 }
 
 impl Layout {
@@ -152,16 +193,11 @@ impl Layout {
         }
         let lock = take_lock(&dir)?;
         let marker = read_marker(&marker_path)?;
-        let below = dir.join("nodes");
-        let nodes = fs::read_link(&below).unwrap_or(below);
-        Ok((
-            Self {
-                dir,
-                nodes,
-                _lock: lock,
-            },
-            marker,
-        ))
+        let layout = Self {
+            places: Places::below(dir),
+            _lock: lock,
+        };
+        Ok((layout, marker))
     }
 
     /// Throws away all data of an unfinished cluster and makes the directories anew. Where `run_as` cannot enter
@@ -172,9 +208,9 @@ impl Layout {
         if below.is_symlink() {
             fs::remove_file(&below).map_err(LayoutError::io("cannot remove", &below))?;
         }
-        self.nodes = below.clone();
+        self.places.nodes = below.clone();
         if let Some(user) = run_as.filter(|user| !user.can_enter(&self.dir)) {
-            self.nodes = elsewhere(&self.dir);
+            self.places.nodes = elsewhere(&self.dir);
             eprintln!(
                 "User \"{}\", as which the servers run, cannot enter {}: their data goes to {}.",
                 user.name,
@@ -222,14 +258,6 @@ impl Layout {
     /// The password of role `tandem` on the nodes.
     pub(super) fn password_file(&self) -> PathBuf {
         self.state_dir().join("tandem.password")
-    }
-
-    pub(super) fn data_dir(&self, node: &str) -> PathBuf {
-        self.nodes.join(node)
-    }
-
-    pub(super) fn log_file(&self, node: &str) -> PathBuf {
-        self.dir.join("log").join(format!("{node}.log"))
     }
 }
 

@@ -11,6 +11,7 @@ mod layout;
 mod plan;
 pub mod process;
 pub mod server;
+pub(crate) mod servers;
 mod setup;
 mod wheel;
 
@@ -31,6 +32,7 @@ use tokio::{
 };
 use tokio_postgres::NoTls;
 
+pub(crate) use self::setup::APP;
 use self::{
     cluster::Cluster,
     plan::Plan,
@@ -318,8 +320,8 @@ async fn wait_login(config: &Config) {
     client
         .host(address.ip().to_string())
         .port(address.port())
-        .user(setup::APP)
-        .password(setup::APP);
+        .user(APP)
+        .password(APP);
     client
         .dbname(&config.replication.database)
         .application_name("tandem dev");
@@ -347,7 +349,7 @@ async fn wait_login(config: &Config) {
         if refused || Instant::now() >= deadline {
             eprintln!(
                 "Note: a login as role \"{}\" through {address}, without TLS, fails: {problem}",
-                setup::APP
+                APP
             );
             return;
         }
@@ -389,13 +391,11 @@ fn announce(plan: &Plan, started: Instant) {
         .map_or_else(String::new, |listen| match listen {
             Listen::Tcp(address) => format!(
                 "psql {}",
-                url(&format!("{0}:{0}", setup::APP), &address.to_string())
+                url(&format!("{APP}:{APP}"), &address.to_string())
             ),
-            Listen::Unix { dir, port } => format!(
-                "psql -h {} -p {port} -U {} {database}",
-                dir.display(),
-                setup::APP
-            ),
+            Listen::Unix { dir, port } => {
+                format!("psql -h {} -p {port} -U {} {database}", dir.display(), APP)
+            }
         });
     text.push_str(&format!(
         "  admin    http://{}, token in {}\n  role     \"{app}\", password \"{app}\"\n  Ctrl-C stops all of it; the data stays.\n\n\
@@ -403,7 +403,7 @@ fn announce(plan: &Plan, started: Instant) {
         plan.config.admin.listen,
         plan.config.admin.token_file.display(),
         started.elapsed().as_secs_f64(),
-        app = setup::APP,
+        app = APP,
     ));
     let mut stdout = io::stdout().lock();
     // Nobody may be reading any more; the cluster runs all the same.

@@ -13,7 +13,7 @@ use super::{
     DevError,
     config_text::{ConfigText, Fill},
     install::Install,
-    layout::{self, Layout, LayoutError, MarkedNode, Marker, Stage},
+    layout::{self, Layout, LayoutError, MarkedNode, Marker, Places, Stage},
     process::{RunAs, listener_of},
     server::{Server, ServerSpec},
     setup,
@@ -336,18 +336,29 @@ fn node_plans(
     let ports = options.base_port..;
     let one = |((name, install), port): ((&String, &Install), u16)| NodePlan {
         name: name.clone(),
-        spec: ServerSpec {
-            install: install.clone(),
-            data_dir: layout.data_dir(name),
-            port,
-            log: layout.log_file(name),
-            settings: Vec::new(),
-            environment: Vec::new(),
-            run_as: run_as.cloned(),
-            start_timeout: START_LIMIT,
-        },
+        spec: server_spec(layout, name, install, port, run_as),
     };
     names.iter().zip(installs).zip(ports).map(one).collect()
+}
+
+/// A node's server, as a dev cluster starts it.
+pub(super) fn server_spec(
+    places: &Places,
+    name: &str,
+    install: &Install,
+    port: u16,
+    run_as: Option<&RunAs>,
+) -> ServerSpec {
+    ServerSpec {
+        install: install.clone(),
+        data_dir: places.data_dir(name),
+        port,
+        log: places.log_file(name),
+        settings: Vec::new(),
+        environment: Vec::new(),
+        run_as: run_as.cloned(),
+        start_timeout: START_LIMIT,
+    }
 }
 
 /// Every port is free, or held by the very server that we shall adopt.

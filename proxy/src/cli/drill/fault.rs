@@ -1,0 +1,306 @@
+//! Owns what befalls the node of a drill, and how it is mended: on a dev cluster's own server, or by the user's commands.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Serialize;
+use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::{Instant, sleep};
+
+use super::timeline::now_us;
+use crate::dev::process::run_bounded;
+use crate::dev::server::{Server, ServerError, ServerSpec, StopMode};
+
+/// How long a flapping node is away, and how long it is back.
+const FLAP: Duration = Duration::from_secs(1);
+/// How long a fast shutdown may take before it is told harder.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long a command of the user's may take.
+const HOOK_LIMIT: Duration = Duration::from_secs(300);
+
+/// What befalls a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Scenario {
+    /// SIGKILL to the server and all its processes, as a power cut; started again at the end
+    Kill,
+    /// SIGSTOP to all of them: connections stay open and nothing answers; SIGCONT at the end
+    Stop,
+    /// The links of proxy and replicator to the node are cut, by --break and --mend
+    Partition,
+    /// Shut down in the mode `fast`, and started again at once
+    Restart,
+    /// Killed and started again, every second
+    Flap,
+}
+
+impl Scenario {
+    /// Its word on the command line.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Stop => "stop",
+            Self::Partition => "partition",
+            Self::Restart => "restart",
+            Self::Flap => "flap",
+        }
+    }
+}
+
+/// Why a node could not be broken, or mended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum FaultError {
+    #[error("the server of node {0} does not run")]
+    NotRunning(String),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("`{command}` failed with {status}: {said}")]
+    Hook {
+        command: String,
+        status: std::process::ExitStatus,
+        said: String,
+    },
+    #[error("`{command}`: {source}")]
+    HookIo {
+        command: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("internal: {0}")]
+    Task(#[from] JoinError),
+}
+
+/// What is done to a server of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blow {
+    Kill,
+    Pause,
+    ShutDown,
+}
+
+impl Scenario {
+    /// What it does to a server on this machine; a partition is none of its matters.
+    pub(super) fn blow(self) -> Option<Blow> {
+        match self {
+            Self::Kill | Self::Flap => Some(Blow::Kill),
+            Self::Stop => Some(Blow::Pause),
+            Self::Restart => Some(Blow::ShutDown),
+            Self::Partition => None,
+        }
+    }
+}
+
+/// Who breaks and mends.
+#[derive(Debug, Clone)]
+pub(super) enum Means {
+    /// We do, a server on this machine.
+    Server { spec: Box<ServerSpec>, blow: Blow },
+    /// Commands of the user's, run by sh.
+    Hooks {
+        breaking: String,
+        mending: String,
+        /// What they learn of the node.
+        environment: Vec<(&'static str, String)>,
+    },
+}
+
+impl Means {
+    /// Blocks until the node is broken.
+    fn strike(&self, node: &str) -> Result<(), FaultError> {
+        let (spec, blow) = match self {
+            Self::Server { spec, blow } => (spec, blow),
+            Self::Hooks {
+                breaking,
+                environment,
+                ..
+            } => return run(breaking, environment),
+        };
+        let mut server = Server::adopt(&spec.data_dir, &spec.log)
+            .ok_or_else(|| FaultError::NotRunning(node.to_owned()))?;
+        match blow {
+            Blow::Kill => server.kill9()?,
+            Blow::Pause => server.pause()?,
+            Blow::ShutDown => drop(server.stop(StopMode::Fast, STOP_LIMIT)?),
+        }
+        Ok(())
+    }
+
+    /// Blocks until the node works again: whatever state a server is in, it accepts connections afterwards.
+    fn mend(&self) -> Result<(), FaultError> {
+        let spec = match self {
+            Self::Server { spec, .. } => spec,
+            Self::Hooks {
+                mending,
+                environment,
+                ..
+            } => return run(mending, environment),
+        };
+        match Server::adopt(&spec.data_dir, &spec.log) {
+            Some(mut server) => {
+                server.resume()?;
+                server.wait_ready(spec.start_timeout)?;
+            }
+            None => drop(Server::start(spec)?),
+        }
+        Ok(())
+    }
+}
+
+/// What was done, and when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) at_us: u64,
+    pub(super) what: &'static str,
+}
+
+/// A fault that is about to happen, or has.
+#[derive(Debug)]
+pub(super) struct Fault {
+    scenario: Scenario,
+    node: String,
+    means: Means,
+    broken: AtomicBool,
+    /// One change at a time: what an interrupted drill began goes on in its thread.
+    turn: Arc<Mutex<()>>,
+}
+
+impl Fault {
+    pub(super) fn new(scenario: Scenario, node: &str, means: Means) -> Self {
+        Self {
+            scenario,
+            node: node.to_owned(),
+            means,
+            broken: AtomicBool::new(false),
+            turn: Arc::default(),
+        }
+    }
+
+    /// Breaks the node, waits and mends it; a flapping one again and again. Answers what was done when.
+    pub(super) async fn carry_out(&self, hold: Duration) -> Result<Vec<Moment>, FaultError> {
+        let mut moments = Vec::new();
+        match self.scenario {
+            Scenario::Flap => {
+                let until = Instant::now() + hold;
+                while Instant::now() < until {
+                    self.blow(FLAP, &mut moments).await?;
+                    sleep(FLAP).await;
+                }
+            }
+            Scenario::Restart => self.blow(Duration::ZERO, &mut moments).await?,
+            Scenario::Kill | Scenario::Stop | Scenario::Partition => {
+                self.blow(hold, &mut moments).await?;
+            }
+        }
+        Ok(moments)
+    }
+
+    async fn blow(&self, hold: Duration, moments: &mut Vec<Moment>) -> Result<(), FaultError> {
+        let at_us = now_us();
+        moments.push(Moment {
+            at_us,
+            what: self.scenario.word(),
+        });
+        self.strike().await?;
+        sleep(hold).await;
+        self.mend().await?;
+        moments.push(Moment {
+            at_us: now_us(),
+            what: "mended",
+        });
+        Ok(())
+    }
+
+    /// Whether it was broken, and not mended since.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    async fn strike(&self) -> Result<(), FaultError> {
+        self.broken.store(true, Ordering::Relaxed);
+        let node = self.node.clone();
+        self.in_turn(move |means| means.strike(&node)).await
+    }
+
+    /// Mends what [`Self::carry_out`] has broken.
+    pub(super) async fn mend(&self) -> Result<(), FaultError> {
+        self.in_turn(|means| means.mend()).await?;
+        self.broken.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    async fn in_turn(
+        &self,
+        change: impl FnOnce(&Means) -> Result<(), FaultError> + Send + 'static,
+    ) -> Result<(), FaultError> {
+        let (means, turn) = (self.means.clone(), Arc::clone(&self.turn));
+        let changing = move || {
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&means)
+        };
+        spawn_blocking(changing).await?
+    }
+}
+
+/// Runs a command of the user's to its end. What it leaves running in the background does not keep it.
+fn run(command: &str, environment: &[(&'static str, String)]) -> Result<(), FaultError> {
+    let mut shell = Command::new("/bin/sh");
+    shell
+        .arg("-c")
+        .arg(command)
+        .envs(environment.iter().map(|(name, value)| (name, value)));
+    let ran = run_bounded(&mut shell, HOOK_LIMIT).map_err(|source| FaultError::HookIo {
+        command: command.to_owned(),
+        source,
+    })?;
+    match ran.status.success() {
+        true => Ok(()),
+        false => Err(FaultError::Hook {
+            command: command.to_owned(),
+            status: ran.status,
+            said: ran.tail,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn hooks(dir: &std::path::Path, mending: &str) -> Fault {
+        let means = Means::Hooks {
+            breaking: format!("echo broke $TANDEM_NODE >> {}/log", dir.display()),
+            mending: mending.replace("DIR", &dir.display().to_string()),
+            environment: vec![("TANDEM_NODE", "paris".to_owned())],
+        };
+        Fault::new(Scenario::Partition, "paris", means)
+    }
+
+    #[tokio::test]
+    async fn the_users_commands_break_and_mend_in_order_and_learn_the_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let fault = hooks(dir.path(), "echo mended $TANDEM_NODE >> DIR/log");
+        let moments = fault.carry_out(Duration::from_millis(20)).await.unwrap();
+        let log = fs::read_to_string(dir.path().join("log")).unwrap();
+        assert_eq!(log, "broke paris\nmended paris\n");
+        assert_eq!(
+            moments.iter().map(|moment| moment.what).collect::<Vec<_>>(),
+            ["partition", "mended"]
+        );
+        assert!(moments[1].at_us - moments[0].at_us >= 20_000);
+        assert!(!fault.is_broken());
+    }
+
+    #[tokio::test]
+    async fn a_command_that_fails_is_told_with_its_words_and_the_node_counts_as_broken() {
+        let dir = tempfile::tempdir().unwrap();
+        let fault = hooks(dir.path(), "echo no route; exit 3");
+        let error = fault.carry_out(Duration::ZERO).await.unwrap_err();
+        assert!(error.to_string().contains("no route"), "{error}");
+        assert!(fault.is_broken());
+    }
+}
