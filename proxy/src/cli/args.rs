@@ -203,6 +203,10 @@ pub(super) struct DevArguments {
     /// Node i listens on this port plus i - 1
     #[arg(long, default_value_t = 6501, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     base_port: u16,
+    /// Reach each node through a relay, so that `tandem drill partition` can cut it off; its server listens --nodes ports
+    /// higher
+    #[arg(long)]
+    relays: bool,
     /// PostgreSQL's programs, for all nodes or for one by name or number; may be repeated
     #[arg(long, value_name = "[NODE=]DIR")]
     pg_bin: Vec<PgBin>,
@@ -231,6 +235,7 @@ impl From<DevArguments> for DevOptions {
             port,
             admin_port,
             base_port,
+            relays,
             pg_bin,
             database,
             config,
@@ -244,6 +249,7 @@ impl From<DevArguments> for DevOptions {
             port,
             admin_port,
             base_port,
+            relays,
             pg_bin,
             database,
             config,
@@ -480,6 +486,7 @@ mod tests {
             port: 6432,
             admin_port: 6433,
             base_port: 6501,
+            relays: false,
             pg_bin: Vec::new(),
             database: "app".to_owned(),
             config: None,

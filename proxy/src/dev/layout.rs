@@ -90,6 +90,12 @@ pub(super) struct MarkedNode {
     pub(super) bin_dir: PathBuf,
 }
 
+/// How much higher a server's port is than the one where its node is reached: behind relays, the nodes' own ports come
+/// first, then those of the servers.
+pub(super) fn server_offset(nodes: u16, relays: bool) -> u16 {
+    if relays { nodes } else { 0 }
+}
+
 /// The marker file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
@@ -99,6 +105,9 @@ pub(super) struct Marker {
     /// The ports that `tandem.toml` was last written with, to tell them from the user's own edits.
     pub(super) port: u16,
     pub(super) admin_port: u16,
+    /// Whether a relay stands in front of each node.
+    #[serde(default)]
+    pub(super) relays: bool,
     #[serde(rename = "node")]
     pub(super) nodes: Vec<MarkedNode>,
 }
@@ -108,6 +117,7 @@ impl Marker {
         database: String,
         port: u16,
         admin_port: u16,
+        relays: bool,
         nodes: Vec<MarkedNode>,
     ) -> Self {
         Self {
@@ -116,8 +126,17 @@ impl Marker {
             database,
             port,
             admin_port,
+            relays,
             nodes,
         }
+    }
+
+    /// How much higher a server's port is than the one where its node is reached.
+    pub(super) fn server_offset(&self) -> u16 {
+        server_offset(
+            u16::try_from(self.nodes.len()).unwrap_or(u16::MAX),
+            self.relays,
+        )
     }
 
     /// The names of the nodes, for messages.
@@ -147,6 +166,11 @@ impl Places {
 
     pub(super) fn data_dir(&self, node: &str) -> PathBuf {
         self.nodes.join(node)
+    }
+
+    /// Which nodes the relays cut off.
+    pub(super) fn cut_file(&self) -> PathBuf {
+        self.dir.join("state").join("cut")
     }
 
     pub(super) fn log_file(&self, node: &str) -> PathBuf {
@@ -379,6 +403,7 @@ mod tests {
             "app".to_owned(),
             6432,
             6433,
+            true,
             vec![node("paris"), node("delhi")],
         )
     }

@@ -10,6 +10,7 @@ pub mod install;
 mod layout;
 mod plan;
 pub mod process;
+pub(crate) mod relay;
 pub mod server;
 pub(crate) mod servers;
 mod setup;
@@ -32,10 +33,12 @@ use tokio::{
 };
 use tokio_postgres::NoTls;
 
+pub use self::layout::LayoutError;
 pub(crate) use self::setup::APP;
 use self::{
     cluster::Cluster,
     plan::Plan,
+    relay::Relays,
     server::{Server, StopMode},
 };
 use crate::{
@@ -189,7 +192,7 @@ pub enum DevError {
     Config(#[from] ConfigError),
     /// The directory cannot be used.
     #[error(transparent)]
-    Layout(#[from] layout::LayoutError),
+    Layout(#[from] LayoutError),
     /// There is no PostgreSQL.
     #[error(transparent)]
     Install(#[from] install::InstallError),
@@ -260,6 +263,10 @@ async fn serve(
     for warning in &plan.config.warnings {
         eprintln!("Warning: {warning}");
     }
+    let _relays = match plan.marker.relays {
+        true => Some(Relays::start(&plan.nodes, &plan.layout.cut_file()).await?),
+        false => None,
+    };
     let daemon = Daemon::start(plan.config.clone()).await?;
     run_until_signal(&daemon, plan, cluster, signals, started).await;
     eprintln!("Stopping …");
@@ -348,8 +355,7 @@ async fn wait_login(config: &Config) {
         };
         if refused || Instant::now() >= deadline {
             eprintln!(
-                "Note: a login as role \"{}\" through {address}, without TLS, fails: {problem}",
-                APP
+                "Note: a login as role \"{APP}\" through {address}, without TLS, fails: {problem}"
             );
             return;
         }
@@ -375,7 +381,7 @@ fn announce(plan: &Plan, started: Instant) {
         plan.layout.dir.display()
     );
     for node in &plan.nodes {
-        let address = format!("127.0.0.1:{}", node.spec.port);
+        let address = format!("127.0.0.1:{}", node.port);
         text.push_str(&format!(
             "  {:<8} PostgreSQL {:<6} psql {}\n",
             node.name,

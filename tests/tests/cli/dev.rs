@@ -36,7 +36,8 @@ pub(crate) struct Running {
 impl Dev {
     pub(crate) fn new(nodes: u16) -> Self {
         let mut ports = Ports::take().expect("ports");
-        let taken = [ports.port(), ports.port(), ports.consecutive(nodes)];
+        // With relays the servers have ports of their own.
+        let taken = [ports.port(), ports.port(), ports.consecutive(2 * nodes)];
         Self {
             scratch: Scratch::new().expect("a directory"),
             ports: taken,
@@ -143,7 +144,7 @@ impl Dev {
     }
 
     /// The postmasters' numbers as their lock files have them.
-    fn postmasters(&self) -> Vec<i32> {
+    pub(crate) fn postmasters(&self) -> Vec<i32> {
         let entries = fs::read_dir(self.dir().join("nodes"))
             .expect("data directories")
             .flatten();

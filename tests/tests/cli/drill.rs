@@ -131,6 +131,67 @@ async fn a_killed_node_writes_nothing_until_it_is_back_and_no_acknowledged_write
     running.end(Signal::INT).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_cut_off_writes_nothing_until_it_is_reached_again_and_is_not_harmed() {
+    let mut dev = Dev::new(2);
+    let running = dev.ready(&["--relays", "--rules", &rules()]).await;
+    let servers = dev.postmasters();
+    let script = dev.scratch.path().join("one.sql");
+    fs::write(&script, "SELECT 1;\n").expect("a script");
+    let ran = drill(&dev.dir().join("tandem.toml"), "partition")
+        .args([
+            "--node", "paris", "--at", "1s", "--for", "2s", "--after", "3s",
+        ])
+        .args([
+            "--control",
+            "0s",
+            "--rate",
+            "20",
+            "--json",
+            "--",
+            "-c",
+            "2",
+            "-f",
+        ])
+        .args([&script])
+        .run(LIMIT)
+        .await;
+    let report = report(&ran);
+    let [cut, mended] = list(&report, "/moments") else {
+        panic!("{report:#}")
+    };
+    let (cut, mended) = (
+        cut["ms"].as_u64().expect("ms"),
+        mended["ms"].as_u64().expect("ms"),
+    );
+    // What a relay had in its hands when the file changed still passes.
+    assert_eq!(written(&report, 0, cut + 200, mended), 0, "{report:#}");
+    assert!(
+        written(&report, 0, 0, cut) > 0 && written(&report, 1, cut, mended) > 0,
+        "{report:#}"
+    );
+    assert!(list(&report, "/ledger/lost").is_empty(), "{report:#}");
+    assert_eq!(
+        (&report["converged"], &report["control"]),
+        (&true.into(), &Value::Null)
+    );
+    assert!(
+        report["drill"]["gap_moved_ms"].as_f64() > Some(100.0),
+        "{report:#}"
+    );
+    assert_eq!(dev.postmasters(), servers, "no server was touched");
+    running.end(Signal::INT).await;
+
+    // Without relays there is nothing to cut.
+    let running = dev.ready(&[]).await;
+    let ran = drill(&dev.dir().join("tandem.toml"), "partition")
+        .run(LIMIT)
+        .await;
+    assert_eq!(ran.status.code(), Some(2), "{}", ran.all());
+    assert!(ran.stderr.contains("tandem dev --relays"), "{}", ran.all());
+    running.end(Signal::INT).await;
+}
+
 /// A hook deletes one row on one node, under an origin of Tandem's, so that nobody ever hears of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledged_write_that_is_gone_behind_tandems_back_is_named_and_fails_the_drill() {

@@ -1,5 +1,6 @@
 //! Owns what befalls the node of a drill, and how it is mended: on a dev cluster's own server, or by the user's commands.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use super::timeline::now_us;
 use crate::dev::process::run_bounded;
+use crate::dev::relay::cut_off;
 use crate::dev::server::{Server, ServerError, ServerSpec, StopMode};
+use crate::dev::servers::DevNode;
 
 /// How long a flapping node is away, and how long it is back.
 const FLAP: Duration = Duration::from_secs(1);
@@ -29,7 +32,7 @@ pub(super) enum Scenario {
     Kill,
     /// SIGSTOP to all of them: connections stay open and nothing answers; SIGCONT at the end
     Stop,
-    /// The links of proxy and replicator to the node are cut, by --break and --mend
+    /// The links of proxy and replicator to the node are cut: nothing is answered, nothing is refused
     Partition,
     /// Shut down in the mode `fast`, and started again at once
     Restart,
@@ -57,6 +60,8 @@ pub(super) enum FaultError {
     NotRunning(String),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error(transparent)]
+    Relay(#[from] crate::dev::LayoutError),
     #[error("`{command}` failed with {status}: {said}")]
     Hook {
         command: String,
@@ -81,23 +86,13 @@ pub(super) enum Blow {
     ShutDown,
 }
 
-impl Scenario {
-    /// What it does to a server on this machine; a partition is none of its matters.
-    pub(super) fn blow(self) -> Option<Blow> {
-        match self {
-            Self::Kill | Self::Flap => Some(Blow::Kill),
-            Self::Stop => Some(Blow::Pause),
-            Self::Restart => Some(Blow::ShutDown),
-            Self::Partition => None,
-        }
-    }
-}
-
 /// Who breaks and mends.
 #[derive(Debug, Clone)]
 pub(super) enum Means {
     /// We do, a server on this machine.
     Server { spec: Box<ServerSpec>, blow: Blow },
+    /// The relay in front of a node on this machine, which does what this file says.
+    Relay { file: PathBuf },
     /// Commands of the user's, run by sh.
     Hooks {
         breaking: String,
@@ -108,10 +103,23 @@ pub(super) enum Means {
 }
 
 impl Means {
+    /// How a scenario is done to a node of a dev cluster; a partition needs a relay.
+    pub(super) fn of_dev(node: DevNode, scenario: Scenario) -> Option<Self> {
+        let blow = match scenario {
+            Scenario::Kill | Scenario::Flap => Blow::Kill,
+            Scenario::Stop => Blow::Pause,
+            Scenario::Restart => Blow::ShutDown,
+            Scenario::Partition => return node.cut_file.map(|file| Self::Relay { file }),
+        };
+        let spec = Box::new(node.server);
+        Some(Self::Server { spec, blow })
+    }
+
     /// Blocks until the node is broken.
     fn strike(&self, node: &str) -> Result<(), FaultError> {
         let (spec, blow) = match self {
             Self::Server { spec, blow } => (spec, blow),
+            Self::Relay { file } => return Ok(cut_off(file, &[node])?),
             Self::Hooks {
                 breaking,
                 environment,
@@ -132,6 +140,7 @@ impl Means {
     fn mend(&self) -> Result<(), FaultError> {
         let spec = match self {
             Self::Server { spec, .. } => spec,
+            Self::Relay { file } => return Ok(cut_off(file, &[])?),
             Self::Hooks {
                 mending,
                 environment,

@@ -268,7 +268,7 @@ impl Client {
     /// Tries one write. Answers also whether the session lives on.
     async fn write(&self, connection: &mut Connection, seq: u64) -> (Outcome, bool) {
         let statement = self.statement(seq);
-        if seq % 2 == 0 {
+        if seq.is_multiple_of(2) {
             return match query(connection, &statement).await {
                 Ok(reply) => (self.acknowledged(reply.value.as_deref()), true),
                 Err(problem) => (problem.outcome(true), !problem.ends_session()),

@@ -32,8 +32,7 @@ use self::timeline::{Span, ms, now_us};
 use super::{Exit, Failure, find_config, out};
 use crate::config::Config;
 use crate::dev::install::find_client_program;
-use crate::dev::server::ServerSpec;
-use crate::dev::servers::server_of;
+use crate::dev::servers::{DevNode, node_of};
 
 /// How long the run at full speed takes that tells what the cluster can do.
 const SATURATION: Duration = Duration::from_secs(3);
@@ -65,7 +64,7 @@ enum DrillError {
     NotMended {
         problem: String,
         node: String,
-        mending: FaultError,
+        mending: Box<FaultError>,
     },
     #[error("cannot write {}: {source}", path.display())]
     Html {
@@ -168,34 +167,34 @@ impl<'a> Stage<'a> {
         }
         let path = find_config(&arguments.config.config);
         let config = Config::load(&path)?;
-        let servers: Vec<Option<ServerSpec>> = config
+        let ours: Vec<Option<DevNode>> = config
             .nodes
             .iter()
-            .map(|node| server_of(&path, &node.name, node.port).map_err(Failure::Dev))
+            .map(|node| node_of(&path, &node.name, node.port).map_err(Failure::Dev))
             .collect::<Result<_, _>>()?;
-        let is_dev = servers.iter().any(Option::is_some);
+        let is_dev = ours.iter().any(Option::is_some);
         let wanted = match &arguments.node {
             Some(name) => Some(place_of(name, &config)?),
             None => None,
         };
         let means = |site: &Site, place: usize| {
-            let server = servers.get(place).cloned().flatten();
-            means(arguments, site.hook_environment(place), server)
+            let node = ours.get(place).cloned().flatten();
+            means(arguments, site.hook_environment(place), node)
         };
         let site = Site::new(config, arguments.url.as_deref(), is_dev)?;
         // Before anything is written.
         means(&site, wanted.unwrap_or(0))?;
 
-        let seed = arguments.seed.unwrap_or_else(now_us);
+        let seed = arguments.seed.unwrap_or_else(|| now_us() & 0x7fff_ffff);
         let run = now_us();
         if site.converge(arguments.converge_timeout).await?.is_none() {
             return Err(DrillError::NotConverged.into());
         }
         let branches = site.branches().await?;
-        let program = servers
+        let program = ours
             .iter()
             .flatten()
-            .find_map(|server| server.install.client_program("pgbench"));
+            .find_map(|node| node.server.install.client_program("pgbench"));
         let load = Load::new(
             program.or_else(|| find_client_program("pgbench")),
             site.environment(),
@@ -341,7 +340,7 @@ impl<'a> Stage<'a> {
             Err(mending) => DrillError::NotMended {
                 problem: failure.to_string(),
                 node: self.node().to_owned(),
-                mending,
+                mending: Box::new(mending),
             }
             .into(),
         }
@@ -478,7 +477,7 @@ fn place_of(name: &str, config: &Config) -> Result<usize, Failure> {
 fn means(
     arguments: &DrillArguments,
     environment: Vec<(&'static str, String)>,
-    server: Option<ServerSpec>,
+    node: Option<DevNode>,
 ) -> Result<Means, Failure> {
     if let (Some(breaking), Some(mending)) = (&arguments.breaking, &arguments.mending) {
         return Ok(Means::Hooks {
@@ -487,18 +486,14 @@ fn means(
             environment,
         });
     }
-    match (server, arguments.scenario.blow()) {
-        (Some(spec), Some(blow)) => Ok(Means::Server {
-            spec: Box::new(spec),
-            blow,
-        }),
-        (_, None) => Err(Failure::Usage(
-            "a partition needs --break and --mend: the commands that cut the links and heal them".to_owned(),
-        )),
-        (None, _) => Err(Failure::Usage(
-            "this is no cluster of `tandem dev`: say with --break and --mend how a node is broken and mended".to_owned(),
-        )),
-    }
+    let Some(node) = node else {
+        let problem = "this is no cluster of `tandem dev`: say with --break and --mend how a node is broken and mended";
+        return Err(Failure::Usage(problem.to_owned()));
+    };
+    Means::of_dev(node, arguments.scenario).ok_or_else(|| {
+        let problem = "there are no relays to cut: start the cluster with `tandem dev --relays`, or say --break and --mend";
+        Failure::Usage(problem.to_owned())
+    })
 }
 
 /// One of them, by the seed.

@@ -331,7 +331,7 @@ fn from_url(url: &str) -> Result<(ConnectOptions, Environment), String> {
         Some(Host::Unix(dir)) => dir.display().to_string(),
         None => return Err("--url: the host is missing".to_owned()),
     };
-    let port = parsed.get_ports().first().copied().unwrap_or(6432);
+    let port = parsed.get_ports().first().copied().unwrap_or(5432);
     let user = parsed.get_user().ok_or("--url: the user is missing")?;
     let database = parsed.get_dbname().unwrap_or(user);
     let password = parsed.get_password().unwrap_or_default();
@@ -404,7 +404,7 @@ mod tests {
             );
         }
         let (options, _) = from_url("postgres://app@localhost").unwrap();
-        assert_eq!((options.port, options.database.as_str()), (6432, "app"));
+        assert_eq!((options.port, options.database.as_str()), (5432, "app"));
         assert!(
             from_url("postgres://localhost")
                 .unwrap_err()
