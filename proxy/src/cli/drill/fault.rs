@@ -115,8 +115,8 @@ impl Means {
         Some(Self::Server { spec, blow })
     }
 
-    /// Blocks until the node is broken.
-    fn strike(&self, node: &str) -> Result<(), FaultError> {
+    /// Blocks until the node is broken. `ours` is its server where we have started it: nobody else can reap that one.
+    fn strike(&self, node: &str, ours: &mut Option<Server>) -> Result<(), FaultError> {
         let (spec, blow) = match self {
             Self::Server { spec, blow } => (spec, blow),
             Self::Relay { file } => return Ok(cut_off(file, &[node])?),
@@ -126,8 +126,7 @@ impl Means {
                 ..
             } => return run(breaking, environment),
         };
-        let mut server = Server::adopt(&spec.data_dir, &spec.log)
-            .ok_or_else(|| FaultError::NotRunning(node.to_owned()))?;
+        let server = running(ours, spec).ok_or_else(|| FaultError::NotRunning(node.to_owned()))?;
         match blow {
             Blow::Kill => server.kill9()?,
             Blow::Pause => server.pause()?,
@@ -137,7 +136,7 @@ impl Means {
     }
 
     /// Blocks until the node works again: whatever state a server is in, it accepts connections afterwards.
-    fn mend(&self) -> Result<(), FaultError> {
+    fn mend(&self, ours: &mut Option<Server>) -> Result<(), FaultError> {
         let spec = match self {
             Self::Server { spec, .. } => spec,
             Self::Relay { file } => return Ok(cut_off(file, &[])?),
@@ -147,12 +146,12 @@ impl Means {
                 ..
             } => return run(mending, environment),
         };
-        match Server::adopt(&spec.data_dir, &spec.log) {
-            Some(mut server) => {
+        match running(ours, spec) {
+            Some(server) => {
                 server.resume()?;
                 server.wait_ready(spec.start_timeout)?;
             }
-            None => drop(Server::start(spec)?),
+            None => *ours = Some(Server::start(spec)?),
         }
         Ok(())
     }
@@ -172,8 +171,9 @@ pub(super) struct Fault {
     node: String,
     means: Means,
     broken: AtomicBool,
-    /// One change at a time: what an interrupted drill began goes on in its thread.
-    turn: Arc<Mutex<()>>,
+    /// The node's server once we have seen to it; one change at a time: what an interrupted drill began goes on in its
+    /// thread.
+    server: Arc<Mutex<Option<Server>>>,
 }
 
 impl Fault {
@@ -183,7 +183,7 @@ impl Fault {
             node: node.to_owned(),
             means,
             broken: AtomicBool::new(false),
-            turn: Arc::default(),
+            server: Arc::default(),
         }
     }
 
@@ -230,27 +230,36 @@ impl Fault {
     async fn strike(&self) -> Result<(), FaultError> {
         self.broken.store(true, Ordering::Relaxed);
         let node = self.node.clone();
-        self.in_turn(move |means| means.strike(&node)).await
+        self.in_turn(move |means, server| means.strike(&node, server))
+            .await
     }
 
     /// Mends what [`Self::carry_out`] has broken.
     pub(super) async fn mend(&self) -> Result<(), FaultError> {
-        self.in_turn(|means| means.mend()).await?;
+        self.in_turn(Means::mend).await?;
         self.broken.store(false, Ordering::Relaxed);
         Ok(())
     }
 
     async fn in_turn(
         &self,
-        change: impl FnOnce(&Means) -> Result<(), FaultError> + Send + 'static,
+        change: impl FnOnce(&Means, &mut Option<Server>) -> Result<(), FaultError> + Send + 'static,
     ) -> Result<(), FaultError> {
-        let (means, turn) = (self.means.clone(), Arc::clone(&self.turn));
+        let (means, server) = (self.means.clone(), Arc::clone(&self.server));
         let changing = move || {
-            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            change(&means)
+            let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
+            change(&means, &mut server)
         };
         spawn_blocking(changing).await?
     }
+}
+
+/// The server that runs, whoever has started it. One of ours that has ended is reaped by that.
+fn running<'a>(ours: &'a mut Option<Server>, spec: &ServerSpec) -> Option<&'a mut Server> {
+    if !ours.as_mut().is_some_and(Server::is_running) {
+        *ours = Server::adopt(&spec.data_dir, &spec.log);
+    }
+    ours.as_mut()
 }
 
 /// Runs a command of the user's to its end. What it leaves running in the background does not keep it.
