@@ -20,12 +20,14 @@ use crate::{
     config::Config,
     console::Console,
     fence,
-    health::{HealthBoard, ProbeSettings},
+    handoff::{self, Handoffs},
+    health::{Before, HealthBoard, ProbeSettings},
     limits::Limits,
     listener::{ListenAddress, ListenError, Listener, accept_loop},
     log,
     node::{self, NodeTlsError},
     notifications::Notifications,
+    placement::{Placement, PlacementError},
     pool::Pools,
     reload::{self, Files, ReloadError, Reloaded, Settings},
     routing::Router,
@@ -60,6 +62,9 @@ pub enum DaemonError {
     /// The certificates to check a node by.
     #[error(transparent)]
     NodeTls(#[from] NodeTlsError),
+    /// The file that says which nodes are out of service.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// The users file.
     #[error(transparent)]
     Users(#[from] UsersFileError),
@@ -137,7 +142,12 @@ impl Daemon {
             slot: (nodes.len() > 1).then(|| tandem_replicator::slot_name(&config.cluster)),
         };
         let bound = Bound::new(config.proxy.server_connect_timeout);
-        let health = HealthBoard::start(&nodes, &probes, &mut background);
+        let placement = Placement::read(&config.state_dir)?;
+        let ids = nodes.iter().map(|node| node.config().id);
+        let (epoch, drained) = placement.known(ids).await;
+        let before = Before { epoch, drained };
+        let health = HealthBoard::start(&nodes, &probes, &before, &mut background);
+        let (handoffs, asked) = Handoffs::new(placement, nodes.len());
         let database = &config.replication.database;
         let gate = Gate::new(
             &config.auth,
@@ -182,6 +192,7 @@ impl Daemon {
             router: Router::new(config.replication.database.clone()),
             replicator: Arc::clone(&replicator),
             health,
+            handoffs,
             gate,
             pools,
             registry,
@@ -197,6 +208,13 @@ impl Daemon {
             stop_seen.clone(),
         ));
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
+        background.spawn(handoff::keep(Arc::clone(&shared), asked));
+        background.spawn(handoff::keep_epoch(Arc::clone(&shared)));
+        if shared.nodes.len() > 1 {
+            for node in 0..shared.nodes.len() {
+                background.spawn(handoff::keep_node(Arc::clone(&shared), node));
+            }
+        }
         background.spawn(compare_at_start(Arc::clone(&shared)));
         background.spawn(reload::watch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {

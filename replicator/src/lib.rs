@@ -214,6 +214,23 @@ impl Replicator {
         position::shows(shared, points, to, Instant::now() + timeout)
     }
 
+    /// Waits until a node has what the others wrote while it was away, and those that answer have what it wrote: all that was
+    /// committed before the call. Whether that is so within `timeout`.
+    pub fn caught_up(
+        &self,
+        node: usize,
+        answering: Vec<usize>,
+        timeout: Duration,
+    ) -> impl Future<Output = bool> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        position::caught_up(shared, node, answering, Instant::now() + timeout)
+    }
+
+    /// Whether another daemon works on this node, as far as is known.
+    pub fn is_foreign(&self, node: usize) -> bool {
+        self.shared.turns.is_foreign(node)
+    }
+
     /// Whether the node `to` is known to show this of the node `from`, without asking anybody.
     pub fn has_shown(&self, from: usize, point: Point, to: usize) -> bool {
         position::has_shown(&self.shared, from, point, to)

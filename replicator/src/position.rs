@@ -151,6 +151,33 @@ pub(crate) async fn shows(
     all.is_ok_and(|all| all.into_iter().all(|shows| shows)) && is_complete(&shared, to)
 }
 
+/// Waits until a node has what others wrote while it was away, and these what it wrote itself: all that was committed before the
+/// call. Of those among the others that do not answer what was read from them counts. Whether that is so before the deadline;
+/// what is in quarantine is not waited for.
+pub(crate) async fn caught_up(
+    shared: Arc<Shared>,
+    node: usize,
+    answering: Vec<usize>,
+    deadline: Instant,
+) -> bool {
+    let since = Point::Time(Instant::now());
+    let others = (0..shared.node_ids.len()).filter(|other| *other != node);
+    let each = others.map(|other| {
+        let (shared, answers) = (&shared, answering.contains(&other));
+        async move {
+            if !answers {
+                let read = shared.journals.get(other).map(|journal| journal.tail());
+                let read = Point::Position(read.unwrap_or_default());
+                return applied(shared, other, read, node, deadline).await;
+            }
+            applied(shared, other, since, node, deadline).await
+                && applied(shared, node, since, other, deadline).await
+        }
+    });
+    let all = tokio::time::timeout_at(deadline, join_all(each)).await;
+    all.is_ok_and(|all| all.into_iter().all(|has| has)) && shared.state(node) == NodeState::Up
+}
+
 async fn applied(shared: &Shared, from: usize, point: Point, to: usize, deadline: Instant) -> bool {
     if has_shown(shared, from, point, to) {
         return true;

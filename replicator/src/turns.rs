@@ -28,6 +28,12 @@ impl Turns {
             });
     }
 
+    /// Whether another daemon owns this node, or keeps this one from taking it by owning another.
+    pub(crate) fn is_foreign(&self, node: usize) -> bool {
+        let foreign = self.foreign.borrow();
+        foreign.get(node) == Some(&true) || self.first_before(node, &foreign).is_some()
+    }
+
     /// The node because of which this one must not be held.
     pub(crate) fn before(&self, node: usize) -> Option<usize> {
         self.first_before(node, &self.foreign.borrow())
@@ -71,6 +77,10 @@ mod tests {
         assert_eq!(before(), [None; 3]);
         turns.set_foreign(2, true);
         assert_eq!(before(), [Some(2), None, None]);
+        assert_eq!(
+            [0, 1, 2].map(|node| turns.is_foreign(node)),
+            [true, false, true]
+        );
         turns.set_foreign(1, true);
         assert_eq!(before(), [Some(1), None, Some(1)]);
         turns.set_foreign(2, false);

@@ -1,6 +1,7 @@
 //! `/metrics`: the status in Prometheus' text format (version 0.0.4). Everything is read when it is asked for, so that
 //! counting costs sessions and replication one atomic addition at most.
 
+mod handoff;
 mod routing;
 
 use std::{
@@ -42,6 +43,7 @@ pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Response {
     let mut text = Text(render(&status, &latency, plans));
     let waits = context.shared.acknowledged.waits();
     text.0.push_str(&consistency(&status.nodes, &waits));
+    handoff::add_counts(&mut text, context.shared.handoffs.counts());
     let settings = context.shared.settings.load();
     routing::add(
         &mut text,
@@ -128,6 +130,7 @@ fn render(status: &Status, latency: &[NodeLatency], plans: usize) -> String {
         [([], plans)],
     );
     nodes(&mut text, &status.nodes);
+    handoff::add(&mut text, status);
     spans(&mut text, &status.nodes, latency);
     sources(&mut text, &status.replication.nodes);
     links(&mut text, &status.replication.links);

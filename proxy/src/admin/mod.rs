@@ -1,5 +1,6 @@
 //! Owns the admin port: HTTP behind a token. What is not listed here is refused.
 
+mod handoff;
 mod metrics;
 mod operator;
 mod token;
@@ -21,6 +22,7 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::{
     config::AdminConfig,
+    handoff::Report,
     listener::bind_tcp,
     pool::figures::Figures,
     session::{Shared, registry::Stop},
@@ -126,6 +128,7 @@ fn router(context: Arc<Context>) -> Router {
         .route("/api/wait-converged", post(wait_converged))
         .route("/api/diff", post(verify::diff))
         .route("/api/repair", post(verify::repair))
+        .merge(handoff::router())
         .merge(operator::router())
         // Also for paths that do not exist: without a token nobody learns which do.
         .fallback(async || StatusCode::NOT_FOUND)
@@ -168,6 +171,8 @@ struct Status {
     version: &'static str,
     /// Why the configuration's files, as they are now, do not count, a problem each; empty: they do.
     files_refused: Vec<String>,
+    /// The placement's epoch.
+    epoch: u64,
     nodes: Vec<NodeStatus>,
     replication: tandem_replicator::Status,
     clients: ClientStatus,
@@ -188,6 +193,10 @@ struct NodeStatus {
     problem: Option<String>,
     rtt_ms: Option<f64>,
     sessions: u32,
+    /// Connections of clients to it, in use or not.
+    connections: usize,
+    /// The last handoff of its keys, or the one that is under way.
+    handoff: Option<Report>,
 }
 
 #[derive(Serialize)]
@@ -223,6 +232,8 @@ fn snapshot(context: &Context) -> Status {
                 .map(|problem| (*problem).clone()),
             rtt_ms: shared.health.rtt_us(index).map(|us| f64::from(us) / 1000.0),
             sessions: node.sessions(),
+            connections: shared.pools.connections(index),
+            handoff: shared.handoffs.report(index),
         })
         .collect();
     let [idle, in_transaction, active] = shared.registry.activities();
@@ -231,6 +242,7 @@ fn snapshot(context: &Context) -> Status {
         cluster: shared.settings.load().config.cluster.clone(),
         version: env!("CARGO_PKG_VERSION"),
         files_refused: shared.files.refused(),
+        epoch: shared.health.epoch(),
         nodes,
         replication: context.replicator.status(),
         clients: ClientStatus {

@@ -80,6 +80,16 @@ pub(super) enum Command {
     /// Exits with 0 then, and with 1 and the lags when the time is over.
     #[command(after_help = "Example:\n  tandem wait-converged --timeout 2min")]
     WaitConverged(WaitArguments),
+    /// Take a node out of service: its keys move to the others, without an error for a client
+    ///
+    /// It goes on being replicated to and from. Transactions that are under way come to their end first; what takes longer than
+    /// `handoff_hard` is dealt with as `handoff_at_bound` says. Exits with 1 when the node stays in service. It stays drained
+    /// over restarts, of the node and of the daemon, until it is resumed.
+    #[command(after_help = "Example:\n  tandem drain paris --wait")]
+    Drain(DrainArguments),
+    /// Take a drained node back into service: it catches up, and its keys come home
+    #[command(after_help = "Example:\n  tandem resume paris")]
+    Resume(ResumeArguments),
     /// Compare all nodes: every row of every table, with its version
     ///
     /// The nodes stay in use: what differs is looked at again after everything committed before has been applied
@@ -336,6 +346,25 @@ pub(super) struct StatusArguments {
     /// Print what the daemon answered, as JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DrainArguments {
+    /// The node's name
+    pub(super) node: String,
+    /// Say what is waited for, and wait until no client has a connection to the node any more
+    #[arg(long)]
+    pub(super) wait: bool,
+    #[command(flatten)]
+    pub(super) daemon: DaemonArguments,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ResumeArguments {
+    /// The node's name
+    pub(super) node: String,
+    #[command(flatten)]
+    pub(super) daemon: DaemonArguments,
 }
 
 #[derive(Debug, Args)]

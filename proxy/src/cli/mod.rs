@@ -6,6 +6,7 @@ mod check;
 pub mod dev_options;
 mod drill;
 mod explain;
+mod handoff;
 mod import;
 mod operator;
 pub mod out;
@@ -94,6 +95,8 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
         Command::Explain(arguments) => explain::explain(&arguments),
         Command::Status(arguments) => status::status(arguments).await,
         Command::WaitConverged(arguments) => status::wait_converged(arguments).await,
+        Command::Drain(arguments) => handoff::drain(arguments).await,
+        Command::Resume(arguments) => handoff::resume(arguments).await,
         Command::Diff(arguments) => Box::pin(verify::diff(arguments)).await,
         Command::Repair(arguments) => Box::pin(verify::repair(arguments)).await,
         Command::Conflicts(arguments) => operator::conflicts(arguments).await,

@@ -106,8 +106,43 @@ pub struct ProxyConfig {
     pub probe_interval: Duration,
     /// A probe without an answer after this long has failed.
     pub probe_timeout: Duration,
+    /// How keys get another home.
+    pub handoff: HandoffConfig,
     /// TLS towards clients.
     pub tls: Option<ProxyTls>,
+}
+
+/// `handoff_…` of `[proxy]`: how keys get another home while they are in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HandoffConfig {
+    /// New writes are made to wait only while no transaction is older than this, and wait no longer for one.
+    pub soft: Duration,
+    /// After this, what is in the way is dealt with.
+    pub hard: Duration,
+    /// How.
+    pub at_bound: AtBound,
+}
+
+/// What is done when transactions, or sessions that keep their servers, are still in the way of a handoff at its bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AtBound {
+    /// Nothing: all stays as it was.
+    #[default]
+    Stay,
+    /// They are ended.
+    Abort,
+    /// The keys move all the same.
+    GoOn,
+}
+
+impl fmt::Display for AtBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stay => "stay",
+            Self::Abort => "abort",
+            Self::GoOn => "go_on",
+        })
+    }
 }
 
 /// An address to listen on.

@@ -14,7 +14,9 @@ use super::error::ConfigError;
 use super::listen::{clashes, parse_listen};
 use super::node::read_nodes;
 use super::reader::{Environment, Reader};
-use super::{AdminConfig, Config, Listen, LogConfig, PoolMode, ProxyConfig, ProxyTls};
+use super::{
+    AdminConfig, AtBound, Config, HandoffConfig, Listen, LogConfig, PoolMode, ProxyConfig, ProxyTls,
+};
 
 /// Longest cluster name; it goes into slot names, which PostgreSQL bounds at 63 bytes.
 const CLUSTER_NAME_MAX: usize = 32;
@@ -216,6 +218,7 @@ impl Reader<'_> {
             self.duration(&mut section, "probe_interval", second, 10 * millisecond);
         let probe_timeout =
             self.duration(&mut section, "probe_timeout", 2 * second, 10 * millisecond);
+        let handoff = self.handoff(&mut section);
         let tls = section
             .take_table("tls", &mut self.problems)
             .map(|section| self.proxy_tls(section));
@@ -238,9 +241,29 @@ impl Reader<'_> {
             shutdown_timeout,
             probe_interval,
             probe_timeout,
+            handoff,
             tls,
         });
         (proxy, rules_file)
+    }
+
+    fn handoff(&mut self, section: &mut Section<'_>) -> HandoffConfig {
+        let (second, millisecond) = (Duration::from_secs(1), Duration::from_millis(1));
+        let choices = [
+            ("stay", AtBound::Stay),
+            ("abort", AtBound::Abort),
+            ("go_on", AtBound::GoOn),
+        ];
+        let soft = self.duration(section, "handoff_soft", 100 * millisecond, millisecond);
+        let hard = self.duration(section, "handoff_hard", 30 * second, millisecond);
+        let at_bound = section
+            .take("handoff_at_bound")
+            .and_then(|value| value.choice(&choices, &mut self.problems));
+        HandoffConfig {
+            soft,
+            hard,
+            at_bound: at_bound.unwrap_or_default(),
+        }
     }
 
     fn listen(&mut self, value: &Value<'_>) -> Option<Vec<Listen>> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::Path;
 
-use super::{AdminConfig, AuthConfig, Config, LimitsConfig, LogConfig, NodeConfig, PoolConfig};
+use super::{
+    AdminConfig, AuthConfig, Config, HandoffConfig, LimitsConfig, LogConfig, NodeConfig, PoolConfig,
+};
 use super::{ProxyConfig, ProxyTls, ReplicationConfig};
 
 /// A setting as it is shown. Secrets are none.
@@ -227,8 +229,15 @@ impl List {
             shutdown_timeout,
             probe_interval,
             probe_timeout,
+            handoff:
+                HandoffConfig {
+                    soft: handoff_soft,
+                    hard: handoff_hard,
+                    at_bound,
+                },
             tls,
         } = proxy;
+        self.live("proxy.handoff_at_bound", at_bound);
         self.fixed("proxy.listen", listed(listen));
         self.fixed("proxy.so_reuseport", so_reuseport);
         self.live("proxy.zone", shown(zone.as_ref()));
@@ -270,6 +279,8 @@ impl List {
             ("shutdown_timeout", shutdown_timeout),
             ("probe_interval", probe_interval),
             ("probe_timeout", probe_timeout),
+            ("handoff_soft", handoff_soft),
+            ("handoff_hard", handoff_hard),
         ] {
             self.live(format_args!("proxy.{key}"), format_args!("{time:?}"));
         }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     daemon::Shutdown,
+    handoff::{self, Kind, Refused},
     reload::reload,
     session::{Shared, report, stopping},
 };
@@ -61,6 +62,9 @@ pub(super) async fn run(
             let database = database.as_deref();
             match (shared.pools.resume(database), database) {
                 (true, _) => Ok(Answer::default()),
+                (false, Some(name)) if node_named(shared, name).is_some() => {
+                    hand(shared, name, Kind::Resume).await
+                }
                 (false, None) => Err(ErrorReport::error("55000", "nothing is paused")),
                 (false, Some(name)) => Err(ErrorReport::error(
                     "55000",
@@ -68,6 +72,10 @@ pub(super) async fn run(
                 )
                 .with_hint("SHOW DATABASES says which are paused; RESUME lets all go on.")),
             }
+        }
+        Statement::Drain { node } => {
+            log(user, statement);
+            hand(shared, node, Kind::Drain).await
         }
         Statement::Reconnect { database } => {
             log(user, statement);
@@ -107,6 +115,30 @@ pub(super) async fn run(
             format!("{verb} is not available in Tandem"),
         )
         .with_hint("HELP lists what there is.")),
+    }
+}
+
+fn node_named(shared: &Shared, name: &str) -> Option<usize> {
+    shared.nodes.iter().position(|node| node.name() == name)
+}
+
+/// Takes a node out of service or back, and waits for what comes of it.
+async fn hand(shared: &Shared, name: &str, kind: Kind) -> Result<Answer, ErrorReport> {
+    let refused = |refused: Refused| {
+        let code = match refused {
+            Refused::Unknown(_) => "42704",
+            _ => "55000",
+        };
+        ErrorReport::error(code, refused.to_string())
+    };
+    let node =
+        node_named(shared, name).ok_or_else(|| refused(Refused::Unknown(name.to_owned())))?;
+    let told = handoff::ask(shared, node, kind).await.map_err(refused)?;
+    let report = told.await.map_err(|_| refused(Refused::Stopping))?;
+    let sentence = report.sentence(name);
+    match report.has_moved() {
+        true => Ok(Answer::default().with_notices(vec![sentence])),
+        false => Err(ErrorReport::error("55000", sentence)),
     }
 }
 

@@ -78,6 +78,8 @@ const NODES: &[&str] = &[
     "problem",
     "rtt_ms",
     "sessions",
+    "connections",
+    "handoff",
     "replication",
     "replication_problem",
     "clock_offset_ms",
@@ -157,6 +159,7 @@ impl Statement {
             | Statement::Shutdown(_)
             | Statement::Pause { .. }
             | Statement::Resume { .. }
+            | Statement::Drain { .. }
             | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
@@ -174,6 +177,7 @@ impl Statement {
             Statement::Shutdown(_) => "SHUTDOWN",
             Statement::Pause { .. } => "PAUSE",
             Statement::Resume { .. } => "RESUME",
+            Statement::Drain { .. } => "DRAIN",
             Statement::Reconnect { .. } => "RECONNECT",
             Statement::Kill { .. } => "KILL",
             Statement::KillClient(_) => "KILL_CLIENT",

@@ -74,6 +74,11 @@ impl Clients {
         }
     }
 
+    /// Who has this process number.
+    pub(crate) fn about(&self, pid: i32) -> Option<Arc<About>> {
+        lock(&self.listed).get(&pid).cloned()
+    }
+
     /// The process numbers of a database's clients, or of all.
     pub(super) fn of_database(&self, database: Option<&str>) -> Vec<i32> {
         let listed = lock(&self.listed);

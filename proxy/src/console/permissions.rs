@@ -92,6 +92,7 @@ mod tests {
             "RELOAD",
             "PAUSE",
             "RESUME app",
+            "DRAIN n1",
             "RECONNECT",
             "SHUTDOWN",
             "SHUTDOWN WAIT_FOR_SERVERS",

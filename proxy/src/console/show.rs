@@ -188,7 +188,9 @@ fn state(shared: &Shared) -> Vec<Row> {
         ("stopping", stopping),
     ]
     .map(|(key, value)| vec![text(key), yes_no(value)])
-    .to_vec()
+    .into_iter()
+    .chain([vec![text("epoch"), text(&shared.health.epoch())]])
+    .collect()
 }
 
 fn nodes(shared: &Shared) -> Vec<Row> {
@@ -212,6 +214,8 @@ fn nodes(shared: &Shared) -> Vec<Row> {
             health.problem(index).map(|problem| (*problem).clone()),
             rtt.map(|rtt| format!("{rtt:.3}")),
             text(&node.sessions()),
+            text(&shared.pools.connections(index)),
+            handoff(shared, index),
             of(|node| text(node.state)),
             of(|node| {
                 node.problem
@@ -225,6 +229,23 @@ fn nodes(shared: &Shared) -> Vec<Row> {
         ]
     });
     rows.collect()
+}
+
+/// The last handoff of a node's keys, or the one that is under way.
+fn handoff(shared: &Shared, node: usize) -> Option<String> {
+    let report = shared.handoffs.report(node)?;
+    let kind = report.kind.word();
+    Some(match report.outcome {
+        None => format!("{kind}: under way"),
+        Some(outcome) => {
+            let [took, parked] =
+                [report.took, report.parked].map(|time| time.as_secs_f64() * 1000.0);
+            format!(
+                "{kind}: {} in {took:.0} ms, waits of {parked:.1} ms",
+                outcome.word()
+            )
+        }
+    })
 }
 
 /// Where a statement would go now that is not in a transaction, and why.

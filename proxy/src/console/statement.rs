@@ -40,9 +40,13 @@ pub(super) enum Statement {
     Pause {
         database: Option<String>,
     },
-    /// Gives them again.
+    /// Gives them again, or takes a node back into service.
     Resume {
         database: Option<String>,
+    },
+    /// Takes a node out of service.
+    Drain {
+        node: String,
     },
     /// Has new connections to a database made, or to all.
     Reconnect {
@@ -208,6 +212,11 @@ pub(super) const VERBS: &[Verb] = &[
     ),
     operate("RESUME [DATABASE]", "lets them go on"),
     operate(
+        "DRAIN NODE",
+        "takes a node out of service: its keys move to the others, and its clients' connections are closed",
+    ),
+    operate("RESUME NODE", "takes a drained node back into service"),
+    operate(
         "RECONNECT [DATABASE]",
         "has each connection to a database, or to all, replaced as its transaction ends",
     ),
@@ -303,6 +312,7 @@ impl Statement {
             | Statement::Shutdown(_)
             | Statement::Pause { .. }
             | Statement::Resume { .. }
+            | Statement::Drain { .. }
             | Statement::Reconnect { .. }
             | Statement::Kill { .. }
             | Statement::KillClient(_)
@@ -401,6 +411,9 @@ impl<'t> Words<'t> {
             "RESUME" => Ok(Statement::Resume {
                 database: self.next().map(Token::name),
             }),
+            "DRAIN" => Ok(Statement::Drain {
+                node: self.name("a node")?,
+            }),
             "RECONNECT" => Ok(Statement::Reconnect {
                 database: self.next().map(Token::name),
             }),
@@ -427,6 +440,7 @@ impl<'t> Words<'t> {
                     return Ok(Statement::Missing(missing));
                 }
                 let known = [
+                    "DRAIN",
                     "HELP",
                     "KILL",
                     "KILL_CLIENT",

@@ -1,4 +1,5 @@
-//! Owns the verdict on one node: a pure state machine over probe results, with the time as an argument.
+//! Owns the state of one node: a pure state machine over probe results, how far replication is, and what an operator wants, with the
+//! time as an argument.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +14,16 @@ const RTT_WEIGHT: u64 = 8;
 /// The published round trip moves when the average is off by this, or by a fifth of it if that is more.
 const RTT_STEP_MIN_US: u64 = 250;
 
-/// What is known of a node.
+/// The state of a node, as people are told it. It follows from what probes found, from how far replication is, and from what an
+/// operator wants ([`Machine`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     /// Not probed yet.
     Unknown,
     /// It answers, but what is written there would reach no other node: replication has not taken it yet.
     Untaken,
+    /// It answers again, or for the first time: it gets no clients before it has what the others have, and they what it has.
+    CatchingUp,
     /// The latest probe succeeded.
     Up,
     /// Was up; the latest probes failed, but not often enough for a verdict.
@@ -29,17 +33,18 @@ pub enum Health {
     },
     /// Gets no new sessions until a probe succeeds.
     Down,
+    /// It answers, but its clock lets it take no writes.
+    Fenced,
+    /// An operator takes it out of service: its keys are on their way to other nodes.
+    Draining,
+    /// An operator has taken it out of service, whether it answers or not.
+    Drained,
 }
 
 impl Health {
-    /// Whether new sessions may be sent there.
-    pub fn usable(self) -> bool {
-        matches!(self, Health::Up | Health::Suspect { .. })
-    }
-
     /// Whether it may be usable in a moment, so that waiting is worth it.
     pub fn is_pending(self) -> bool {
-        matches!(self, Health::Unknown | Health::Untaken)
+        matches!(self, Health::Unknown | Health::Untaken | Health::CatchingUp)
     }
 
     /// The word for logs and status.
@@ -47,14 +52,67 @@ impl Health {
         match self {
             Health::Unknown => "unknown",
             Health::Untaken => "untaken",
+            Health::CatchingUp => "catching_up",
             Health::Up => "up",
             Health::Suspect { .. } => "suspect",
             Health::Down => "down",
+            Health::Fenced => "fenced",
+            Health::Draining => "draining",
+            Health::Drained => "drained",
         }
     }
 }
 
-/// What a probe, or a session's attempt to connect, has shown.
+/// What clients may do on a node now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Admission {
+    /// Nothing.
+    Nobody,
+    /// All, as long as no other node takes them.
+    LastResort,
+    /// Writes that belong there wait until it is decided where they go; reads go elsewhere.
+    Parked,
+    /// Writes of its keys; reads go elsewhere.
+    Writes,
+    /// All.
+    All,
+}
+
+/// What probes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    Unknown,
+    Untaken,
+    Up,
+    Suspect { failures: u32 },
+    Down,
+}
+
+impl Reach {
+    fn answers(self) -> bool {
+        matches!(self, Reach::Up | Reach::Suspect { .. })
+    }
+}
+
+/// What an operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Service {
+    In,
+    Leaving,
+    Out,
+}
+
+/// Whether it has what the others have, and they what it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caught {
+    /// `late`: for so long that it is better than nothing.
+    Not {
+        late: bool,
+    },
+    Up,
+}
+
+/// What has happened to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A statement ran on a fresh connection; its round trip.
@@ -72,12 +130,57 @@ pub enum Event {
     NotTried,
     /// A session lost its connection. Never a verdict: any client can provoke one. Asks for a probe.
     Evidence,
+    /// Replication has caught up both ways since the node came back for this time ([`Machine::catching_up`]).
+    CaughtUp {
+        /// Which return.
+        returned: u32,
+    },
+    /// It takes long to catch up since that return.
+    Late {
+        /// Which return.
+        returned: u32,
+    },
+    /// Its clock lets it take no writes, or does so again.
+    Fence(bool),
+    /// New writes that belong there wait, or go on.
+    Park(bool),
+    /// It is to be taken out of service.
+    Drain,
+    /// That was given up.
+    Stay,
+    /// It is out of service.
+    Drained,
+    /// It is in service again.
+    Resumed,
+}
+
+impl Event {
+    /// Whether it is what came of a probe, or of a session's connect.
+    fn is_of_probe(self) -> bool {
+        matches!(
+            self,
+            Event::Success { .. }
+                | Event::Untaken
+                | Event::Refused
+                | Event::Failed
+                | Event::NotTried
+        )
+    }
 }
 
 /// The state of one node and when to probe it next.
 #[derive(Debug)]
 pub struct Machine {
-    health: Health,
+    reach: Reach,
+    service: Service,
+    caught: Caught,
+    is_fenced: bool,
+    /// New writes that belong there wait.
+    parks: bool,
+    /// How often it has come back.
+    returned: u32,
+    /// Whether there is anybody to catch up with.
+    catches_up: bool,
     interval: Duration,
     next_probe: Instant,
     last_probe: Option<Instant>,
@@ -86,10 +189,20 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A node that nothing is known of. It wants its first probe at `now`.
-    pub fn new(interval: Duration, now: Instant) -> Machine {
+    /// A node that nothing is known of, but whether an operator had taken it out of service. It wants its first probe at `now`.
+    /// `catches_up`: there are others to catch up with.
+    pub fn new(interval: Duration, now: Instant, catches_up: bool, is_drained: bool) -> Machine {
         Machine {
-            health: Health::Unknown,
+            reach: Reach::Unknown,
+            service: match is_drained {
+                true => Service::Out,
+                false => Service::In,
+            },
+            caught: Caught::Not { late: false },
+            is_fenced: false,
+            parks: false,
+            returned: 0,
+            catches_up,
             interval,
             next_probe: now,
             last_probe: None,
@@ -104,50 +217,86 @@ impl Machine {
         self.next_probe = self.next_probe.min(now + interval);
     }
 
-    /// The only place where the verdict changes. Returns the health before, if it changed in kind.
+    /// The only place where the state changes. Returns the health before, if it changed in kind.
     pub fn on(&mut self, event: Event, now: Instant) -> Option<Health> {
-        let before = self.health;
-        let probed = !matches!(event, Event::Evidence);
-        if probed {
+        let before = self.health();
+        if event.is_of_probe() {
             self.last_probe = Some(now);
             self.next_probe = now + self.interval;
         }
-        self.health = match (before, event) {
-            (_, Event::Success { rtt }) => {
+        match event {
+            Event::Success { rtt } => {
                 self.sample(rtt);
-                Health::Up
+                self.reaches(Reach::Up);
             }
-            (_, Event::Untaken) => {
+            Event::Untaken => {
                 self.next_probe = now + SHORT_PROBE_GAP.min(self.interval);
-                Health::Untaken
+                self.reaches(Reach::Untaken);
             }
-            (_, Event::Refused) => Health::Down,
-            // Who was never seen well is not trusted yet.
-            (Health::Unknown | Health::Untaken | Health::Down, Event::Failed) => Health::Down,
-            (Health::Up | Health::Suspect { .. }, Event::Failed) => {
-                let failures = match before {
-                    Health::Suspect { failures } => failures.saturating_add(1),
-                    _ => 1,
+            Event::Refused => self.reaches(Reach::Down),
+            Event::Failed => {
+                let failures = match self.reach {
+                    // Who was never seen well is not trusted yet.
+                    Reach::Unknown | Reach::Untaken | Reach::Down => FAILURES_TO_DOWN,
+                    Reach::Up => 1,
+                    Reach::Suspect { failures } => failures.saturating_add(1),
                 };
                 if failures >= FAILURES_TO_DOWN {
-                    Health::Down
+                    self.reaches(Reach::Down);
                 } else {
                     self.next_probe = now + SHORT_PROBE_GAP.min(self.interval);
-                    Health::Suspect { failures }
+                    self.reaches(Reach::Suspect { failures });
                 }
             }
-            (_, Event::NotTried) => before,
-            (_, Event::Evidence) => {
+            Event::NotTried => {}
+            Event::Evidence => {
                 let soonest = self.last_probe.map_or(now, |last| last + PROBE_GAP_MIN);
                 self.next_probe = self.next_probe.min(soonest.max(now));
-                before
             }
-        };
-        if self.health == Health::Down {
-            // A node that returns is measured afresh.
+            Event::CaughtUp { returned } if self.catching_up() == Some(returned) => {
+                self.caught = Caught::Up;
+                self.parks = false;
+            }
+            Event::Late { returned } if self.catching_up() == Some(returned) => {
+                self.caught = Caught::Not { late: true };
+            }
+            // That was an earlier return.
+            Event::CaughtUp { .. } | Event::Late { .. } => {}
+            Event::Fence(is_fenced) => self.is_fenced = is_fenced,
+            Event::Park(parks) => self.parks = parks && self.reach.answers(),
+            Event::Drain if self.service == Service::In => self.service = Service::Leaving,
+            Event::Stay if self.service == Service::Leaving => {
+                self.service = Service::In;
+                self.parks = false;
+            }
+            Event::Drain | Event::Stay => {}
+            Event::Drained => {
+                self.service = Service::Out;
+                self.parks = false;
+            }
+            Event::Resumed => {
+                self.service = Service::In;
+                self.parks = false;
+            }
+        }
+        let after = self.health();
+        (std::mem::discriminant(&before) != std::mem::discriminant(&after)).then_some(before)
+    }
+
+    fn reaches(&mut self, reach: Reach) {
+        if reach.answers() && !self.reach.answers() {
+            self.returned += 1;
+            self.caught = match self.catches_up {
+                true => Caught::Not { late: false },
+                false => Caught::Up,
+            };
+        }
+        if !reach.answers() {
+            // Nobody waits for it any more, and it is measured afresh when it returns.
+            self.parks = false;
             self.rtt_average_us = None;
         }
-        (std::mem::discriminant(&before) != std::mem::discriminant(&self.health)).then_some(before)
+        self.reach = reach;
     }
 
     /// Moves the average, and the published figure when the average has left its neighbourhood (hysteresis):
@@ -168,9 +317,43 @@ impl Machine {
         }
     }
 
-    /// The verdict.
+    /// The state in one word.
     pub fn health(&self) -> Health {
-        self.health
+        match (self.service, self.reach, self.caught) {
+            (Service::Out, ..) => Health::Drained,
+            (_, Reach::Unknown, _) => Health::Unknown,
+            (_, Reach::Untaken, _) => Health::Untaken,
+            (_, Reach::Down, _) => Health::Down,
+            (Service::Leaving, ..) => Health::Draining,
+            (Service::In, _, Caught::Not { .. }) => Health::CatchingUp,
+            (Service::In, ..) if self.is_fenced => Health::Fenced,
+            (Service::In, Reach::Suspect { failures }, _) => Health::Suspect { failures },
+            (Service::In, Reach::Up, _) => Health::Up,
+        }
+    }
+
+    /// What clients may do there.
+    pub fn admission(&self) -> Admission {
+        match (self.service, self.caught) {
+            _ if !self.reach.answers() => Admission::Nobody,
+            _ if self.parks => Admission::Parked,
+            (Service::Out, _) | (_, Caught::Not { late: false }) => Admission::Nobody,
+            (_, Caught::Not { late: true }) => Admission::LastResort,
+            (_, Caught::Up) if self.is_fenced => Admission::LastResort,
+            (Service::Leaving, Caught::Up) => Admission::Writes,
+            (Service::In, Caught::Up) => Admission::All,
+        }
+    }
+
+    /// Whether the latest probes found it, in service or not.
+    pub fn answers(&self) -> bool {
+        self.reach.answers()
+    }
+
+    /// Which return it is that it has not caught up from.
+    pub fn catching_up(&self) -> Option<u32> {
+        let is_behind = matches!(self.caught, Caught::Not { .. });
+        (is_behind && self.reach.answers()).then_some(self.returned)
     }
 
     /// The round trip that routing sees, with hysteresis. None until the first success.
@@ -192,6 +375,11 @@ mod tests {
     const OK: Event = Event::Success {
         rtt: Duration::from_millis(1),
     };
+
+    /// One that has nobody to catch up with.
+    fn alone(now: Instant) -> Machine {
+        Machine::new(INTERVAL, now, false, false)
+    }
 
     #[test]
     fn transitions() {
@@ -228,7 +416,7 @@ mod tests {
         ];
         let start = Instant::now();
         for (events, expected) in table {
-            let mut machine = Machine::new(INTERVAL, start);
+            let mut machine = alone(start);
             for (at, event) in (0_u32..).zip(events) {
                 machine.on(*event, start + INTERVAL * at);
             }
@@ -239,7 +427,7 @@ mod tests {
     #[test]
     fn a_change_is_reported_once() {
         let now = Instant::now();
-        let mut machine = Machine::new(INTERVAL, now);
+        let mut machine = alone(now);
         assert_eq!(machine.on(OK, now), Some(Health::Unknown));
         assert_eq!(machine.on(OK, now), None);
         assert_eq!(machine.on(Event::Refused, now), Some(Health::Up));
@@ -249,7 +437,7 @@ mod tests {
     #[test]
     fn probes_follow_the_interval_and_hurry_where_somebody_waits() {
         let start = Instant::now();
-        let mut machine = Machine::new(INTERVAL, start);
+        let mut machine = alone(start);
         assert_eq!(machine.next_probe(), start);
         machine.on(OK, start);
         assert_eq!(machine.next_probe(), start + INTERVAL);
@@ -265,7 +453,7 @@ mod tests {
     #[test]
     fn evidence_brings_the_probe_forward_but_never_in_a_storm() {
         let start = Instant::now();
-        let mut machine = Machine::new(INTERVAL, start);
+        let mut machine = alone(start);
         machine.on(OK, start);
         machine.on(Event::Evidence, start);
         assert_eq!(machine.next_probe(), start + PROBE_GAP_MIN);
@@ -278,7 +466,7 @@ mod tests {
     #[test]
     fn the_published_round_trip_has_hysteresis() {
         let now = Instant::now();
-        let mut machine = Machine::new(INTERVAL, now);
+        let mut machine = alone(now);
         assert_eq!(machine.rtt(), None);
         let at = |ms: u64| Event::Success {
             rtt: Duration::from_millis(ms),
@@ -301,5 +489,165 @@ mod tests {
             moved > Duration::from_millis(15),
             "a lasting change shows: {moved:?}"
         );
+    }
+
+    #[test]
+    fn a_node_that_comes_back_gets_nobody_before_it_has_caught_up_from_this_return() {
+        let now = Instant::now();
+        let mut machine = Machine::new(INTERVAL, now, true, false);
+        assert_eq!(machine.catching_up(), None);
+        machine.on(OK, now);
+        let first = machine.catching_up().expect("it has come");
+        assert_eq!(machine.health(), Health::CatchingUp);
+        assert_eq!(machine.admission(), Admission::Nobody);
+        machine.on(Event::Late { returned: first }, now);
+        assert_eq!(machine.admission(), Admission::LastResort);
+        machine.on(Event::CaughtUp { returned: first }, now);
+        assert_eq!(
+            (machine.health(), machine.admission()),
+            (Health::Up, Admission::All)
+        );
+        // A probe that fails once is no absence.
+        machine.on(Event::Failed, now);
+        machine.on(OK, now);
+        assert_eq!(machine.admission(), Admission::All);
+        machine.on(Event::Refused, now);
+        machine.on(OK, now);
+        machine.on(Event::CaughtUp { returned: first }, now);
+        assert_eq!(machine.health(), Health::CatchingUp, "that was before");
+        let second = machine.catching_up().expect("it has come again");
+        machine.on(Event::Park(true), now);
+        assert_eq!(machine.admission(), Admission::Parked);
+        machine.on(Event::CaughtUp { returned: second }, now);
+        assert_eq!(machine.admission(), Admission::All);
+    }
+
+    #[test]
+    fn a_node_is_drained_step_by_step_and_comes_back_the_same_way() {
+        let now = Instant::now();
+        let mut machine = alone(now);
+        let mut after = |event: Event| {
+            machine.on(event, now);
+            (machine.health(), machine.admission())
+        };
+        assert_eq!(after(OK), (Health::Up, Admission::All));
+        assert_eq!(after(Event::Stay), (Health::Up, Admission::All));
+        assert_eq!(after(Event::Drain), (Health::Draining, Admission::Writes));
+        assert_eq!(
+            after(Event::Park(true)),
+            (Health::Draining, Admission::Parked)
+        );
+        assert_eq!(
+            after(Event::Park(false)),
+            (Health::Draining, Admission::Writes)
+        );
+        assert_eq!(after(Event::Stay), (Health::Up, Admission::All));
+        after(Event::Drain);
+        after(Event::Park(true));
+        assert_eq!(after(Event::Drained), (Health::Drained, Admission::Nobody));
+        for event in [Event::Refused, Event::Failed, OK, Event::Drain, Event::Stay] {
+            assert_eq!(
+                after(event),
+                (Health::Drained, Admission::Nobody),
+                "{event:?}"
+            );
+        }
+        assert_eq!(
+            after(Event::Park(true)),
+            (Health::Drained, Admission::Parked)
+        );
+        assert_eq!(after(Event::Resumed), (Health::Up, Admission::All));
+        assert_eq!(
+            after(Event::Fence(true)),
+            (Health::Fenced, Admission::LastResort)
+        );
+    }
+
+    /// Any order of events, in virtual time.
+    #[test]
+    fn whatever_happens_the_state_says_what_is_so() {
+        for seed in 0..3_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let start = Instant::now();
+            let mut now = start;
+            let catches_up = random.bool();
+            let was_drained = random.bool();
+            let mut machine = Machine::new(INTERVAL, start, catches_up, was_drained);
+            let mut is_drained = was_drained;
+            let mut answers = false;
+            let mut failures = 0;
+            for _ in 0..40 {
+                now += Duration::from_millis(random.u64(0..400));
+                let returned = machine.catching_up().unwrap_or(random.u32(0..3));
+                let event = match random.u8(0..16) {
+                    0..=3 => OK,
+                    4 => Event::Untaken,
+                    5 => Event::Refused,
+                    6 | 7 => Event::Failed,
+                    8 => Event::NotTried,
+                    9 => Event::Evidence,
+                    10 => Event::CaughtUp { returned },
+                    11 => Event::Late { returned },
+                    12 => Event::Fence(random.bool()),
+                    13 => Event::Park(random.bool()),
+                    14 => [Event::Drain, Event::Stay][random.usize(0..2)],
+                    _ => [Event::Drained, Event::Resumed][random.usize(0..2)],
+                };
+                let before = (machine.health(), machine.admission());
+                let changed = machine.on(event, now);
+                let after = (machine.health(), machine.admission());
+                let told = format!("seed {seed}: {event:?} in {before:?} makes {after:?}");
+                match event {
+                    Event::Success { .. } => (answers, failures) = (true, 0),
+                    Event::Failed => {
+                        failures += 1;
+                        answers &= failures < FAILURES_TO_DOWN;
+                    }
+                    Event::Refused | Event::Untaken => answers = false,
+                    Event::Drained => is_drained = true,
+                    Event::Resumed => is_drained = false,
+                    Event::NotTried | Event::Evidence => assert_eq!(before, after, "{told}"),
+                    _ => {}
+                }
+                if !answers {
+                    failures = 0;
+                }
+                assert_eq!(machine.answers(), answers, "{told}");
+                assert_eq!(after.0 == Health::Drained, is_drained, "{told}");
+                let kinds = [before.0, after.0].map(|health| std::mem::discriminant(&health));
+                assert_eq!(changed.is_some(), kinds[0] != kinds[1], "{told}");
+                match after.1 {
+                    Admission::All => assert!(
+                        matches!(after.0, Health::Up | Health::Suspect { .. }),
+                        "{told}"
+                    ),
+                    Admission::Writes => assert_eq!(after.0, Health::Draining, "{told}"),
+                    Admission::Parked => assert!(answers, "{told}"),
+                    Admission::LastResort => assert!(answers && !is_drained, "{told}"),
+                    Admission::Nobody => assert!(
+                        is_drained || !answers || machine.catching_up().is_some(),
+                        "{told}"
+                    ),
+                }
+                if event.is_of_probe() {
+                    assert!(machine.next_probe() <= now + INTERVAL, "{told}");
+                }
+            }
+            machine.on(OK, now);
+            if let Some(returned) = machine.catching_up() {
+                machine.on(Event::CaughtUp { returned }, now);
+            }
+            for event in [Event::Park(false), Event::Fence(false), Event::Stay] {
+                machine.on(event, now);
+            }
+            let expected = match is_drained {
+                true => (Health::Drained, Admission::Nobody),
+                false => (Health::Up, Admission::All),
+            };
+            let end = (machine.health(), machine.admission());
+            assert_eq!(end, expected, "seed {seed}");
+            machine.on(Event::Resumed, now);
+            assert_eq!(machine.admission(), Admission::All, "seed {seed}");
+        }
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! A probe opens a fresh connection as Tandem's own role and runs a statement under a deadline. Sessions contribute
 //! evidence, which brings the next probe forward; only a probe, or a refused connect, is a verdict.
+//!
+//! **Invariant:** whenever what clients may do on a node changes, the epoch moves on behind it. So who reads the epoch first and then
+//! chooses a node can tell later whether the choice is still good.
 
 pub mod machine;
 mod probe;
@@ -9,7 +12,7 @@ mod probe;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,9 +27,9 @@ use crate::{
     bound::Bound,
     node::{Node, Nodes},
 };
-use machine::{Event, Machine};
+use machine::Machine;
 
-pub use machine::Health;
+pub use machine::{Admission, Event, Health};
 pub(crate) use probe::{Verdict, verdict};
 
 /// Stands for a round trip that was not measured yet.
@@ -37,8 +40,19 @@ const RTT_UNKNOWN: u32 = u32::MAX;
 pub(crate) struct HealthBoard {
     nodes: Vec<NodeHealth>,
     probe_timeout: Bound,
-    /// Moves with every verdict.
-    verdicts: watch::Sender<()>,
+    /// Counts what may let others go to a node, or keep them off; moves with every probe that has ended, too.
+    verdicts: watch::Sender<u64>,
+    /// The placement's: of which node takes what.
+    epoch: AtomicU64,
+}
+
+/// What is known of the nodes before the first probe.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Before {
+    /// The last epoch.
+    pub(crate) epoch: u64,
+    /// Whether each was out of service; those that are not listed were not.
+    pub(crate) drained: Vec<bool>,
 }
 
 /// The health of one node: the machine, and its outcome in atomics for readers that must not wait.
@@ -46,13 +60,17 @@ pub(crate) struct HealthBoard {
 struct NodeHealth {
     machine: Mutex<Machine>,
     probe_now: Notify,
-    usable: AtomicU8,
+    /// Probes that have begun.
+    begun: AtomicU64,
+    /// The last that has ended.
+    ended: AtomicU64,
+    /// An [`Admission`].
+    admission: AtomicU8,
+    answers: AtomicBool,
     rtt_us: AtomicU32,
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
     fence: ArcSwapOption<String>,
-    /// Whether there is a reason: what each transaction looks at.
-    fenced: AtomicBool,
 }
 
 /// Settings of the probes.
@@ -69,16 +87,17 @@ pub(crate) struct ProbeSettings {
 }
 
 impl HealthBoard {
-    /// A board that knows nothing yet, with one probing task per node in `tasks`.
+    /// A board that knows nothing but what was `before`, with one probing task per node in `tasks`.
     pub(crate) fn start(
         nodes: &Nodes,
         settings: &ProbeSettings,
+        before: &Before,
         tasks: &mut JoinSet<()>,
     ) -> Arc<HealthBoard> {
         let board = Arc::new(HealthBoard::new(
             nodes.len(),
-            settings.interval,
-            settings.timeout.clone(),
+            settings,
+            before,
             Instant::now(),
         ));
         for (index, node) in nodes.iter().enumerate() {
@@ -88,20 +107,29 @@ impl HealthBoard {
         board
     }
 
-    fn new(nodes: usize, interval: Duration, probe_timeout: Bound, now: Instant) -> HealthBoard {
-        let node = || NodeHealth {
-            machine: Mutex::new(Machine::new(interval, now)),
-            probe_now: Notify::new(),
-            usable: AtomicU8::new(0),
-            rtt_us: AtomicU32::new(RTT_UNKNOWN),
-            problem: ArcSwapOption::empty(),
-            fence: ArcSwapOption::empty(),
-            fenced: AtomicBool::new(false),
+    fn new(nodes: usize, settings: &ProbeSettings, before: &Before, now: Instant) -> HealthBoard {
+        let catches_up = settings.slot.is_some();
+        let node = |index: usize| {
+            let is_drained = before.drained.get(index).copied().unwrap_or_default();
+            NodeHealth {
+                machine: Mutex::new(Machine::new(settings.interval, now, catches_up, is_drained)),
+                probe_now: Notify::new(),
+                begun: AtomicU64::new(0),
+                ended: AtomicU64::new(0),
+                admission: AtomicU8::new(code(Admission::Nobody)),
+                answers: AtomicBool::new(false),
+                rtt_us: AtomicU32::new(RTT_UNKNOWN),
+                problem: ArcSwapOption::empty(),
+                fence: ArcSwapOption::empty(),
+            }
         };
+        // No session knows an epoch of an earlier daemon's.
+        let epoch = before.epoch + 1;
         HealthBoard {
-            nodes: std::iter::repeat_with(node).take(nodes).collect(),
-            probe_timeout,
-            verdicts: watch::Sender::new(()),
+            nodes: (0..nodes).map(node).collect(),
+            probe_timeout: settings.timeout.clone(),
+            verdicts: watch::Sender::new(0),
+            epoch: AtomicU64::new(epoch),
         }
     }
 
@@ -114,43 +142,124 @@ impl HealthBoard {
         }
     }
 
-    /// Whether new sessions may go to this node. A fenced one gets them only while there is no other.
-    pub(crate) fn usable(&self, node: usize) -> bool {
-        let state = self.nodes.get(node);
-        state.is_some_and(|state| {
-            state.is_up() && (!state.is_fenced() || self.nodes.iter().all(NodeHealth::is_no_choice))
-        })
+    /// What clients may do on this node.
+    pub(crate) fn admission(&self, node: usize) -> Admission {
+        self.nodes
+            .get(node)
+            .map_or(Admission::Nobody, NodeHealth::admission)
     }
 
-    /// Whether this node is up, as far as is known, fenced or not.
+    /// Whether this node is one that keys are at home on. One that is the last resort is so only while there is no other.
+    pub(crate) fn usable(&self, node: usize) -> bool {
+        match self.admission(node) {
+            Admission::All | Admission::Writes | Admission::Parked => true,
+            Admission::LastResort => self.nodes.iter().all(NodeHealth::is_no_choice),
+            Admission::Nobody => false,
+        }
+    }
+
+    /// Whether new sessions, and reads that are at home nowhere, may go to this node: not to one that is on its way out of service, or
+    /// back, while there is another.
+    pub(crate) fn takes_all(&self, node: usize) -> bool {
+        match self.admission(node) {
+            Admission::All => true,
+            Admission::Nobody => false,
+            Admission::Writes | Admission::Parked | Admission::LastResort => {
+                let mut all = self.nodes.iter();
+                self.usable(node) && !all.any(|other| other.admission() == Admission::All)
+            }
+        }
+    }
+
+    /// Whether writes that belong on this node wait.
+    pub(crate) fn parks(&self, node: usize) -> bool {
+        self.admission(node) == Admission::Parked
+    }
+
+    /// Whether this node answers, in service or not.
     pub(crate) fn is_up(&self, node: usize) -> bool {
-        self.nodes.get(node).is_some_and(NodeHealth::is_up)
+        self.nodes
+            .get(node)
+            .is_some_and(|node| node.answers.load(Ordering::Acquire))
+    }
+
+    /// The number of what counts now of [`Self::admission`], on all nodes. To be read before it.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Returns when another epoch has begun than this one.
+    pub(crate) fn later_than(
+        self: &Arc<Self>,
+        epoch: u64,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (mut verdicts, board) = (self.verdicts.subscribe(), Arc::clone(self));
+        async move {
+            // The sender lives as long as the board.
+            let _ = verdicts.wait_for(|_| board.epoch() != epoch).await;
+        }
     }
 
     /// Waits while no node may be used and one of them may be in a moment: at the start of the daemon, and until a node is
     /// taken for the first time.
     pub(crate) async fn first_verdicts(&self) {
         let pending = |node: &NodeHealth| lock(&node.machine).health().is_pending();
-        let settled =
-            || self.nodes.iter().any(NodeHealth::is_up) || !self.nodes.iter().any(pending);
+        let settled = || {
+            (0..self.nodes.len()).any(|node| self.takes_all(node))
+                || !self.nodes.iter().any(pending)
+        };
         if settled() {
             return;
         }
         // The sender lives as long as this.
-        let _ = self.verdicts.subscribe().wait_for(|()| settled()).await;
+        let _ = self.verdicts.subscribe().wait_for(|_| settled()).await;
+    }
+
+    /// Returns when more is known than at this call: a verdict has moved, of whichever node, or a probe of this one that has
+    /// begun since then has ended.
+    pub(crate) fn news(self: &Arc<Self>, node: usize) -> impl Future<Output = ()> + Send + 'static {
+        let mut verdicts = self.verdicts.subscribe();
+        let known = *verdicts.borrow_and_update();
+        let begun = |node: &NodeHealth| node.begun.load(Ordering::Acquire);
+        let begun = self.nodes.get(node).map_or(0, begun);
+        let board = Arc::clone(self);
+        async move {
+            let ended = |node: &NodeHealth| node.ended.load(Ordering::Acquire) > begun;
+            let is_news = |now: &u64| *now != known || board.nodes.get(node).is_some_and(ended);
+            // The sender lives as long as the board.
+            let _ = verdicts.wait_for(is_news).await;
+        }
     }
 
     /// Says why a node should get no sessions, or that it may have them again.
-    pub(crate) fn set_fence(&self, node: usize, reason: Option<String>) {
-        if let Some(node) = self.nodes.get(node) {
-            node.fenced.store(reason.is_some(), Ordering::Release);
+    pub(crate) fn set_fence(&self, index: usize, reason: Option<String>) {
+        let is_fenced = reason.is_some();
+        if let Some(node) = self.nodes.get(index) {
             node.fence.store(reason.map(Arc::new));
         }
+        self.tell(index, Event::Fence(is_fenced));
     }
 
     /// Why a node should get no sessions although it is up.
     pub(crate) fn fence(&self, node: usize) -> Option<Arc<String>> {
         self.nodes.get(node)?.fence.load_full()
+    }
+
+    /// Which return of this node it is that it has to catch up from.
+    pub(crate) fn catching_up(&self, node: usize) -> Option<u32> {
+        lock(&self.nodes.get(node)?.machine).catching_up()
+    }
+
+    /// Returns when this node has to catch up, with which return that is.
+    pub(crate) async fn has_returned(&self, node: usize) -> u32 {
+        let mut verdicts = self.verdicts.subscribe();
+        loop {
+            if let Some(returned) = self.catching_up(node) {
+                return returned;
+            }
+            // The sender lives as long as this.
+            let _ = verdicts.changed().await;
+        }
     }
 
     /// The round trip to this node in microseconds, with hysteresis. None: not measured.
@@ -184,31 +293,44 @@ impl HealthBoard {
         self.apply(index, node, Event::Refused, Some(problem));
     }
 
+    /// Something other than a probe has happened to a node. Answers its health before, if that has changed in kind.
+    pub(crate) fn tell(&self, index: usize, event: Event) -> Option<Health> {
+        let state = self.nodes.get(index)?;
+        let (before, is_news, has_returned) = {
+            let mut machine = lock(&state.machine);
+            let returned = machine.catching_up();
+            let before = machine.on(event, Instant::now());
+            let is_news = state.publish(&machine);
+            (before, is_news, machine.catching_up() != returned)
+        };
+        if is_news {
+            self.epoch.fetch_add(1, Ordering::AcqRel);
+        }
+        if is_news || before.is_some() || has_returned {
+            self.verdicts.send_modify(|count| *count += 1);
+        }
+        before
+    }
+
+    /// A probe has found a node well.
+    #[cfg(test)]
+    pub(crate) fn found_well(&self, index: usize, node: &Node) {
+        let rtt = Duration::from_millis(1);
+        self.apply(index, node, Event::Success { rtt }, None);
+    }
+
     fn apply(&self, index: usize, node: &Node, event: Event, problem: Option<&str>) {
         let Some(state) = self.nodes.get(index) else {
             return;
         };
-        let (before, now) = {
-            let mut machine = lock(&state.machine);
-            let before = machine.on(event, Instant::now());
-            state
-                .usable
-                .store(u8::from(machine.health().usable()), Ordering::Release);
-            let rtt = machine
-                .rtt()
-                .and_then(|rtt| u32::try_from(rtt.as_micros()).ok());
-            state
-                .rtt_us
-                .store(rtt.unwrap_or(RTT_UNKNOWN), Ordering::Relaxed);
-            (before, machine.health())
-        };
         state
             .problem
             .store(problem.map(|text| Arc::new(text.to_owned())));
-        let Some(before) = before else { return };
-        self.verdicts.send_replace(());
+        let Some(before) = self.tell(index, event) else {
+            return;
+        };
         let name = node.name();
-        match now {
+        match self.health(index) {
             Health::Down => {
                 tracing::warn!(
                     node = name,
@@ -227,23 +349,56 @@ impl HealthBoard {
             Health::Suspect { .. } => {
                 tracing::info!(node = name, reason = problem, "node is under suspicion");
             }
+            Health::CatchingUp => {
+                tracing::info!(
+                    node = name,
+                    before = before.word(),
+                    "node answers; it catches up"
+                );
+            }
             Health::Up => tracing::info!(node = name, before = before.word(), "node is up"),
-            Health::Unknown => {}
+            // Who brings these about says so.
+            Health::Unknown | Health::Fenced | Health::Draining | Health::Drained => {}
         }
     }
 }
 
+/// An admission as a number.
+fn code(admission: Admission) -> u8 {
+    match admission {
+        Admission::Nobody => 0,
+        Admission::LastResort => 1,
+        Admission::Parked => 2,
+        Admission::Writes => 3,
+        Admission::All => 4,
+    }
+}
+
 impl NodeHealth {
-    fn is_up(&self) -> bool {
-        self.usable.load(Ordering::Acquire) == 1
+    fn admission(&self) -> Admission {
+        match self.admission.load(Ordering::Acquire) {
+            0 => Admission::Nobody,
+            1 => Admission::LastResort,
+            2 => Admission::Parked,
+            3 => Admission::Writes,
+            _ => Admission::All,
+        }
     }
 
-    fn is_fenced(&self) -> bool {
-        self.fenced.load(Ordering::Acquire)
+    /// Lets readers see the machine's outcome. Whether clients may do something else now than before.
+    fn publish(&self, machine: &Machine) -> bool {
+        self.answers.store(machine.answers(), Ordering::Release);
+        let rtt = machine
+            .rtt()
+            .and_then(|rtt| u32::try_from(rtt.as_micros()).ok());
+        self.rtt_us
+            .store(rtt.unwrap_or(RTT_UNKNOWN), Ordering::Relaxed);
+        let admission = code(machine.admission());
+        self.admission.swap(admission, Ordering::AcqRel) != admission
     }
 
     fn is_no_choice(&self) -> bool {
-        !self.is_up() || self.is_fenced()
+        matches!(self.admission(), Admission::Nobody | Admission::LastResort)
     }
 }
 
@@ -259,8 +414,11 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
             // The time of the next probe may have moved: look again.
             () = state.probe_now.notified() => continue,
         }
+        let number = state.begun.fetch_add(1, Ordering::AcqRel) + 1;
         let outcome = probe::probe(node, settings).await;
         board.apply(index, node, outcome.event, outcome.problem.as_deref());
+        state.ended.store(number, Ordering::Release);
+        board.verdicts.send_modify(|_| {});
     }
 }
 
@@ -271,19 +429,55 @@ fn lock(machine: &Mutex<Machine>) -> std::sync::MutexGuard<'_, Machine> {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
+    use futures_util::future::poll_immediate;
+
     use super::*;
+
+    fn board(nodes: usize) -> HealthBoard {
+        let settings = ProbeSettings {
+            interval: Duration::from_secs(1),
+            timeout: Bound::new(Duration::from_secs(1)),
+            database: "app".to_owned(),
+            slot: None,
+        };
+        let board = HealthBoard::new(nodes, &settings, &Before::default(), Instant::now());
+        for node in 0..nodes {
+            let rtt = Duration::from_millis(1);
+            board.tell(node, Event::Success { rtt });
+        }
+        board
+    }
+
+    #[tokio::test]
+    async fn news_are_a_verdict_or_a_probe_that_begins_later() {
+        let board = Arc::new(board(2));
+        let ended = |node: usize, number| {
+            board.nodes[node].ended.store(number, Ordering::Release);
+            board.verdicts.send_modify(|_| {});
+        };
+        // One is under way when it is asked.
+        board.nodes[0].begun.store(1, Ordering::Release);
+        let mut news = pin!(board.news(0));
+        ended(1, 7);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        ended(0, 1);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        ended(0, 2);
+        assert!(poll_immediate(news.as_mut()).await.is_some());
+        board.nodes[0].begun.store(2, Ordering::Release);
+        let mut news = pin!(board.news(0));
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        board.set_fence(1, None);
+        assert!(poll_immediate(news.as_mut()).await.is_none());
+        board.set_fence(1, Some("its clock is off".to_owned()));
+        assert!(poll_immediate(news.as_mut()).await.is_some());
+    }
 
     #[test]
     fn a_fenced_node_gets_sessions_only_while_there_is_no_other() {
-        let board = HealthBoard::new(
-            3,
-            Duration::from_secs(1),
-            Bound::new(Duration::from_secs(1)),
-            Instant::now(),
-        );
-        for node in &board.nodes {
-            node.usable.store(1, Ordering::Release);
-        }
+        let board = board(3);
         let usable = || [0, 1, 2].map(|node| board.usable(node));
         board.set_fence(1, Some("its clock is off".to_owned()));
         assert_eq!(usable(), [true, false, true]);
@@ -292,13 +486,72 @@ mod tests {
             Some("its clock is off")
         );
         for down in [0, 2] {
-            board.nodes[down].usable.store(0, Ordering::Release);
+            board.tell(down, Event::Refused);
         }
         assert_eq!(usable(), [false, true, false]);
-        board.nodes[2].usable.store(1, Ordering::Release);
+        let rtt = Duration::from_millis(1);
+        board.tell(2, Event::Success { rtt });
         board.set_fence(2, Some("too".to_owned()));
         assert_eq!(usable(), [false, true, true]);
         board.set_fence(1, None);
         assert_eq!(usable(), [false, true, false]);
+    }
+
+    #[test]
+    fn a_node_on_its_way_out_keeps_its_keys_and_gets_nothing_else() {
+        let board = board(2);
+        let takes = || [0, 1].map(|node| (board.usable(node), board.takes_all(node)));
+        let both = (true, true);
+        assert_eq!(takes(), [both, both]);
+        board.tell(0, Event::Drain);
+        assert_eq!(takes(), [(true, false), both]);
+        board.tell(0, Event::Park(true));
+        assert_eq!(takes(), [(true, false), both]);
+        assert!(board.parks(0) && !board.parks(1));
+        board.tell(1, Event::Refused);
+        assert_eq!(takes(), [both, (false, false)], "there is no other");
+        board.tell(0, Event::Drained);
+        assert_eq!(takes(), [(false, false), (false, false)]);
+    }
+
+    #[tokio::test]
+    async fn each_change_of_what_clients_may_do_begins_an_epoch_and_nothing_else_does() {
+        let board = Arc::new(board(2));
+        let mut epoch = board.epoch();
+        let mut moves = |event: Event| {
+            board.tell(1, event);
+            let before = std::mem::replace(&mut epoch, board.epoch());
+            board.epoch() - before
+        };
+        for event in [
+            Event::Evidence,
+            Event::NotTried,
+            Event::Failed,
+            Event::Fence(false),
+        ] {
+            assert_eq!(moves(event), 0, "{event:?}");
+        }
+        for event in [
+            Event::Drain,
+            Event::Park(true),
+            Event::Drained,
+            Event::Resumed,
+        ] {
+            assert_eq!(moves(event), 1, "{event:?}");
+        }
+        board.later_than(epoch - 1).await;
+        let before = Before {
+            epoch: board.epoch(),
+            drained: vec![true],
+        };
+        let settings = ProbeSettings {
+            interval: Duration::from_secs(1),
+            timeout: Bound::new(Duration::from_secs(1)),
+            database: "app".to_owned(),
+            slot: None,
+        };
+        let next = HealthBoard::new(2, &settings, &before, Instant::now());
+        assert!(next.epoch() > board.epoch());
+        assert_eq!(next.health(0), Health::Drained);
     }
 }

@@ -35,7 +35,7 @@ use tokio::{
 use crate::{
     bound::Bound,
     config::{PoolConfig, PoolMode},
-    health::HealthBoard,
+    health::{Health, HealthBoard},
     node::{Node, Nodes},
     session::prepared::Interner,
 };
@@ -220,6 +220,7 @@ impl Pools {
         if self.paused().covers(&key.database) {
             queue.pause();
         }
+        queue.retire(self.env.health.health(key.node) == Health::Drained);
         let pool = Arc::new(Pool {
             key: key.clone(),
             env: Arc::clone(&self.env),
@@ -257,6 +258,26 @@ impl Pools {
             }
             lock(&self.pools).retain(|_, pool| Arc::strong_count(pool) > 1 || !pool.is_unused());
         }
+    }
+
+    /// Closes the connections of clients to a node, each as soon as it is free, and keeps none that is opened later; or does so
+    /// no more. Who waits for one there hears of it.
+    pub(crate) fn retire(&self, node: usize, retired: bool) {
+        let of_node = self.all().into_iter().filter(|pool| pool.key.node == node);
+        for pool in of_node {
+            let (idle, waiting) = lock(&pool.queue).retire(retired);
+            idle.into_iter().for_each(Server::close);
+            for ticket in waiting {
+                ticket.fail(WaitError::Left);
+            }
+        }
+    }
+
+    /// Connections of clients to a node, in use or not.
+    pub(crate) fn connections(&self, node: usize) -> usize {
+        let pools = self.all();
+        let of_node = pools.iter().filter(|pool| pool.key.node == node);
+        of_node.map(|pool| lock(&pool.queue).counts().open).sum()
     }
 
     /// All pools now.

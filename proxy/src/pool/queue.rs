@@ -90,6 +90,8 @@ pub(super) struct Queue<S, W> {
     retry_at: Duration,
     /// Nobody gets a server, and each is closed when it is free.
     paused: bool,
+    /// Each server is closed when it is free, and none is kept.
+    retired: bool,
     /// What was opened up to then is closed when it is free.
     renewed: Option<Duration>,
 }
@@ -107,6 +109,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
             opening: 0,
             retry_at: Duration::ZERO,
             paused: false,
+            retired: false,
             renewed: None,
         }
     }
@@ -201,7 +204,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
             }
         }
         let place = worker.min(self.idle.len().saturating_sub(1));
-        match self.idle.get_mut(place) {
+        match self.idle.get_mut(place).filter(|_| !self.retired) {
             Some(idle) => {
                 idle.push(Idle {
                     server,
@@ -272,6 +275,15 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         self.paused = false;
     }
 
+    /// The node is out of service, or in it again. Answers those that nobody uses, to be closed, and those who wait.
+    pub(super) fn retire(&mut self, retired: bool) -> (Vec<S>, Vec<W>) {
+        if std::mem::replace(&mut self.retired, retired) || !retired {
+            return (Vec::new(), Vec::new());
+        }
+        let waiting = self.waiting.drain(..).map(|each| each.waiter).collect();
+        (self.drain_idle(), waiting)
+    }
+
     /// Whether nobody gets a server.
     pub(super) fn is_paused(&self) -> bool {
         self.paused
@@ -320,7 +332,7 @@ impl<S, W: Waiter<S> + Clone> Queue<S, W> {
         while matches!(self.open_another(now), Job::Open) {
             due.open += 1;
         }
-        let kept_open = match self.paused {
+        let kept_open = match self.paused || self.retired {
             true => 0,
             false => self.limits.min.min(self.limits.size),
         };

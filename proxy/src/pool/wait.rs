@@ -20,6 +20,9 @@ pub(crate) enum WaitError {
     /// None became free in time.
     #[error("no server connection became free within {} s", .0.as_secs_f64())]
     TooLong(Duration),
+    /// The node is out of service since.
+    #[error("the node is out of service")]
+    Left,
     /// None could be opened, and there is no other.
     #[error(transparent)]
     Open(#[from] Arc<OpenError>),

@@ -403,7 +403,7 @@ impl Chooser<'_> {
 
     /// Where what does nothing yet goes.
     pub(crate) fn anywhere(&self) -> Choice {
-        let usable = |node: &usize| self.health.usable(*node);
+        let usable = |node: &usize| self.health.takes_all(*node);
         let known = self.last.filter(usable);
         let node = known.or_else(|| Some(self.near).filter(usable));
         Choice {
@@ -449,7 +449,7 @@ impl Chooser<'_> {
         }
         if self.reads_alike(plan.class, Traits { begins, homed })
             && self.is_replicated()
-            && self.health.usable(self.near)
+            && self.health.takes_all(self.near)
             && !(self.serializable || self.tells || comment.is_some())
         {
             return Choice {
@@ -460,7 +460,18 @@ impl Chooser<'_> {
                 line: None,
             };
         }
-        let usable = |node: usize| self.health.usable(node);
+        let demand = match self.transaction {
+            // It is nowhere else what it says that it is.
+            _ if self.serializable || homed.is_some() => Demand::Write,
+            Transaction::Autocommit => demand,
+            Transaction::ReadOnly => Demand::Read,
+            Transaction::ReadWrite => Demand::Write,
+        };
+        let usable = |node: usize| match demand {
+            // Reads leave a node before its keys do.
+            Demand::Read => self.health.takes_all(node),
+            _ => self.health.usable(node),
+        };
         let views = views::live(self.nodes, self.health, usable);
         let cluster = ClusterView {
             nodes: &views,
@@ -476,13 +487,6 @@ impl Chooser<'_> {
             homed,
         };
         let near = Some(self.near).filter(|node| usable(*node));
-        let demand = match self.transaction {
-            // It is nowhere else what it says that it is.
-            _ if self.serializable || homed.is_some() => Demand::Write,
-            Transaction::Autocommit => demand,
-            Transaction::ReadOnly => Demand::Read,
-            Transaction::ReadWrite => Demand::Write,
-        };
         // Nobody keeps other databases the same everywhere, so each has one home for all.
         // A session that keeps its server from now on may write there.
         let keeps = plan.class == Class::Session && demand == Demand::Write;

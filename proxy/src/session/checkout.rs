@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use tandem_wire::{
     Sender,
     backend::ParameterStatus,
+    encode,
     frame::{self, HEADER_LEN},
 };
 use tokio::{
@@ -38,6 +39,9 @@ impl Task {
     /// Asks for a server until there is one that works, or a place in the queue.
     pub(super) fn seek(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<(), End> {
         self.note_asked();
+        if self.waits_for_handoff(shared) {
+            return Ok(());
+        }
         let routed = self.routed.as_mut();
         if let Some(behind) = routed.and_then(|routed| routed.behind.take()) {
             self.registered.entry().wait();
@@ -66,6 +70,42 @@ impl Task {
         }
     }
 
+    /// The place in the queue has come to this.
+    pub(super) fn wait_goes_on(
+        &mut self,
+        polled: Poll<Result<Box<Server>, WaitError>>,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<bool, End> {
+        match polled {
+            Poll::Pending if self.registered.entry().is_cancelled() => {
+                self.place = Place::Idle;
+                self.registered.entry().detach();
+                self.refuse(&report::cancelled());
+                Ok(true)
+            }
+            Poll::Pending => {
+                let late = matches!(&self.place, Place::Waiting(wait) if wait.take_notice());
+                if late {
+                    encode::backend::notice(self.to_client.buffer(), &report::waiting());
+                }
+                Ok(late)
+            }
+            Poll::Ready(Ok(server)) => {
+                self.place = Place::Idle;
+                if !self.attach(server, cx, shared) {
+                    self.seek(cx, shared)?;
+                }
+                Ok(true)
+            }
+            Poll::Ready(Err(error)) => {
+                self.place = Place::Idle;
+                self.no_server(&error, cx, shared)?;
+                Ok(true)
+            }
+        }
+    }
+
     /// Takes a server, unless it has died while nobody used it.
     pub(super) fn attach(
         &mut self,
@@ -88,6 +128,10 @@ impl Task {
         if cancelled {
             self.release_server();
             self.refuse(&report::cancelled());
+        } else if self.is_outdated(shared) {
+            // Its keys may be on their way to another node: where it goes is looked at once more.
+            self.release_server();
+            self.stalled = true;
         } else {
             self.sync(false, cx);
         }
@@ -215,17 +259,43 @@ impl Task {
             self.registered.entry().detach();
             return Ok(());
         }
-        self.registered.entry().wait();
-        if self.broken >= BROKEN_MAX {
+        if self.broken == 0 {
+            self.registered.entry().wait();
+            return match self.chooses_again(shared) {
+                true => Ok(()),
+                false => self.seek(cx, shared),
+            };
+        }
+        // A node that opens connections and loses them again is not asked for ever, if nothing else is wrong with it.
+        if !shared.health.usable(self.node()) {
+            self.broken = 0;
+        } else if self.broken >= BROKEN_MAX {
             return Err(match end {
                 End::NotReady(_) => end,
                 end => End::NotReady(end.to_string()),
             });
         }
-        match self.chooses_again(shared) {
-            true => Ok(()),
-            false => self.seek(cx, shared),
+        self.await_verdict(cx, shared)
+    }
+
+    /// Goes to another node, if its own does not serve and another one does. Whether it has.
+    pub(super) fn goes_elsewhere(
+        &mut self,
+        cx: &mut Context<'_>,
+        shared: &Shared,
+    ) -> Result<bool, End> {
+        if shared.health.usable(self.node()) {
+            return Ok(false);
         }
+        if self.routed.is_some() {
+            return Ok(self.chooses_again(shared));
+        }
+        let Some(node) = self.change_near(shared) else {
+            return Ok(false);
+        };
+        self.go_to(node, shared);
+        self.seek(cx, shared)?;
+        Ok(true)
     }
 
     /// Whether the client's messages are looked at once more, because their node does not serve and another one does.
@@ -255,7 +325,8 @@ impl Task {
 
     /// Has this server from now on. Whether a cancel request came while it waited for it.
     pub(super) fn take(&mut self, mut server: Box<Server>) -> bool {
-        let cancelled = self.registered.entry().attach(&server.face);
+        let writes = self.routed.as_ref().is_none_or(|routed| routed.writes);
+        let cancelled = self.registered.entry().attach(&server.face, writes);
         let pid = self.registered.pid().unsigned_abs();
         server.face.client.store(pid, Ordering::Relaxed);
         server.owed.begin();
@@ -288,30 +359,28 @@ impl Task {
         Some(chosen.node)
     }
 
-    pub(super) fn no_server(
+    /// There is no server for what the client has sent, of which nothing has gone anywhere.
+    fn no_server(
         &mut self,
         error: &WaitError,
         cx: &mut Context<'_>,
         shared: &Shared,
     ) -> Result<(), End> {
-        if let WaitError::Open(open) = error
-            && open.verdict != Verdict::Answer
-        {
-            if self.chooses_again(shared) {
-                return Ok(());
+        match error {
+            WaitError::Open(open) if open.verdict != Verdict::Answer => {
+                self.await_verdict(cx, shared)
             }
-            if self.routed.is_none()
-                && let Some(node) = self.change_near(shared)
-            {
-                self.go_to(node, shared);
-                return self.seek(cx, shared);
+            // What it wants is elsewhere now.
+            WaitError::Left if self.routed.is_some() => {
+                self.registered.entry().detach();
+                self.stalled = true;
+                Ok(())
+            }
+            WaitError::Open(_) | WaitError::TooLong(_) | WaitError::Left => {
+                let report = report::no_server(self.pool.node_name(), error);
+                Err(End::NoServer(Box::new(report)))
             }
         }
-        let name = shared
-            .nodes
-            .get(self.pool.key().node)
-            .map_or("?", |node| node.name());
-        Err(End::NoServer(Box::new(report::no_server(name, error))))
     }
 
     /// Gives the server back when the client's transaction is over.

@@ -240,7 +240,7 @@ impl Login<'_> {
                     tracing::error!(error = %open, "cannot open a connection to a node");
                     return Err(Ended::new(&report::out_of_descriptors()));
                 }
-                Some(WaitError::Open(_)) => {}
+                Some(WaitError::Open(_) | WaitError::Left) => {}
                 // It works, for others.
                 Some(error @ WaitError::TooLong(_)) if pool.has_served() => {
                     return Err(Ended::new(&report::no_server(node.name(), error)));

@@ -16,6 +16,7 @@ mod outbound;
 pub(crate) mod outbox;
 pub(crate) mod owed;
 mod parameters;
+mod parked;
 mod policing;
 mod position;
 pub(crate) mod prepared;
@@ -64,6 +65,7 @@ use crate::{
         self, Console,
         clients::{About, Listed},
     },
+    handoff::Handoffs,
     health::HealthBoard,
     limits::{Counted, Limits},
     node::Nodes,
@@ -97,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) acknowledged: Arc<Acknowledged>,
     pub(crate) replicator: Arc<Replicator>,
     pub(crate) health: Arc<HealthBoard>,
+    pub(crate) handoffs: Handoffs,
     pub(crate) gate: Gate,
     /// What sessions have to ask of nodes.
     pub(crate) control: Arc<Control>,

@@ -1,5 +1,7 @@
 //! Owns what becomes of a server's messages: whether they are owed, who gets them, and what they tell of the server.
 
+use std::io;
+
 use bytes::{BufMut, BytesMut};
 use tandem_wire::{
     ErrorReport, Header, Scan, Sender,
@@ -339,8 +341,14 @@ impl Task {
                 Ok(Fate::Kept)
             }
             _ => {
-                let text = ErrorFields::parse(body).map(|fields| fields.to_owned().to_string());
-                Err(End::NotReady(text.unwrap_or_default()))
+                let Ok(fields) = ErrorFields::parse(body) else {
+                    return Err(End::NotReady(String::new()));
+                };
+                let text = fields.to_owned().to_string();
+                Err(match is_fatal && is_node_ending(&fields) {
+                    true => End::ServerLost(Some(io::Error::other(text))),
+                    false => End::NotReady(text),
+                })
             }
         }
     }
@@ -414,6 +422,11 @@ impl Task {
             self.statements.clear(server.owed.oldest_attempt());
         }
     }
+}
+
+/// Whether a server ends the session because its node ends, or may: an operator's request, a crash, a shutdown.
+fn is_node_ending(fields: &ErrorFields<'_>) -> bool {
+    matches!(fields.code(), Some(b"57P01" | b"57P02" | b"57P03"))
 }
 
 /// A message of terminated texts, which hold no zero byte.

@@ -129,8 +129,9 @@ impl Task {
                 }
             },
             _ => {
-                let usable = |node| shared.health.usable(node);
-                let nodes = (0..shared.nodes.len()).map(usable).collect();
+                // Also those that are out of service.
+                let answers = |node| shared.health.is_up(node);
+                let nodes = (0..shared.nodes.len()).map(answers).collect();
                 let control = Arc::clone(&shared.control);
                 let asks = ask(control, nodes, gid.to_owned(), database);
                 routed.search = Some(Search::Asks(gid.into(), Box::pin(asks)));

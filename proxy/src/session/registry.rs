@@ -21,6 +21,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use super::state::Hold;
 use crate::pool::{CancelUnderWay, Face};
 
 /// What the daemon wants of a session.
@@ -121,12 +122,32 @@ pub(crate) struct Seen {
     pub(crate) server: Option<i32>,
 }
 
+/// A session that has a server, to be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Running {
+    /// The process number that its client was given.
+    pub(crate) client: i32,
+    /// The node.
+    pub(crate) node: usize,
+    /// The backend's process number there.
+    pub(crate) server: i32,
+    /// Which of its units of work, round 2^32: another number, another transaction.
+    pub(crate) unit: u32,
+    /// The unit may write.
+    pub(crate) writes: bool,
+    /// Why it keeps the server beyond this unit.
+    pub(crate) hold: Option<Hold>,
+}
+
 /// What the daemon and cancel requests see of a session.
 #[derive(Debug)]
 pub(crate) struct SessionEntry {
     key: Secret,
     begun: Instant,
     place: Mutex<Place>,
+    /// Units of work that have had a server, and whether the last one may write. They change under the lock of `place`.
+    units: AtomicU32,
+    writes: AtomicBool,
     waker: Mutex<Option<Waker>>,
     stop: AtomicU8,
     activity: AtomicU8,
@@ -167,11 +188,37 @@ impl SessionEntry {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The session has this server now. Answers whether a cancel request has come while it waited for one: then it must
-    /// not use it.
-    pub(crate) fn attach(&self, face: &Arc<Face>) -> bool {
-        let before = std::mem::replace(&mut *self.place(), Place::Server(Arc::clone(face)));
+    /// The session has this server now, for something that writes or may come to do so, or for a read. Answers whether a cancel
+    /// request has come while it waited for one: then it must not use it.
+    pub(crate) fn attach(&self, face: &Arc<Face>, writes: bool) -> bool {
+        let mut place = self.place();
+        let before = std::mem::replace(&mut *place, Place::Server(Arc::clone(face)));
+        let unit = self.units.load(Ordering::Relaxed).wrapping_add(1);
+        self.units.store(unit, Ordering::Relaxed);
+        self.writes.store(writes, Ordering::Relaxed);
+        drop(place);
         matches!(before, Place::Waiting { cancelled: true })
+    }
+
+    /// What it does on its server may write from now on.
+    pub(crate) fn may_write(&self) {
+        let _place = self.place();
+        self.writes.store(true, Ordering::Relaxed);
+    }
+
+    fn running(&self, client: i32) -> Option<Running> {
+        let place = self.place();
+        let (Place::Preparing { server: face, .. } | Place::Server(face)) = &*place else {
+            return None;
+        };
+        Some(Running {
+            client,
+            node: face.node,
+            server: face.pid,
+            unit: self.units.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
+            hold: face.hold(),
+        })
     }
 
     /// What the session's server is sent now is not the client's.
@@ -399,6 +446,8 @@ impl Registry {
             key: Secret::new(key),
             begun: Instant::now(),
             place: Mutex::new(Place::Idle),
+            units: AtomicU32::new(0),
+            writes: AtomicBool::new(false),
             waker: Mutex::default(),
             stop: AtomicU8::new(table.stop.unwrap_or(Stop::No).code()),
             activity: AtomicU8::new(Activity::Idle.code()),
@@ -467,6 +516,15 @@ impl Registry {
         entry.is_some()
     }
 
+    /// The sessions that have a server now.
+    pub(crate) fn running(&self) -> Vec<Running> {
+        let table = self.table();
+        let sessions = table.by_pid.iter();
+        sessions
+            .filter_map(|(pid, entry)| entry.running(*pid))
+            .collect()
+    }
+
     /// What every session is doing, by process number.
     pub(crate) fn seen(&self) -> HashMap<i32, Seen> {
         let table = self.table();
@@ -497,147 +555,4 @@ impl Registry {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::state::Hold;
-
-    fn face(node: usize) -> Arc<Face> {
-        Arc::new(Face::of(node, 42, Secret::new([7; 4])))
-    }
-
-    #[test]
-    fn only_the_right_key_cancels_and_only_while_the_session_lives() {
-        let registry = Arc::new(Registry::default());
-        let session = registry.enter(4).expect("entered");
-        let (pid, key) = (session.pid(), session.key().to_vec());
-        assert!(pid > 0);
-        let nothing = |pid, key: &[u8]| registry.holder(pid, key).is_none();
-        session.entry().attach(&face(1));
-        session.entry().publish(Activity::Active);
-        let entry = registry.holder(pid, &key).expect("its own");
-        match entry.cancel() {
-            Cancel::Forward(cancel) => {
-                assert_eq!(cancel.face().pid, 42);
-                cancel.arrived();
-            }
-            other => panic!("{other:?}"),
-        }
-        let mut wrong = key.clone();
-        wrong[3] ^= 1;
-        assert!(nothing(pid, &wrong) && nothing(pid, &key[..3]));
-        assert!(nothing(pid, &[]) && nothing(pid ^ 1, &key));
-        drop(session);
-        assert!(nothing(pid, &key));
-        assert_eq!(registry.len(), 0);
-    }
-
-    #[test]
-    fn a_cancel_for_a_session_that_waits_is_its_own_and_not_its_next_statements() {
-        let registry = Arc::new(Registry::default());
-        let session = registry.enter(4).expect("entered");
-        let entry = session.entry();
-        assert!(matches!(entry.cancel(), Cancel::Nothing));
-        entry.wait();
-        assert!(!entry.is_cancelled(), "the one before came too early");
-        assert!(matches!(entry.cancel(), Cancel::Answered));
-        assert!(entry.is_cancelled());
-        assert!(entry.attach(&face(1)), "it must not run any more");
-        entry.detach();
-        entry.wait();
-        assert!(!entry.attach(&face(1)), "the next one may");
-        entry.prepare();
-        assert!(matches!(entry.cancel(), Cancel::Answered));
-        assert!(entry.prepared(), "it must not run any more");
-        entry.prepare();
-        assert!(!entry.prepared(), "the next one may");
-        assert!(matches!(entry.cancel(), Cancel::Nothing));
-        entry.publish(Activity::Active);
-        assert!(matches!(entry.cancel(), Cancel::Forward(_)));
-    }
-
-    #[test]
-    fn a_cancel_is_repeated_only_for_the_same_statement() {
-        let registry = Arc::new(Registry::default());
-        let session = registry.enter(4).expect("entered");
-        let entry = session.entry();
-        entry.attach(&face(1));
-        entry.publish(Activity::Active);
-        let answered = entry.answered();
-        assert!(entry.cancel_again(answered).is_some());
-        entry.ready();
-        assert!(entry.cancel_again(answered).is_none(), "the next one runs");
-        let answered = entry.answered();
-        assert!(entry.cancel_again(answered).is_some());
-        entry.publish(Activity::InTransaction);
-        assert!(entry.cancel_again(answered).is_none(), "nothing runs");
-    }
-
-    #[test]
-    fn keys_have_the_length_of_the_protocol_and_differ() {
-        let registry = Arc::new(Registry::default());
-        let old = registry.enter(4).expect("entered");
-        let new = registry.enter(32).expect("entered");
-        assert_eq!((old.key().len(), new.key().len()), (4, 32));
-        assert_ne!(old.pid(), new.pid());
-        assert_ne!(old.key(), &new.key()[..4]);
-    }
-
-    #[test]
-    fn a_stop_reaches_sessions_that_come_later_and_only_grows() {
-        let registry = Arc::new(Registry::default());
-        let before = registry.enter(4).expect("entered");
-        assert_eq!(before.entry().stop(), Stop::No);
-        registry.stop_all(Stop::AtOnce);
-        registry.stop_all(Stop::WhenIdle);
-        let after = registry.enter(4).expect("entered");
-        assert_eq!(before.entry().stop(), Stop::AtOnce);
-        assert_eq!(after.entry().stop(), Stop::AtOnce);
-    }
-
-    #[test]
-    fn who_has_just_come_is_not_stopped_with_the_others() {
-        let registry = Arc::new(Registry::default());
-        let old = registry.enter(4).expect("entered");
-        let between = Instant::now();
-        let young = registry.enter(4).expect("entered");
-        registry.stop_begun_before(between, Stop::WhenIdle);
-        let later = registry.enter(4).expect("entered");
-        let stops = [&old, &young, &later].map(|each| each.entry().stop());
-        assert_eq!(stops, [Stop::WhenIdle, Stop::No, Stop::No]);
-    }
-
-    #[test]
-    fn only_the_sessions_of_one_node_are_stopped() {
-        let registry = Arc::new(Registry::default());
-        let sessions: Vec<_> = (0..3)
-            .map(|_| registry.enter(4).expect("entered"))
-            .collect();
-        let here = face(2);
-        sessions[0].entry().attach(&face(1));
-        sessions[1].entry().attach(&here);
-        // It gives its server back by itself.
-        assert_eq!(registry.stop_node(2, Stop::WhenIdle), 0);
-        here.set_hold(Some(Hold::Mode));
-        let stops = || {
-            sessions
-                .iter()
-                .map(|each| each.entry().stop())
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(registry.stop_node(2, Stop::WhenIdle), 1);
-        assert_eq!(stops(), [Stop::No, Stop::WhenIdle, Stop::No]);
-        assert_eq!(registry.stop_node(2, Stop::AtOnce), 1);
-        assert_eq!(stops(), [Stop::No, Stop::AtOnce, Stop::No]);
-    }
-
-    #[test]
-    fn activities_are_counted() {
-        let registry = Arc::new(Registry::default());
-        let sessions: Vec<_> = (0..3)
-            .map(|_| registry.enter(4).expect("entered"))
-            .collect();
-        sessions[1].entry().publish(Activity::Active);
-        sessions[2].entry().publish(Activity::InTransaction);
-        assert_eq!(registry.activities(), [1, 1, 1]);
-    }
-}
+mod tests;

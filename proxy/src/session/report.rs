@@ -4,6 +4,7 @@ use bytes::{BufMut, BytesMut};
 use tandem_routing_rules::{Lost, state::Homed};
 use tandem_wire::{ErrorReport, ServerError, encode};
 
+use super::parked::Why;
 use crate::{notifications::UNTAKEN_MAX, pool::WaitError};
 
 /// An ErrorResponse as bytes.
@@ -145,6 +146,28 @@ pub(crate) fn waiting() -> ErrorReport {
     )
 }
 
+/// The client's statement waits for something that is no server.
+pub(super) fn parked(why: Why) -> ErrorReport {
+    let message = match why {
+        Why::Verdict => "no node can take the statement now, it waits for one",
+        Why::Handoff => {
+            "the keys of the statement are on their way to another node, it waits for them"
+        }
+    };
+    ErrorReport::new("NOTICE", "00000", message)
+}
+
+/// No node has taken the client's statement in time, of which nothing was sent.
+pub(crate) fn no_node_in_time(node: &str, problems: &str) -> ErrorReport {
+    let message = format!("no server connection to node {node} can be opened");
+    ErrorReport::error("57P03", message)
+        .with_detail(format!(
+            "It was tried for query_wait_timeout. {}",
+            problems.trim_end()
+        ))
+        .with_hint("Nothing of the statement has run. The session goes on when a node is back.")
+}
+
 /// The client goes on at a node that does not show what its session has seen on others.
 pub(crate) fn behind(node: &str, others: &str) -> ErrorReport {
     let message =
@@ -198,6 +221,8 @@ pub(crate) fn no_server(node: &str, error: &WaitError) -> ErrorReport {
             format!("no server connection to node {node} became free within query_wait_timeout"),
         )
         .with_hint("Nothing of the statement has run. Raise pool_size, or look for transactions that stay open."),
+        WaitError::Left => ErrorReport::fatal("57P03", format!("node {node} is out of service"))
+            .with_hint("Nothing of the statement has run. Connect again; another node will take over."),
         WaitError::Open(open) => ErrorReport::fatal(
             "08006",
             format!("no server connection to node {node} can be opened"),

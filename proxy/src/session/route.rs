@@ -36,7 +36,7 @@ impl Hints {
 /// Which nodes take no sessions now.
 pub(crate) fn unusable(shared: &Shared) -> Vec<bool> {
     (0..shared.nodes.len())
-        .map(|node| !shared.health.usable(node))
+        .map(|node| !shared.health.takes_all(node))
         .collect()
 }
 

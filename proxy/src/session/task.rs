@@ -26,11 +26,11 @@ use super::{
     input::{Input, READ_MAX, keep, read_some},
     outbox::Outbox,
     owed::Attempt,
+    parked::Parked,
     prepared::{ClientStatements, Interner},
     profile::Profile,
     ready::{Errand, Portals, Unnamed},
     registry::{Activity, Registered, Stop},
-    report,
     splice::Splice,
     state::{Hold, State},
     unit::{Beside, Routed},
@@ -40,7 +40,7 @@ use crate::{
     config::PoolMode,
     console::clients::About,
     node::CountedSession,
-    pool::{Pool, Server, Wait, WaitError, add},
+    pool::{Pool, Server, Wait, add},
     timing::Moment,
 };
 
@@ -77,6 +77,8 @@ pub(super) enum Place {
     Idle,
     /// Nothing yet: its node is to show first what the session has seen elsewhere.
     Behind(Box<Behind>),
+    /// Nothing yet: something has to change first.
+    Parked(Box<Parked>),
     /// A place in the queue.
     Waiting(Wait),
     /// A server of its own.
@@ -293,6 +295,7 @@ impl Task {
         match &self.place {
             Place::Idle => Ok(false),
             Place::Behind(_) => self.behind_goes_on(cx, shared),
+            Place::Parked(_) => self.parked_goes_on(cx, shared),
             Place::Waiting(wait) => {
                 let polled = wait.poll(cx);
                 self.wait_goes_on(polled, cx, shared)
@@ -305,42 +308,6 @@ impl Task {
                 }
                 read => read,
             },
-        }
-    }
-
-    fn wait_goes_on(
-        &mut self,
-        polled: Poll<Result<Box<Server>, WaitError>>,
-        cx: &mut Context<'_>,
-        shared: &Shared,
-    ) -> Result<bool, End> {
-        match polled {
-            Poll::Pending if self.registered.entry().is_cancelled() => {
-                self.place = Place::Idle;
-                self.registered.entry().detach();
-                self.refuse(&report::cancelled());
-                Ok(true)
-            }
-            Poll::Pending => {
-                let late = matches!(&self.place, Place::Waiting(wait) if wait.take_notice());
-                if late {
-                    encode::backend::notice(self.to_client.buffer(), &report::waiting());
-                }
-                Ok(late)
-            }
-            Poll::Ready(Ok(server)) => {
-                self.place = Place::Idle;
-                if !self.attach(server, cx, shared) {
-                    self.seek(cx, shared)?;
-                }
-                Ok(true)
-            }
-            Poll::Ready(Err(error)) => {
-                self.place = Place::Idle;
-                self.registered.entry().detach();
-                self.no_server(&error, cx, shared)?;
-                Ok(true)
-            }
         }
     }
 
@@ -425,7 +392,7 @@ impl Task {
 
     fn up(&mut self, cx: &mut Context<'_>, shared: &Shared) -> Result<bool, End> {
         match &mut self.place {
-            Place::Waiting(_) | Place::Behind(_) => return Ok(false),
+            Place::Waiting(_) | Place::Behind(_) | Place::Parked(_) => return Ok(false),
             Place::Server(server) if !server.unsent.is_empty() => {
                 let Server { stream, unsent, .. } = &mut **server;
                 match unsent.flush(cx, stream) {
@@ -562,7 +529,7 @@ impl Task {
     fn leave(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         match &mut self.place {
             Place::Idle => Err(End::Client),
-            Place::Waiting(_) | Place::Behind(_) => Ok(false),
+            Place::Waiting(_) | Place::Behind(_) | Place::Parked(_) => Ok(false),
             Place::Server(server) if server.owed.is_quiet() && self.up.at_boundary() => {
                 Err(End::Client)
             }
@@ -620,7 +587,7 @@ impl Task {
             _ if owes_ready => Activity::Active,
             Place::Idle if self.block().status().is_some() => Activity::InTransaction,
             Place::Idle => Activity::Idle,
-            Place::Waiting(_) | Place::Behind(_) => Activity::Active,
+            Place::Waiting(_) | Place::Behind(_) | Place::Parked(_) => Activity::Active,
             Place::Server(server) if !server.owed.is_quiet() => Activity::Active,
             Place::Server(_) if self.status() == b'I' => Activity::Idle,
             Place::Server(_) => Activity::InTransaction,
@@ -665,7 +632,7 @@ impl Task {
     pub(super) fn into_parts(mut self) -> (Stream, BytesMut, Option<Box<Server>>) {
         let server = match self.place {
             Place::Server(server) => Some(server),
-            Place::Idle | Place::Waiting(_) | Place::Behind(_) => None,
+            _ => None,
         };
         (self.client, self.to_client.take(), server)
     }

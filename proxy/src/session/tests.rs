@@ -30,10 +30,12 @@ use crate::{
     config::{Config, PoolMode},
     console::Console,
     daemon::replicator_config,
-    health::ProbeSettings,
+    handoff::Handoffs,
+    health::{Before, ProbeSettings},
     limits::Limits,
     node,
     notifications::Notifications,
+    placement::Placement,
     pool::{Key, Pool, Server, Turn, release},
 };
 
@@ -83,7 +85,8 @@ fn shared() -> (Shared, JoinSet<()>) {
         slot: None,
     };
     let bound = Bound::new(Duration::from_secs(1));
-    let health = HealthBoard::start(&nodes, &settings, &mut probes);
+    let health = HealthBoard::start(&nodes, &settings, &Before::default(), &mut probes);
+    let placement = Placement::read(dir.path()).expect("there is none");
     let (same_nodes, same_health) = (Arc::clone(&nodes), Arc::clone(&health));
     let gate =
         Gate::new(&config.auth, same_nodes, same_health, "app", bound.clone()).expect("no file");
@@ -118,6 +121,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         )),
         nodes,
         health,
+        handoffs: Handoffs::new(placement, 1).0,
         gate,
         registry,
         connect_timeout: bound,
@@ -216,6 +220,19 @@ impl Bench {
         let (server, seated) = seat(&self.pool);
         self.server = server;
         release(seated);
+    }
+
+    /// The pool's server has had a client before.
+    fn has_served(&mut self) {
+        let Turn::Now(server) = self.pool.ask() else {
+            panic!("no server is idle");
+        };
+        server
+            .face
+            .counters
+            .transactions
+            .store(1, Ordering::Relaxed);
+        release(server);
     }
 
     /// Lets the session do what it can; its end, if that has come.

@@ -24,10 +24,12 @@ use super::{
     listening::listens,
     numbers::Numbers,
     owed::Status,
+    parked::Why,
     policing::Policing,
     prepared_transactions::{Search, ended},
     program::{self, Program, program},
     ready::{Errand, Unnamed},
+    registry::Registered,
     report,
     seen::Seen,
     task::{Place, Refusing, Task, WHOLE_MAX},
@@ -59,12 +61,14 @@ pub(super) struct Routed {
     pub(super) near: usize,
     /// What it has seen, and where.
     pub(super) seen: Seen,
-    /// The node that it last wrote on.
-    wrote: Option<usize>,
+    /// The node that it last wrote on, and the epoch: in another one that may be nobody's home any more.
+    wrote: Option<(usize, u64)>,
     /// What it is doing may write.
     pub(super) writes: bool,
     /// Where it notes that a write is acknowledged; none: its database is not replicated.
     pub(super) acknowledged: Option<Arc<Acknowledged>>,
+    /// The placement's epoch before its node was chosen.
+    epoch: u64,
     /// A node that is behind, and until when it is left alone.
     pub(super) lags: Option<(usize, Instant)>,
     /// Its pools on the others that it has been on.
@@ -95,6 +99,7 @@ impl Routed {
             wrote: None,
             writes: false,
             acknowledged,
+            epoch: 0,
             lags: None,
             elsewhere: Vec::new(),
             told: None,
@@ -105,6 +110,13 @@ impl Routed {
             policing: Policing::default(),
             numbers: Numbers::default(),
             search: None,
+        }
+    }
+
+    /// What it does from now on may write, as others see it too.
+    fn may_write(&mut self, registered: &Registered) {
+        if !std::mem::replace(&mut self.writes, true) {
+            registered.entry().may_write();
         }
     }
 
@@ -225,7 +237,9 @@ impl Task {
                     && owed.status() == Status::Idle;
                 let is_control = matches!(header.tag, b'd' | b'c' | b'f' | b'H' | b'S');
                 // What comes behind it in this batch is not known.
-                routed.writes |= header.tag == b'H' && owed.is_in_batch();
+                if header.tag == b'H' && owed.is_in_batch() {
+                    routed.may_write(&self.registered);
+                }
                 if self.state.hold().is_some() {
                     return self.ends_elsewhere(header, input, shared);
                 }
@@ -255,7 +269,10 @@ impl Task {
             }
             _ => {}
         }
-        if !shared.health.usable(routed.near) {
+        if !has_server {
+            routed.epoch = shared.health.epoch();
+        }
+        if !shared.health.takes_all(routed.near) {
             self.change_near(shared);
         }
         let is_whole = input.len() >= header.frame_len();
@@ -324,8 +341,11 @@ impl Task {
             return Some(Step::Stop(StopAt::Answers));
         }
         if writes && let Some(routed) = &mut self.routed {
-            routed.wrote = Some(node);
-            routed.writes = true;
+            routed.wrote = Some((node, routed.epoch));
+            routed.may_write(&self.registered);
+        }
+        if self.is_outdated(shared) {
+            return Some(Step::Stop(StopAt::Answers));
         }
         self.note_choice(runs.choice, runs.count == 1, shared, settings);
         None
@@ -432,7 +452,9 @@ impl Task {
             serializable,
             near: routed.nearest(),
             last: routed.seen.last(),
-            wrote: routed.wrote,
+            wrote: routed
+                .wrote
+                .and_then(|(node, epoch)| (epoch == routed.epoch).then_some(node)),
             tells: settings.tells || self.explains(),
             may_go_beside: transaction == Transaction::ReadWrite
                 && held.is_some_and(|held| held.is_begun_only()),
@@ -451,11 +473,32 @@ impl Task {
         routed.seen.goes();
         routed.writes = demand >= Demand::Begin;
         if routed.writes {
-            routed.wrote = Some(node);
+            routed.wrote = Some((node, routed.epoch));
         }
         if demand != Demand::Session {
             self.look_behind(demand == Demand::Read, shared);
         }
+    }
+
+    /// What it is about to write belongs on a node whose keys are on their way: it waits until they have arrived, and chooses again.
+    pub(super) fn waits_for_handoff(&mut self, shared: &Shared) -> bool {
+        let node = self.node();
+        let Some(routed) = &mut self.routed else {
+            return false;
+        };
+        if !routed.writes || !shared.health.parks(node) {
+            return false;
+        }
+        routed.behind = None;
+        let later = shared.health.later_than(routed.epoch);
+        self.park(Why::Handoff, later, shared);
+        true
+    }
+
+    /// Whether what it writes may have got another home since its node was chosen.
+    pub(super) fn is_outdated(&self, shared: &Shared) -> bool {
+        let routed = self.routed.as_ref();
+        routed.is_some_and(|routed| routed.writes && routed.epoch != shared.health.epoch())
     }
 
     /// From now on it asks this node for servers.

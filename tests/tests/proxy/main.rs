@@ -3,9 +3,11 @@
 mod admin;
 mod cancel;
 mod console;
+mod failover;
 mod first_start;
 mod flows;
 mod fuzz;
+mod handoff;
 mod host_rules;
 mod hostile;
 mod identities;

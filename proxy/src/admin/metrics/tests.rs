@@ -79,6 +79,7 @@ fn status() -> Status {
         cluster: "bikes".into(),
         version: "0.1.0",
         files_refused: Vec::new(),
+        epoch: 7,
         nodes: vec![NodeStatus {
             name: "paris".into(),
             id: 1,
@@ -90,6 +91,8 @@ fn status() -> Status {
             problem: None,
             rtt_ms: Some(0.25),
             sessions: 3,
+            connections: 5,
+            handoff: None,
         }],
         replication: tandem_replicator::Status {
             nodes: vec![node],
@@ -119,6 +122,10 @@ fn every_figure_has_its_labels_and_what_is_not_known_is_left_out() {
         "tandem_clients 3",
         r#"tandem_sessions{state="active"} 2"#,
         r#"tandem_node_up{node="paris"} 1"#,
+        r#"tandem_node_state{node="paris",state="up"} 1"#,
+        r#"tandem_node_state{node="paris",state="drained"} 0"#,
+        r#"tandem_node_client_connections{node="paris"} 5"#,
+        "tandem_placement_epoch 7",
         r#"tandem_node_round_trip_seconds{node="paris"} 0.00025"#,
         r#"tandem_node_clock_offset_seconds{node="paris"} -1.5"#,
         r#"tandem_node_fenced{node="paris"} 1"#,

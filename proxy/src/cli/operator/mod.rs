@@ -22,13 +22,13 @@ use super::{Exit, Failure};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A path with a query.
-fn with_query(path: &str, query: &impl Serialize) -> Result<String, Failure> {
+pub(super) fn with_query(path: &str, query: &impl Serialize) -> Result<String, Failure> {
     let query = serde_urlencoded::to_string(query).map_err(Failure::other)?;
     Ok(format!("{path}?{query}"))
 }
 
 /// The daemon's answer, or the problem that it tells.
-fn read(port: &AdminPort, answer: &Answer) -> Result<Value, Failure> {
+pub(super) fn read(port: &AdminPort, answer: &Answer) -> Result<Value, Failure> {
     let value: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let problem = value
         .as_ref()

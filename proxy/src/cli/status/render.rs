@@ -25,6 +25,7 @@ pub(super) fn rendered(status: &Value) -> String {
         parts.push(format!("attention:\n  {}", problems.join("\n  ")));
     }
     parts.push(nodes(status));
+    parts.extend(handoffs(status));
     parts.push(links(list(status, "/replication/links")));
     parts.push(streams(status));
     parts.join("\n\n")
@@ -105,6 +106,34 @@ fn nodes(status: &Value) -> String {
         ]);
     }
     table.render()
+}
+
+/// How keys have moved last, and how they are moving now.
+fn handoffs(status: &Value) -> Option<String> {
+    let of_node = |node: &Value| {
+        let handoff = node.get("handoff").filter(|handoff| handoff.is_object())?;
+        let whose = format!("{} of {}", name(handoff, "kind"), name(node, "name"));
+        let list = list(handoff, "/waits_for").iter().filter_map(Value::as_str);
+        let waits_for: Vec<&str> = list.collect();
+        let line = match handoff.get("outcome").and_then(Value::as_str) {
+            None if waits_for.is_empty() => format!("{whose}: under way"),
+            None => format!("{whose}: under way, waits for: {}", waits_for.join("; ")),
+            Some(outcome) => {
+                let [took, parked] = ["took_ms", "parked_ms"].map(|key| number(handoff.get(key)));
+                let (took, parked) = (took.unwrap_or_default(), parked.unwrap_or_default());
+                let told =
+                    format!("{whose}: {outcome} in {took:.0} ms, writes waited {parked:.1} ms");
+                match handoff.get("reason").and_then(Value::as_str) {
+                    Some(reason) => format!("{told}: {reason}"),
+                    None => told,
+                }
+            }
+        };
+        Some(printable(&line))
+    };
+    let lines: Vec<String> = list(status, "/nodes").iter().filter_map(of_node).collect();
+    let epoch = status.get("epoch").and_then(Value::as_u64)?;
+    (!lines.is_empty()).then(|| format!("placement epoch {epoch}\n{}", lines.join("\n")))
 }
 
 /// What is read from each node, and what is kept of it where.

@@ -378,3 +378,32 @@ fn what_was_opened_before_a_reconnect_is_closed_when_it_is_free() {
     warm(&mut queue, 3, 3 * SECOND);
     assert_eq!(queue.counts().idle, 1);
 }
+
+#[test]
+fn while_its_node_is_out_of_service_nothing_is_kept_and_who_needs_it_is_served() {
+    let mut queue = queue(|limits| {
+        limits.size = 3;
+        limits.min = 1;
+    });
+    let clients: Vec<_> = (0..3).map(Client::new).collect();
+    warm(&mut queue, 1, SECOND);
+    assert_eq!(ask(&mut queue, SECOND, &clients[0]), Asked::Have(1));
+    warm(&mut queue, 2, SECOND);
+    assert_eq!(queue.retire(false).0, [0; 0]);
+    let (idle, waiting) = queue.retire(true);
+    assert_eq!((idle.as_slice(), waiting.len()), (&[2][..], 0));
+    queue.lost(SECOND);
+    assert_eq!(queue.give(1, 0, SECOND, SECOND), Err(1));
+    assert_eq!(queue.lost(SECOND), Job::None);
+    assert_eq!((queue.tick(SECOND).open, queue.counts().open), (0, 0));
+    // The end of a prepared transaction, say.
+    assert_eq!(ask(&mut queue, SECOND, &clients[1]), Asked::Wait(Job::Open));
+    queue.arrived(3, 0, SECOND, SECOND).expect("wanted");
+    assert_eq!(clients[1].got(), Some(3));
+    assert_eq!(queue.give(3, 0, SECOND, SECOND), Err(3));
+    queue.lost(SECOND);
+    queue.retire(false);
+    assert_eq!(queue.tick(SECOND).open, 1);
+    ask(&mut queue, SECOND, &clients[2]);
+    assert_eq!(queue.retire(true).1.len(), 1, "who waits is told");
+}

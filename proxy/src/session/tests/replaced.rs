@@ -141,6 +141,7 @@ async fn a_server_that_breaks_when_the_client_has_its_error_is_not_replaced() {
 async fn a_server_that_breaks_before_it_is_ready_is_replaced_and_the_client_never_hears_of_it() {
     for fatal in [false, true] {
         let mut bench = bench();
+        bench.has_served();
         bench.client_sends(QUERY).await;
         bench.assert_server_got(&query(SETTINGS));
         let (second, seated) = seat(&bench.pool);
@@ -162,6 +163,7 @@ async fn a_server_that_breaks_before_it_is_ready_is_replaced_and_the_client_neve
 #[tokio::test]
 async fn a_cancel_request_is_kept_when_the_server_breaks_that_was_made_ready() {
     let mut bench = bench();
+    bench.has_served();
     bench.client_sends(QUERY).await;
     bench.assert_server_got(&query(SETTINGS));
     let entry = Arc::clone(bench.task.registered.entry());
@@ -179,15 +181,66 @@ async fn a_cancel_request_is_kept_when_the_server_breaks_that_was_made_ready() {
     assert_eq!(bench.idle(), 1);
 }
 
+/// The node of the bench, which is said to be well.
+fn found_well(bench: &mut Bench) {
+    // Its one probe would say something else.
+    bench._probes.abort_all();
+    let node = bench.shared.nodes.first().expect("one");
+    bench.shared.health.found_well(0, node);
+}
+
+fn found_down(bench: &Bench) {
+    let node = bench.shared.nodes.first().expect("one");
+    bench.shared.health.refused(0, node, "nobody listens");
+}
+
 #[tokio::test]
-async fn new_servers_that_break_one_after_the_other_end_the_session() {
+async fn a_new_server_that_breaks_has_the_session_wait_for_the_verdict_on_its_node() {
     let mut bench = bench();
+    found_well(&mut bench);
     bench.client_sends(QUERY).await;
-    let (second, seated) = seat(&bench.pool);
-    release(seated);
-    bench.server.shutdown().await.expect("closed");
+    bench.assert_server_got(&query(SETTINGS));
+    bench.another_server();
     assert!(bench.run().await.is_none());
-    bench.server = second;
+    // Nobody is asked before it is known what has become of the node.
+    assert_eq!(bench.idle(), 1);
+    found_down(&bench);
+    assert!(bench.run().await.is_none());
+    assert_eq!(bench.idle(), 1);
+    found_well(&mut bench);
+    assert!(bench.run().await.is_none());
+    bench.assert_server_got(&query(SETTINGS));
+    bench.server_answers(&done(1)).await;
+    bench.assert_server_got(QUERY);
+    bench.assert_heard(b"");
+}
+
+#[tokio::test]
+async fn a_parked_session_can_be_cancelled() {
+    let mut bench = bench();
+    found_well(&mut bench);
+    bench.client_sends(QUERY).await;
+    bench.another_server();
+    assert!(bench.run().await.is_none());
+    let entry = Arc::clone(bench.task.registered.entry());
+    assert!(matches!(entry.cancel(), Cancel::Answered));
+    assert!(bench.run().await.is_none());
+    let cancelled = report::bytes(&report::cancelled());
+    bench.assert_heard(&[&cancelled[..], READY].concat());
+    assert_eq!(bench.idle(), 1);
+}
+
+#[tokio::test]
+async fn new_servers_of_a_node_that_is_well_that_break_one_after_the_other_end_the_session() {
+    let mut bench = bench();
+    found_well(&mut bench);
+    bench.client_sends(QUERY).await;
+    bench.another_server();
+    assert!(bench.run().await.is_none());
+    found_down(&bench);
+    found_well(&mut bench);
+    assert!(bench.run().await.is_none());
+    bench.assert_server_got(&query(SETTINGS));
     bench.server.shutdown().await.expect("closed");
     assert!(matches!(bench.run().await, Some(End::NotReady(_))));
 }

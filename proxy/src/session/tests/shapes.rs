@@ -140,6 +140,7 @@ async fn a_server_that_breaks_while_it_is_asked_is_replaced_and_the_client_never
     let mut bench = Bench::new(PoolMode::Transaction);
     bench.prepare().await;
     bench.another_server();
+    bench.has_served();
     bench.client_sends(&run("a")).await;
     bench.is_asked();
     bench.another_server();
