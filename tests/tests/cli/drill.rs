@@ -121,12 +121,76 @@ async fn a_killed_node_writes_nothing_until_it_is_back_and_no_acknowledged_write
 
     let page = fs::read_to_string(page).expect("the page");
     assert!(page.starts_with("<!DOCTYPE html>") && page.contains("class=\"away\""));
+    // A node that is killed again and again: each start is one of a server that the drill itself has killed.
+    let ran = drill(&config, "flap")
+        .args([
+            "--node", "delhi", "--at", "500ms", "--for", "3s", "--after", "3s",
+        ])
+        .args(["--control", "0s", "--rate", "40", "--json"])
+        .run(LIMIT)
+        .await;
+    let report = self::report(&ran);
+    let done: Vec<&Value> = list(&report, "/moments")
+        .iter()
+        .map(|moment| &moment["what"])
+        .collect();
+    let is_paired = done.chunks(2).all(|pair| pair == ["flap", "mended"]);
+    assert!(done.len() >= 4 && is_paired, "{report:#}");
+    assert!(list(&report, "/ledger/lost").is_empty(), "{report:#}");
+    assert_eq!(report["converged"], true, "{report:#}");
     let table = dev
         .values("SELECT to_regclass('tandem_drill') IS NULL")
         .await;
     assert_eq!(
         table, ["t"; 2],
         "the ledger's table is gone, and both nodes are up"
+    );
+    running.end(Signal::INT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_node_writes_nothing_until_it_is_resumed_and_nobody_sees_an_error() {
+    let mut dev = Dev::new(2);
+    let running = dev.ready(&["--pgbench", "1", "--rules", &rules()]).await;
+    let ran = drill(&dev.dir().join("tandem.toml"), "drain")
+        .args([
+            "--node", "paris", "--at", "1s", "--for", "2s", "--after", "2s",
+        ])
+        .args([
+            "--control",
+            "0s",
+            "--rate",
+            "40",
+            "--json",
+            "--max-failed",
+            "0",
+        ])
+        .args([
+            "--max-unknown",
+            "0",
+            "--max-disconnected",
+            "0",
+            "--max-conflicts",
+            "0",
+        ])
+        .run(LIMIT)
+        .await;
+    assert_eq!(ran.status.code(), Some(0), "{}", ran.all());
+    let report = report(&ran);
+    let [_, resumed] = list(&report, "/moments") else {
+        panic!("{report:#}")
+    };
+    // The moment before is the drain's beginning. It is over 2 s before the node is back at the latest.
+    let resumed = resumed["ms"].as_u64().expect("ms");
+    let drained = list(&report, "/timeline")
+        .iter()
+        .filter(|step| step["written"][0] == 0 && step["ms"].as_u64() < Some(resumed));
+    assert!(drained.count() >= 15, "{report:#}");
+    assert!(written(&report, 0, 0, 1000) > 0 && written(&report, 1, 1000, resumed) > 0);
+    assert_eq!(
+        report["drill"]["refused"],
+        serde_json::json!({}),
+        "{report:#}"
     );
     running.end(Signal::INT).await;
 }

@@ -14,6 +14,7 @@ pub(in crate::cli) const EXAMPLES: &str = "\
 Examples:
   tandem drill kill
   tandem drill stop --node paris --for 10s --max-gap 2s --max-disconnected 0 --html drill.html
+  tandem drill drain --node paris --max-failed 0 --max-disconnected 0 --max-conflicts 0
   tandem drill flap --for 1min --json -- -c 32 -j 4 -S
   tandem drill partition --node paris --url postgres://app:secret@10.0.0.9:6432/app --break ./cut.sh --mend ./heal.sh
 

@@ -1,6 +1,6 @@
 //! Owns what befalls the node of a drill, and how it is mended: on a dev cluster's own server, or by the user's commands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -38,6 +38,8 @@ pub(super) enum Scenario {
     Restart,
     /// Killed and started again, every second
     Flap,
+    /// Taken out of service by `tandem drain`, and back into it by `tandem resume`
+    Drain,
 }
 
 impl Scenario {
@@ -49,6 +51,7 @@ impl Scenario {
             Self::Partition => "partition",
             Self::Restart => "restart",
             Self::Flap => "flap",
+            Self::Drain => "drain",
         }
     }
 }
@@ -93,6 +96,8 @@ pub(super) enum Means {
     Server { spec: Box<ServerSpec>, blow: Blow },
     /// The relay in front of a node on this machine, which does what this file says.
     Relay { file: PathBuf },
+    /// The daemon, told by our own program.
+    Daemon { config: PathBuf },
     /// Commands of the user's, run by sh.
     Hooks {
         breaking: String,
@@ -110,6 +115,8 @@ impl Means {
             Scenario::Stop => Blow::Pause,
             Scenario::Restart => Blow::ShutDown,
             Scenario::Partition => return node.cut_file.map(|file| Self::Relay { file }),
+            // The daemon does that, of whichever cluster.
+            Scenario::Drain => return None,
         };
         let spec = Box::new(node.server);
         Some(Self::Server { spec, blow })
@@ -120,11 +127,12 @@ impl Means {
         let (spec, blow) = match self {
             Self::Server { spec, blow } => (spec, blow),
             Self::Relay { file } => return Ok(cut_off(file, &[node])?),
+            Self::Daemon { config } => return tandem(&["drain", "--wait"], node, config),
             Self::Hooks {
                 breaking,
                 environment,
                 ..
-            } => return run(breaking, environment),
+            } => return shell(breaking, environment),
         };
         let server = running(ours, spec).ok_or_else(|| FaultError::NotRunning(node.to_owned()))?;
         match blow {
@@ -136,15 +144,16 @@ impl Means {
     }
 
     /// Blocks until the node works again: whatever state a server is in, it accepts connections afterwards.
-    fn mend(&self, ours: &mut Option<Server>) -> Result<(), FaultError> {
+    fn mend(&self, node: &str, ours: &mut Option<Server>) -> Result<(), FaultError> {
         let spec = match self {
             Self::Server { spec, .. } => spec,
             Self::Relay { file } => return Ok(cut_off(file, &[])?),
+            Self::Daemon { config } => return tandem(&["resume"], node, config),
             Self::Hooks {
                 mending,
                 environment,
                 ..
-            } => return run(mending, environment),
+            } => return shell(mending, environment),
         };
         match running(ours, spec) {
             Some(server) => {
@@ -199,7 +208,7 @@ impl Fault {
                 }
             }
             Scenario::Restart => self.blow(Duration::ZERO, &mut moments).await?,
-            Scenario::Kill | Scenario::Stop | Scenario::Partition => {
+            Scenario::Kill | Scenario::Stop | Scenario::Partition | Scenario::Drain => {
                 self.blow(hold, &mut moments).await?;
             }
         }
@@ -229,9 +238,7 @@ impl Fault {
 
     async fn strike(&self) -> Result<(), FaultError> {
         self.broken.store(true, Ordering::Relaxed);
-        let node = self.node.clone();
-        self.in_turn(move |means, server| means.strike(&node, server))
-            .await
+        self.in_turn(Means::strike).await
     }
 
     /// Mends what [`Self::carry_out`] has broken.
@@ -243,12 +250,13 @@ impl Fault {
 
     async fn in_turn(
         &self,
-        change: impl FnOnce(&Means, &mut Option<Server>) -> Result<(), FaultError> + Send + 'static,
+        change: fn(&Means, &str, &mut Option<Server>) -> Result<(), FaultError>,
     ) -> Result<(), FaultError> {
-        let (means, server) = (self.means.clone(), Arc::clone(&self.server));
+        let (means, node) = (self.means.clone(), self.node.clone());
+        let server = Arc::clone(&self.server);
         let changing = move || {
             let mut server = server.lock().unwrap_or_else(PoisonError::into_inner);
-            change(&means, &mut server)
+            change(&means, &node, &mut server)
         };
         spawn_blocking(changing).await?
     }
@@ -262,21 +270,38 @@ fn running<'a>(ours: &'a mut Option<Server>, spec: &ServerSpec) -> Option<&'a mu
     ours.as_mut()
 }
 
-/// Runs a command of the user's to its end. What it leaves running in the background does not keep it.
-fn run(command: &str, environment: &[(&'static str, String)]) -> Result<(), FaultError> {
+/// Runs a command of the user's.
+fn shell(command: &str, environment: &[(&'static str, String)]) -> Result<(), FaultError> {
     let mut shell = Command::new("/bin/sh");
     shell
         .arg("-c")
         .arg(command)
         .envs(environment.iter().map(|(name, value)| (name, value)));
-    let ran = run_bounded(&mut shell, HOOK_LIMIT).map_err(|source| FaultError::HookIo {
-        command: command.to_owned(),
+    run(&mut shell, command)
+}
+
+/// Runs a command of Tandem's about a node.
+fn tandem(words: &[&str], node: &str, config: &Path) -> Result<(), FaultError> {
+    let shown = format!("tandem {} {node}", words.join(" "));
+    let program = std::env::current_exe().map_err(|source| FaultError::HookIo {
+        command: shown.clone(),
+        source,
+    })?;
+    let mut tandem = Command::new(program);
+    tandem.args(words).arg(node).arg("--config").arg(config);
+    run(&mut tandem, &shown)
+}
+
+/// Runs a program to its end. What it leaves running in the background does not keep it.
+fn run(program: &mut Command, shown: &str) -> Result<(), FaultError> {
+    let ran = run_bounded(program, HOOK_LIMIT).map_err(|source| FaultError::HookIo {
+        command: shown.to_owned(),
         source,
     })?;
     match ran.status.success() {
         true => Ok(()),
         false => Err(FaultError::Hook {
-            command: command.to_owned(),
+            command: shown.to_owned(),
             status: ran.status,
             said: ran.tail,
         }),
@@ -289,7 +314,7 @@ mod tests {
 
     use super::*;
 
-    fn hooks(dir: &std::path::Path, mending: &str) -> Fault {
+    fn hooks(dir: &Path, mending: &str) -> Fault {
         let means = Means::Hooks {
             breaking: format!("echo broke $TANDEM_NODE >> {}/log", dir.display()),
             mending: mending.replace("DIR", &dir.display().to_string()),

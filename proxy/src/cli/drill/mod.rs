@@ -13,6 +13,7 @@ mod site;
 mod timeline;
 mod verdict;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tandem_wire::Connection;
@@ -23,7 +24,7 @@ use tokio::time::sleep;
 pub(super) use args::{DrillArguments, EXAMPLES};
 
 use self::audit::Audit;
-use self::fault::{Fault, FaultError, Means, Moment};
+use self::fault::{Fault, FaultError, Means, Moment, Scenario};
 use self::ledger::{Client, History, Ledger};
 use self::load::{Load, LoadError, Ran};
 use self::report::{KeyReport, LoadReport, MomentReport, Phase, Report, Sums};
@@ -68,7 +69,7 @@ enum DrillError {
     },
     #[error("cannot write {}: {source}", path.display())]
     Html {
-        path: std::path::PathBuf,
+        path: PathBuf,
         source: std::io::Error,
     },
     #[error("internal: {0}")]
@@ -179,7 +180,7 @@ impl<'a> Stage<'a> {
         };
         let means = |site: &Site, place: usize| {
             let node = ours.get(place).cloned().flatten();
-            means(arguments, site.hook_environment(place), node)
+            means(arguments, &path, site.hook_environment(place), node)
         };
         let site = Site::new(config, arguments.url.as_deref(), is_dev)?;
         // Before anything is written.
@@ -476,6 +477,7 @@ fn place_of(name: &str, config: &Config) -> Result<usize, Failure> {
 /// Who breaks and mends a node.
 fn means(
     arguments: &DrillArguments,
+    config: &Path,
     environment: Vec<(&'static str, String)>,
     node: Option<DevNode>,
 ) -> Result<Means, Failure> {
@@ -484,6 +486,11 @@ fn means(
             breaking: breaking.clone(),
             mending: mending.clone(),
             environment,
+        });
+    }
+    if arguments.scenario == Scenario::Drain {
+        return Ok(Means::Daemon {
+            config: config.to_owned(),
         });
     }
     let Some(node) = node else {
