@@ -3,9 +3,9 @@
 //! It is one small file in the state directory, replaced as a whole, so that a crash leaves the old one or the new one.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -140,7 +140,8 @@ fn understood(bytes: &[u8]) -> Result<Kept, String> {
 fn write(path: &Path, kept: &Kept) -> io::Result<()> {
     let mut text = serde_json::to_vec(kept).map_err(io::Error::other)?;
     text.push(b'\n');
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     // A daemon that takes over from another one shares the directory with it.
     let new = path.with_extension(format!("{}.new", std::process::id()));
     let mut file = OpenOptions::new()
@@ -162,18 +163,20 @@ mod tests {
     #[tokio::test]
     async fn what_was_written_down_is_there_after_a_restart() {
         let dir = tempfile::tempdir().expect("a directory");
-        let first = Placement::read(dir.path()).expect("nothing is there");
+        // Not even the directory is.
+        let dir = dir.path().join("state");
+        let first = Placement::read(&dir).expect("nothing is there");
         assert_eq!(first.known([1, 2]).await, (0, vec![false, false]));
         first.set_drained(2, true).await.expect("written");
         first.set_drained(7, true).await.expect("written");
         first.set_epoch(9).await.expect("written");
         first.set_epoch(4).await.expect("it never goes back");
-        let second = Placement::read(dir.path()).expect("read");
+        let second = Placement::read(&dir).expect("read");
         assert_eq!(second.known([1, 2, 7]).await, (9, vec![false, true, true]));
         second.set_drained(2, false).await.expect("written");
-        let third = Placement::read(dir.path()).expect("read");
+        let third = Placement::read(&dir).expect("read");
         assert_eq!(third.known([1, 2, 7]).await, (9, vec![false, false, true]));
-        let left = fs::read_dir(dir.path()).expect("listed").count();
+        let left = fs::read_dir(&dir).expect("listed").count();
         assert_eq!(left, 1, "nothing else is left there");
     }
 

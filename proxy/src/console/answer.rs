@@ -80,6 +80,7 @@ const NODES: &[&str] = &[
     "sessions",
     "connections",
     "handoff",
+    "epoch",
     "replication",
     "replication_problem",
     "clock_offset_ms",

@@ -188,9 +188,7 @@ fn state(shared: &Shared) -> Vec<Row> {
         ("stopping", stopping),
     ]
     .map(|(key, value)| vec![text(key), yes_no(value)])
-    .into_iter()
-    .chain([vec![text("epoch"), text(&shared.health.epoch())]])
-    .collect()
+    .to_vec()
 }
 
 fn nodes(shared: &Shared) -> Vec<Row> {
@@ -216,6 +214,7 @@ fn nodes(shared: &Shared) -> Vec<Row> {
             text(&node.sessions()),
             text(&shared.pools.connections(index)),
             handoff(shared, index),
+            text(&health.epoch()),
             of(|node| text(node.state)),
             of(|node| {
                 node.problem

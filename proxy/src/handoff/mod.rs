@@ -213,12 +213,18 @@ pub(crate) async fn keep_epoch(shared: Arc<Shared>) {
     let mut written = 0;
     loop {
         shared.health.later_than(written).await;
-        written = shared.health.epoch();
-        if let Err(error) = shared.handoffs.placement.set_epoch(written).await {
-            tracing::error!(%error, "the placement's epoch is not written down");
-        }
+        written = write_epoch(&shared).await;
         sleep(EPOCH_PAUSE).await;
     }
+}
+
+/// Writes down which epoch it is; answers that.
+async fn write_epoch(shared: &Shared) -> u64 {
+    let epoch = shared.health.epoch();
+    if let Err(error) = shared.handoffs.placement.set_epoch(epoch).await {
+        tracing::error!(%error, "the placement's epoch is not written down");
+    }
+    epoch
 }
 
 /// Waits until a node that has come back has what the others have, and they what it has. False: it is gone again, or an attempt
@@ -323,6 +329,8 @@ async fn make(shared: &Shared, node: usize, kind: Kind) -> Report {
         hand.switch();
     }
     hand.is_over = true;
+    // Before anybody is told.
+    write_epoch(shared).await;
     let report = hand.concluded(made);
     let name = shared.nodes.get(node).map_or("?", |node| node.name());
     report.log(name);

@@ -578,7 +578,7 @@ mod tests {
             let mut failures = 0;
             for _ in 0..40 {
                 now += Duration::from_millis(random.u64(0..400));
-                let returned = machine.catching_up().unwrap_or(random.u32(0..3));
+                let returned = machine.catching_up().unwrap_or_else(|| random.u32(0..3));
                 let event = match random.u8(0..16) {
                     0..=3 => OK,
                     4 => Event::Untaken,

@@ -1,6 +1,7 @@
 mod blocks;
 mod discarding;
 mod forgetting;
+mod handoffs;
 mod numbers;
 mod policing;
 mod replaced;
