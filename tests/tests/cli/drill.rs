@@ -4,7 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tandem_tests::{Cluster, Program, daemon, program::Ran, template};
+use tandem::dev::process::ProcessId;
+use tandem_tests::{Cluster, Program, daemon, eventually, program::Ran, template};
 
 use crate::dev::Dev;
 
@@ -246,14 +247,43 @@ async fn a_node_that_is_cut_off_writes_nothing_until_it_is_reached_again_and_is_
     assert_eq!(dev.postmasters(), servers, "no server was touched");
     running.end(Signal::INT).await;
 
-    // Without relays there is nothing to cut.
     let running = dev.ready(&[]).await;
+    assert_interrupted_drills_mend(&dev, &script).await;
+    // Without relays there is nothing to cut.
     let ran = drill(&dev.dir().join("tandem.toml"), "partition")
         .run(LIMIT)
         .await;
     assert_eq!(ran.status.code(), Some(2), "{}", ran.all());
     assert!(ran.stderr.contains("tandem dev --relays"), "{}", ran.all());
     running.end(Signal::INT).await;
+}
+
+/// Ctrl-C while the node is away: it is started again before the drill ends.
+async fn assert_interrupted_drills_mend(dev: &Dev, script: &Path) {
+    let log = dev.scratch.path().join("interrupted.log");
+    let mut child = drill(&dev.dir().join("tandem.toml"), "kill")
+        .args(["--node", "delhi", "--at", "0s", "--for", "10min"])
+        .args(["--control", "0s", "--rate", "20", "--", "-c", "2", "-f"])
+        .args([script])
+        .spawn_to(&log);
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    let running = || {
+        let servers = dev.postmasters().into_iter().filter_map(ProcessId::of);
+        servers.count()
+    };
+    eventually("the node is killed", LIMIT, async || match running() {
+        1 => Ok(()),
+        count => Err(format!("{count} servers run; {}", said())),
+    })
+    .await;
+    let pid = i32::try_from(child.id().expect("it runs")).expect("a pid");
+    let drill = ProcessId::of(pid).expect("it runs");
+    drill.signal(Signal::INT).expect("a signal");
+    let ended = tokio::time::timeout(LIMIT, child.wait()).await;
+    let status = ended.expect("it ends").expect("it ends");
+    assert_eq!(status.code(), Some(3), "{}", said());
+    assert!(said().contains("interrupted"), "{}", said());
+    assert_eq!(running(), 2, "{}", said());
 }
 
 /// A hook deletes one row on one node, under an origin of Tandem's, so that nobody ever hears of it.

@@ -19,6 +19,8 @@ use crate::dev::servers::DevNode;
 
 /// How long a flapping node is away, and how long it is back.
 const FLAP: Duration = Duration::from_secs(1);
+/// Once would be a kill.
+const FLAPS_MIN: u32 = 2;
 /// How long a fast shutdown may take before it is told harder.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 /// How long a command of the user's may take.
@@ -36,7 +38,7 @@ pub(super) enum Scenario {
     Partition,
     /// Shut down in the mode `fast`, and started again at once
     Restart,
-    /// Killed and started again, every second
+    /// Killed and started again a second later, again and again, at least twice
     Flap,
     /// Taken out of service by `tandem drain`, and back into it by `tandem resume`
     Drain,
@@ -202,9 +204,12 @@ impl Fault {
         match self.scenario {
             Scenario::Flap => {
                 let until = Instant::now() + hold;
-                while Instant::now() < until {
+                for round in 1.. {
                     self.blow(FLAP, &mut moments).await?;
                     sleep(FLAP).await;
+                    if round >= FLAPS_MIN && Instant::now() >= until {
+                        break;
+                    }
                 }
             }
             Scenario::Restart => self.blow(Duration::ZERO, &mut moments).await?,
