@@ -82,11 +82,13 @@ impl AdminPort {
     pub(super) fn find(arguments: &DaemonArguments) -> Result<Self, AdminError> {
         match (&arguments.admin, &arguments.token_file) {
             (Some(address), Some(token_file)) => Self::new(address.clone(), token_file),
-            _ => {
-                let config = AdminConfig::load(&find_config(&arguments.config.config))?;
-                Self::new(reachable(config.listen).to_string(), &config.token_file)
-            }
+            _ => Self::of(&AdminConfig::load(&find_config(&arguments.config.config))?),
         }
+    }
+
+    /// The port that a configuration has.
+    pub(super) fn of(config: &AdminConfig) -> Result<Self, AdminError> {
+        Self::new(reachable(config.listen).to_string(), &config.token_file)
     }
 
     fn new(address: String, token_file: &Path) -> Result<Self, AdminError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use super::dev_options::{DevOptions, PgBin};
+use super::drill::{self, DrillArguments};
 use super::operator::{ConflictsArguments, QuarantineArguments, ReapplyArguments};
 use crate::config::parse_duration;
 
@@ -15,6 +16,7 @@ Exit codes:
   0   done, or the answer is yes
   1   failed, or the answer is no
   2   the command line is wrong
+  3   `drill` could not run
   64  the configuration is wrong (`check` answers 1)
   69  the daemon does not answer
 
@@ -119,6 +121,12 @@ pub(super) enum Command {
     /// They wait on that node, with all that changes the same keys, and are tried again every 5 seconds.
     #[command(after_help = QUARANTINE_EXAMPLES)]
     Quarantine(QuarantineArguments),
+    /// Break a node under load, mend it, and tell what that cost
+    ///
+    /// Runs pgbench through the proxy, and beside it a ledger of writes of its own, each of which is looked for on every node
+    /// in the end. Tells gaps, errors, conflicts and the time to converge, beside the same load without the fault.
+    #[command(after_help = drill::EXAMPLES)]
+    Drill(Box<DrillArguments>),
     /// Write a configuration that does what a pgbouncer.ini says
     ///
     /// What cannot be carried over is told on standard error: file, line, what it is, and what to do instead.
@@ -205,6 +213,10 @@ pub(super) struct DevArguments {
     /// Node i listens on this port plus i - 1
     #[arg(long, default_value_t = 6501, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     base_port: u16,
+    /// Reach each node through a relay, so that `tandem drill partition` can cut it off; its server listens --nodes ports
+    /// higher
+    #[arg(long)]
+    relays: bool,
     /// PostgreSQL's programs, for all nodes or for one by name or number; may be repeated
     #[arg(long, value_name = "[NODE=]DIR")]
     pg_bin: Vec<PgBin>,
@@ -233,6 +245,7 @@ impl From<DevArguments> for DevOptions {
             port,
             admin_port,
             base_port,
+            relays,
             pg_bin,
             database,
             config,
@@ -246,6 +259,7 @@ impl From<DevArguments> for DevOptions {
             port,
             admin_port,
             base_port,
+            relays,
             pg_bin,
             database,
             config,
@@ -501,6 +515,7 @@ mod tests {
             port: 6432,
             admin_port: 6433,
             base_port: 6501,
+            relays: false,
             pg_bin: Vec::new(),
             database: "app".to_owned(),
             config: None,

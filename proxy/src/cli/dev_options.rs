@@ -17,6 +17,9 @@ pub struct DevOptions {
     pub admin_port: u16,
     /// Node i (counted from 1) listens on `base_port + i - 1`.
     pub base_port: u16,
+    /// Whether each node is reached through a relay, which can cut it off; its server then listens on
+    /// `base_port + nodes + i - 1`.
+    pub relays: bool,
     /// Directories with PostgreSQL's programs, in the order given. An entry without a node is the default for
     /// all nodes that no other entry names; a later entry wins over an earlier one.
     pub pg_bin: Vec<PgBin>,

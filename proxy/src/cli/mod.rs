@@ -4,6 +4,7 @@ mod admin;
 mod args;
 mod check;
 pub mod dev_options;
+mod drill;
 mod explain;
 mod handoff;
 mod import;
@@ -101,6 +102,7 @@ async fn carry_out(command: Command) -> Result<Exit, Failure> {
         Command::Conflicts(arguments) => operator::conflicts(arguments).await,
         Command::Reapply(arguments) => operator::reapply(arguments).await,
         Command::Quarantine(arguments) => operator::quarantine(arguments).await,
+        Command::Drill(arguments) => Box::pin(drill::drill(arguments)).await,
     }
 }
 
@@ -113,6 +115,8 @@ enum Exit {
     No,
     /// 2: the command line is wrong; clap uses the same.
     Usage,
+    /// 3: a drill could not be carried out, so it says neither yes nor no.
+    NotRun,
     /// 64: the configuration is wrong (`EX_USAGE` of sysexits.h).
     BadConfig,
     /// 69: the daemon does not answer (`EX_UNAVAILABLE` of sysexits.h).
@@ -125,6 +129,7 @@ impl From<Exit> for ExitCode {
             Exit::Yes => 0,
             Exit::No => 1,
             Exit::Usage => 2,
+            Exit::NotRun => 3,
             Exit::BadConfig => 64,
             Exit::Unavailable => 69,
         })
@@ -148,6 +153,9 @@ enum Failure {
     /// By the daemon, or by a node that it asked.
     #[error("{0}")]
     Refused(String),
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    NotRun(Box<Failure>),
     #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
     #[error(transparent)]
@@ -174,6 +182,7 @@ impl Failure {
                 Exit::Unavailable
             }
             Self::Usage(_) => Exit::Usage,
+            Self::NotRun(_) => Exit::NotRun,
             Self::Admin(_) | Self::Dev(_) | Self::Refused(_) | Self::Output(_) | Self::Other(_) => {
                 Exit::No
             }

@@ -205,12 +205,9 @@ impl Install {
     /// A client program (`psql`, `pgbench`): of this installation, else from `PATH`, else of another installation.
     #[must_use]
     pub fn client_program(&self, name: &str) -> Option<PathBuf> {
-        let path = env::var_os("PATH").unwrap_or_default();
-        std::iter::once(self.bin_dir.clone())
-            .chain(env::split_paths(&path))
-            .chain(system_bin_dirs(Path::new("/usr/lib/postgresql")))
-            .map(|dir| dir.join(name))
-            .find(|program| is_executable(program))
+        Some(self.program(name))
+            .filter(|program| is_executable(program))
+            .or_else(|| find_client_program(name))
     }
 
     /// Whether the servers' user can run it.
@@ -231,6 +228,16 @@ impl Install {
             }),
         }
     }
+}
+
+/// A client program from `PATH`, else of an installation.
+#[must_use]
+pub fn find_client_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(system_bin_dirs(Path::new("/usr/lib/postgresql")))
+        .map(|dir| dir.join(name))
+        .find(|program| is_executable(program))
 }
 
 /// `ROOT/MAJOR/bin` for every numeric MAJOR, highest first.

@@ -90,6 +90,12 @@ pub(super) struct MarkedNode {
     pub(super) bin_dir: PathBuf,
 }
 
+/// How much higher a server's port is than the one where its node is reached: behind relays, the nodes' own ports come
+/// first, then those of the servers.
+pub(super) fn server_offset(nodes: u16, relays: bool) -> u16 {
+    if relays { nodes } else { 0 }
+}
+
 /// The marker file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Marker {
@@ -99,6 +105,9 @@ pub(super) struct Marker {
     /// The ports that `tandem.toml` was last written with, to tell them from the user's own edits.
     pub(super) port: u16,
     pub(super) admin_port: u16,
+    /// Whether a relay stands in front of each node.
+    #[serde(default)]
+    pub(super) relays: bool,
     #[serde(rename = "node")]
     pub(super) nodes: Vec<MarkedNode>,
 }
@@ -108,6 +117,7 @@ impl Marker {
         database: String,
         port: u16,
         admin_port: u16,
+        relays: bool,
         nodes: Vec<MarkedNode>,
     ) -> Self {
         Self {
@@ -116,8 +126,17 @@ impl Marker {
             database,
             port,
             admin_port,
+            relays,
             nodes,
         }
+    }
+
+    /// How much higher a server's port is than the one where its node is reached.
+    pub(super) fn server_offset(&self) -> u16 {
+        server_offset(
+            u16::try_from(self.nodes.len()).unwrap_or(u16::MAX),
+            self.relays,
+        )
     }
 
     /// The names of the nodes, for messages.
@@ -130,14 +149,60 @@ impl Marker {
     }
 }
 
-/// The directory of a dev cluster, held by a lock until this value is dropped.
-#[derive(Debug)]
-pub(super) struct Layout {
+/// Where the parts of a dev cluster are.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
     pub(super) dir: PathBuf,
     /// Where data directories are: below `dir`, or elsewhere.
     pub(super) nodes: PathBuf,
+}
+
+impl Places {
+    fn below(dir: PathBuf) -> Self {
+        let below = dir.join("nodes");
+        let nodes = fs::read_link(&below).unwrap_or(below);
+        Self { dir, nodes }
+    }
+
+    pub(super) fn data_dir(&self, node: &str) -> PathBuf {
+        self.nodes.join(node)
+    }
+
+    /// Which nodes the relays cut off.
+    pub(super) fn cut_file(&self) -> PathBuf {
+        self.dir.join("state").join("cut")
+    }
+
+    pub(super) fn log_file(&self, node: &str) -> PathBuf {
+        self.dir.join("log").join(format!("{node}.log"))
+    }
+}
+
+/// The complete cluster in `dir`, if there is one, whoever runs it.
+pub(super) fn look(dir: &Path) -> Result<Option<(Places, Marker)>, LayoutError> {
+    let marker = read_marker(&dir.join(MARKER))?;
+    let Some(marker) = marker.filter(|marker| marker.stage == Stage::Complete) else {
+        return Ok(None);
+    };
+    let dir = fs::canonicalize(dir).map_err(LayoutError::io("cannot resolve", dir))?;
+    Ok(Some((Places::below(dir), marker)))
+}
+
+/// The directory of a dev cluster, held by a lock until this value is dropped.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub(super) places: Places,
     /// The kernel drops the lock with the file, so also when we are killed.
     _lock: File,
+}
+
+/// What is where in it.
+impl std::ops::Deref for Layout {
+    type Target = Places;
+
+    fn deref(&self) -> &Places {
+        &self.places
+    }
 }
 
 impl Layout {
@@ -152,16 +217,11 @@ impl Layout {
         }
         let lock = take_lock(&dir)?;
         let marker = read_marker(&marker_path)?;
-        let below = dir.join("nodes");
-        let nodes = fs::read_link(&below).unwrap_or(below);
-        Ok((
-            Self {
-                dir,
-                nodes,
-                _lock: lock,
-            },
-            marker,
-        ))
+        let layout = Self {
+            places: Places::below(dir),
+            _lock: lock,
+        };
+        Ok((layout, marker))
     }
 
     /// Throws away all data of an unfinished cluster and makes the directories anew. Where `run_as` cannot enter
@@ -172,9 +232,9 @@ impl Layout {
         if below.is_symlink() {
             fs::remove_file(&below).map_err(LayoutError::io("cannot remove", &below))?;
         }
-        self.nodes = below.clone();
+        self.places.nodes = below.clone();
         if let Some(user) = run_as.filter(|user| !user.can_enter(&self.dir)) {
-            self.nodes = elsewhere(&self.dir);
+            self.places.nodes = elsewhere(&self.dir);
             eprintln!(
                 "User \"{}\", as which the servers run, cannot enter {}: their data goes to {}.",
                 user.name,
@@ -222,14 +282,6 @@ impl Layout {
     /// The password of role `tandem` on the nodes.
     pub(super) fn password_file(&self) -> PathBuf {
         self.state_dir().join("tandem.password")
-    }
-
-    pub(super) fn data_dir(&self, node: &str) -> PathBuf {
-        self.nodes.join(node)
-    }
-
-    pub(super) fn log_file(&self, node: &str) -> PathBuf {
-        self.dir.join("log").join(format!("{node}.log"))
     }
 }
 
@@ -351,6 +403,7 @@ mod tests {
             "app".to_owned(),
             6432,
             6433,
+            true,
             vec![node("paris"), node("delhi")],
         )
     }

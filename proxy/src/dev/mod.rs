@@ -10,7 +10,9 @@ pub mod install;
 mod layout;
 mod plan;
 pub mod process;
+pub(crate) mod relay;
 pub mod server;
+pub(crate) mod servers;
 mod setup;
 mod wheel;
 
@@ -31,9 +33,12 @@ use tokio::{
 };
 use tokio_postgres::NoTls;
 
+pub use self::layout::LayoutError;
+pub(crate) use self::setup::APP;
 use self::{
     cluster::Cluster,
     plan::Plan,
+    relay::Relays,
     server::{Server, StopMode},
 };
 use crate::{
@@ -187,7 +192,7 @@ pub enum DevError {
     Config(#[from] ConfigError),
     /// The directory cannot be used.
     #[error(transparent)]
-    Layout(#[from] layout::LayoutError),
+    Layout(#[from] LayoutError),
     /// There is no PostgreSQL.
     #[error(transparent)]
     Install(#[from] install::InstallError),
@@ -258,6 +263,10 @@ async fn serve(
     for warning in &plan.config.warnings {
         eprintln!("Warning: {warning}");
     }
+    let _relays = match plan.marker.relays {
+        true => Some(Relays::start(&plan.nodes, &plan.layout.cut_file()).await?),
+        false => None,
+    };
     let daemon = Daemon::start(plan.config.clone()).await?;
     run_until_signal(&daemon, plan, cluster, signals, started).await;
     eprintln!("Stopping …");
@@ -318,8 +327,8 @@ async fn wait_login(config: &Config) {
     client
         .host(address.ip().to_string())
         .port(address.port())
-        .user(setup::APP)
-        .password(setup::APP);
+        .user(APP)
+        .password(APP);
     client
         .dbname(&config.replication.database)
         .application_name("tandem dev");
@@ -346,8 +355,7 @@ async fn wait_login(config: &Config) {
         };
         if refused || Instant::now() >= deadline {
             eprintln!(
-                "Note: a login as role \"{}\" through {address}, without TLS, fails: {problem}",
-                setup::APP
+                "Note: a login as role \"{APP}\" through {address}, without TLS, fails: {problem}"
             );
             return;
         }
@@ -373,7 +381,7 @@ fn announce(plan: &Plan, started: Instant) {
         plan.layout.dir.display()
     );
     for node in &plan.nodes {
-        let address = format!("127.0.0.1:{}", node.spec.port);
+        let address = format!("127.0.0.1:{}", node.port);
         text.push_str(&format!(
             "  {:<8} PostgreSQL {:<6} psql {}\n",
             node.name,
@@ -389,13 +397,11 @@ fn announce(plan: &Plan, started: Instant) {
         .map_or_else(String::new, |listen| match listen {
             Listen::Tcp(address) => format!(
                 "psql {}",
-                url(&format!("{0}:{0}", setup::APP), &address.to_string())
+                url(&format!("{APP}:{APP}"), &address.to_string())
             ),
-            Listen::Unix { dir, port } => format!(
-                "psql -h {} -p {port} -U {} {database}",
-                dir.display(),
-                setup::APP
-            ),
+            Listen::Unix { dir, port } => {
+                format!("psql -h {} -p {port} -U {} {database}", dir.display(), APP)
+            }
         });
     text.push_str(&format!(
         "  admin    http://{}, token in {}\n  role     \"{app}\", password \"{app}\"\n  Ctrl-C stops all of it; the data stays.\n\n\
@@ -403,7 +409,7 @@ fn announce(plan: &Plan, started: Instant) {
         plan.config.admin.listen,
         plan.config.admin.token_file.display(),
         started.elapsed().as_secs_f64(),
-        app = setup::APP,
+        app = APP,
     ));
     let mut stdout = io::stdout().lock();
     // Nobody may be reading any more; the cluster runs all the same.

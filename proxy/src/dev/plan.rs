@@ -13,7 +13,7 @@ use super::{
     DevError,
     config_text::{ConfigText, Fill},
     install::Install,
-    layout::{self, Layout, LayoutError, MarkedNode, Marker, Stage},
+    layout::{self, Layout, LayoutError, MarkedNode, Marker, Places, Stage},
     process::{RunAs, listener_of},
     server::{Server, ServerSpec},
     setup,
@@ -47,6 +47,8 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub(super) struct NodePlan {
     pub(super) name: String,
+    /// Where it is reached: its server's port, or that of the relay in front of it.
+    pub(super) port: u16,
     pub(super) spec: ServerSpec,
 }
 
@@ -124,6 +126,7 @@ impl Plan {
             options.database.clone(),
             options.port,
             options.admin_port,
+            options.relays,
             marked(&names, &installs),
         );
         let marker = if earlier.is_some() {
@@ -164,6 +167,7 @@ impl Plan {
 /// Every port of ours is another one, and a valid one.
 fn check_port_numbers(options: &DevOptions) -> Result<(), DevError> {
     let last = options.nodes.checked_sub(1).ok_or(DevError::NoNodes)?;
+    let last = last + layout::server_offset(options.nodes, options.relays);
     let last = options.base_port.checked_add(last);
     let Some(last) = last else {
         return Err(DevError::PortRange {
@@ -334,20 +338,33 @@ fn node_plans(
     run_as: Option<&RunAs>,
 ) -> Vec<NodePlan> {
     let ports = options.base_port..;
+    let behind = layout::server_offset(options.nodes, options.relays);
     let one = |((name, install), port): ((&String, &Install), u16)| NodePlan {
         name: name.clone(),
-        spec: ServerSpec {
-            install: install.clone(),
-            data_dir: layout.data_dir(name),
-            port,
-            log: layout.log_file(name),
-            settings: Vec::new(),
-            environment: Vec::new(),
-            run_as: run_as.cloned(),
-            start_timeout: START_LIMIT,
-        },
+        port,
+        spec: server_spec(layout, name, install, port + behind, run_as),
     };
     names.iter().zip(installs).zip(ports).map(one).collect()
+}
+
+/// A node's server, as a dev cluster starts it.
+pub(super) fn server_spec(
+    places: &Places,
+    name: &str,
+    install: &Install,
+    port: u16,
+    run_as: Option<&RunAs>,
+) -> ServerSpec {
+    ServerSpec {
+        install: install.clone(),
+        data_dir: places.data_dir(name),
+        port,
+        log: places.log_file(name),
+        settings: Vec::new(),
+        environment: Vec::new(),
+        run_as: run_as.cloned(),
+        start_timeout: START_LIMIT,
+    }
 }
 
 /// Every port is free, or held by the very server that we shall adopt.
@@ -368,6 +385,9 @@ fn check_ports(
             .is_some_and(|server| server.port() == node.spec.port);
         if !ours {
             wanted.push((format!("127.0.0.1:{}", node.spec.port), "--base-port"));
+        }
+        if node.port != node.spec.port {
+            wanted.push((format!("127.0.0.1:{}", node.port), "--base-port"));
         }
     }
     for (address, flag) in wanted {

@@ -219,9 +219,12 @@ impl Server {
             let mut server = Self::spawn(spec, logged)?;
             match server.wait_ready_since(spec.start_timeout, logged) {
                 Ok(()) => return Ok(server),
-                // Children of a postmaster that was killed end by themselves, and free its memory, a little later.
+                // Children of a postmaster that was killed end by themselves, and free its memory, a little later; and
+                // it holds its lock file until its parent, who may be somebody else, has reaped it.
                 Err(ServerError::NotStarted { tail, .. })
-                    if tail.contains("pre-existing shared memory block")
+                    if (tail.contains("pre-existing shared memory block")
+                        || tail.contains("\"postmaster.pid\" already exists")
+                            && locked_by_nobody(&spec.data_dir))
                         && Instant::now() < orphans_until =>
                 {
                     thread::sleep(POLL * 10);
@@ -496,6 +499,11 @@ impl PostmasterPid {
             ready: lines.get(7) == Some(&"ready"),
         })
     }
+}
+
+/// Whether the one that the lock file names runs no more, though its number may still be taken.
+fn locked_by_nobody(data_dir: &Path) -> bool {
+    PostmasterPid::read(data_dir).is_none_or(|lock| ProcessId::of(lock.pid).is_none())
 }
 
 /// Proof that a process is the postmaster of `data_dir`: it runs as the directory's owner, its program is named

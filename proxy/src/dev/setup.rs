@@ -18,7 +18,7 @@ use tokio_postgres::{NoTls, SimpleQueryMessage};
 use super::process::{run_interruptible, scrub_environment};
 
 /// The role and password that applications use in a dev cluster.
-pub(super) const APP: &str = "app";
+pub(crate) const APP: &str = "app";
 
 /// Databases that a cluster cannot be made for: PostgreSQL's own, and the name of the admin console.
 const RESERVED: [&str; 4] = ["postgres", "template0", "template1", "tandem"];

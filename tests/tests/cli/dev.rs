@@ -19,24 +19,25 @@ const READY: Duration = Duration::from_secs(30);
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A directory, ports, and what runs there.
-struct Dev {
-    scratch: Scratch,
-    ports: [u16; 3],
+pub(crate) struct Dev {
+    pub(crate) scratch: Scratch,
+    pub(crate) ports: [u16; 3],
     nodes: u16,
     starts: u32,
     _ports: Ports,
 }
 
 /// One running `tandem dev`.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     log: PathBuf,
 }
 
 impl Dev {
-    fn new(nodes: u16) -> Self {
+    pub(crate) fn new(nodes: u16) -> Self {
         let mut ports = Ports::take().expect("ports");
-        let taken = [ports.port(), ports.port(), ports.consecutive(nodes)];
+        // With relays the servers have ports of their own.
+        let taken = [ports.port(), ports.port(), ports.consecutive(2 * nodes)];
         Self {
             scratch: Scratch::new().expect("a directory"),
             ports: taken,
@@ -46,7 +47,7 @@ impl Dev {
         }
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.scratch.path().join("cluster")
     }
 
@@ -70,7 +71,7 @@ impl Dev {
     }
 
     /// Starts it and waits for the line that begins with `ready`.
-    async fn ready(&mut self, more: &[&str]) -> Running {
+    pub(crate) async fn ready(&mut self, more: &[&str]) -> Running {
         self.starts += 1;
         let log = self.scratch.path().join(format!("dev{}.log", self.starts));
         let begin = Instant::now();
@@ -96,7 +97,7 @@ impl Dev {
         self.program().args(more).run(LIMIT).await.expect_failure()
     }
 
-    fn node_ports(&self) -> Vec<u16> {
+    pub(crate) fn node_ports(&self) -> Vec<u16> {
         (self.ports[2]..self.ports[2] + self.nodes).collect()
     }
 
@@ -107,7 +108,7 @@ impl Dev {
         client::value(&client, sql).await
     }
 
-    async fn values(&self, sql: &str) -> Vec<String> {
+    pub(crate) async fn values(&self, sql: &str) -> Vec<String> {
         let mut values = Vec::new();
         for port in self.node_ports() {
             values.push(self.value(port, sql).await);
@@ -143,7 +144,7 @@ impl Dev {
     }
 
     /// The postmasters' numbers as their lock files have them.
-    fn postmasters(&self) -> Vec<i32> {
+    pub(crate) fn postmasters(&self) -> Vec<i32> {
         let entries = fs::read_dir(self.dir().join("nodes"))
             .expect("data directories")
             .flatten();
@@ -167,7 +168,7 @@ impl Running {
     }
 
     /// Sends a signal and waits for the end.
-    async fn end(mut self, signal: Signal) -> std::process::ExitStatus {
+    pub(crate) async fn end(mut self, signal: Signal) -> std::process::ExitStatus {
         self.signal(signal);
         let status = tokio::time::timeout(LIMIT, self.child.wait())
             .await

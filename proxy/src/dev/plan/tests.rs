@@ -9,6 +9,7 @@ fn options(dir: &Path) -> DevOptions {
         port: 6432,
         admin_port: 6433,
         base_port: 6501,
+        relays: false,
         pg_bin: Vec::new(),
         database: "app".to_owned(),
         config: None,
@@ -55,6 +56,7 @@ fn marker_of(majors: [u32; 3], bin_dir: &Path) -> Marker {
         "app".to_owned(),
         6432,
         6433,
+        false,
         names().into_iter().zip(majors).map(node).collect(),
     );
     marker.stage = Stage::Complete;
@@ -85,6 +87,17 @@ fn ports_that_clash_or_end_are_told_by_their_flags() {
             .to_string()
             .contains("--port and --admin-port")
     );
+    // Behind relays the servers' ports follow the nodes'.
+    let clash = DevOptions {
+        port: 6504,
+        ..base.clone()
+    };
+    check_port_numbers(&clash).unwrap();
+    let clash = DevOptions {
+        relays: true,
+        ..clash
+    };
+    assert!(check_port_numbers(&clash).is_err());
     let beyond = DevOptions {
         base_port: 65_534,
         ..base

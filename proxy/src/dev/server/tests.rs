@@ -42,6 +42,30 @@ impl Drop for Scratch {
     }
 }
 
+/// A killed postmaster keeps its number, which its lock file names, until its parent has asked for it.
+#[test]
+fn a_start_waits_until_a_killed_postmaster_is_reaped_by_its_parent() {
+    let scratch = Scratch::new();
+    let mut parents = Server::start(&scratch.spec).unwrap();
+    let mut adopted = Server::adopt(&scratch.spec.data_dir, &scratch.spec.log).unwrap();
+    adopted.kill9().unwrap();
+    let spec = scratch.spec.clone();
+    let starting = thread::spawn(move || Server::start(&spec));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let refused = || {
+        let log = fs::read_to_string(&scratch.spec.log).unwrap();
+        log.contains("\"postmaster.pid\" already exists")
+    };
+    while !refused() {
+        assert!(Instant::now() < deadline, "nothing kept it from starting");
+        thread::sleep(POLL);
+    }
+    assert!(!parents.is_running());
+    let mut again = starting.join().unwrap().unwrap();
+    assert!(answers(scratch.spec.port));
+    again.kill9().unwrap();
+}
+
 fn answers(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).is_ok()
 }
