@@ -334,6 +334,11 @@ impl Pool {
         self.looked.load(Ordering::Relaxed)
     }
 
+    /// When a connection was begun.
+    pub(crate) fn opened(&self, server: &Server) -> tokio::time::Instant {
+        (self.env.started + server.born).into()
+    }
+
     /// What its servers are opened with.
     pub(crate) fn credentials(&self) -> Credentials {
         lock(&self.credentials).clone()

@@ -36,8 +36,14 @@ use crate::{auth::control::Control as Connections, health::HealthBoard, pool::Se
 /// A FunctionCall of `pg_current_xact_id_if_assigned()`, whose number is 5060 (pg_proc.dat): no arguments, and the result in
 /// binary format. It costs a server much less than a statement that calls it.
 const ASK_NUMBER: &[u8] = b"F\0\0\0\x0e\0\0\x13\xc4\0\0\0\0\0\x01";
-/// What has become of a transaction.
-const OUTCOME: &str = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8)";
+/// What has become of the transaction `$1` of a connection that is `$2` seconds old, and whether that is surely of this one.
+///
+/// A server that crashes gives numbers once more of which nothing was on disk. The checkpointer is started anew then
+/// (`PostmasterStateMachine` in postmaster.c), and what was committed before that is of before. Both times are the node's own.
+const OUTCOME: &str = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8), \
+    begun < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) \
+    OR pg_catalog.pg_xact_commit_timestamp($1::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid) < begun \
+    FROM (SELECT backend_start AS begun FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') AS life";
 /// How often a node is asked for that which has no answer yet.
 const OUTCOME_GAP: Duration = Duration::from_millis(100);
 
@@ -60,18 +66,21 @@ async fn outcome(
     health: Arc<HealthBoard>,
     node: usize,
     xid: u64,
+    opened: Instant,
     found: Arc<OnceLock<bool>>,
 ) {
     let xid = xid.to_string();
     loop {
         let news = health.news(node);
-        if let Ok(rows) = connections.query(node, OUTCOME, &[&xid]).await {
-            let status = rows
-                .first()
-                .and_then(|row| row.try_get::<_, String>(0).ok());
-            let committed = match status.as_deref() {
-                Some("committed") => Some(true),
-                Some("aborted") => Some(false),
+        let age = opened.elapsed().as_secs_f64();
+        if let Ok(rows) = connections.query(node, OUTCOME, &[&xid, &age]).await {
+            let row = rows.first();
+            let status = row.and_then(|row| row.try_get::<_, Option<String>>(0).ok()?);
+            let is_ours = row.and_then(|row| row.try_get::<_, Option<bool>>(1).ok()?);
+            let committed = match (status.as_deref(), is_ours) {
+                (Some("committed"), Some(true)) => Some(true),
+                // So is ours, if the number is another one's by now.
+                (Some("aborted"), _) => Some(false),
                 _ => None,
             };
             if let Some(committed) = committed {
@@ -259,7 +268,8 @@ impl Task {
                 let found = Arc::new(OnceLock::new());
                 let connections = Arc::clone(&shared.control);
                 let health = Arc::clone(&shared.health);
-                let asks = outcome(connections, health, node, xid, Arc::clone(&found));
+                let opened = self.pool.opened(&server);
+                let asks = outcome(connections, health, node, xid, opened, Arc::clone(&found));
                 let nothing = ServerSettings::new(&[], &[]);
                 let doubt = Doubt {
                     node,

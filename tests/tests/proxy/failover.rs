@@ -419,6 +419,46 @@ async fn a_commit_that_was_cut_off_is_asked_for_when_the_node_is_back() {
     assert_eq!(dying.value("SELECT count(*) FROM slow").await, "0");
 }
 
+/// A crash loses what was not written to disk, with the transactions' numbers, which are given once more.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_transaction_of_the_same_number_is_not_taken_for_the_one_that_was_cut_off() {
+    let cluster = two("commit_outcome_wait = \"3s\"")
+        .setting("wal_writer_delay", "10s")
+        .schema(SLOW)
+        .start()
+        .await;
+    let one = cluster.proxy().await;
+    let (_, dying) = home(&cluster, &one).await;
+    let mut cut_off = session(&cluster).await;
+    heard(&mut cut_off, "BEGIN").await;
+    heard(&mut cut_off, "INSERT INTO slow VALUES (1)").await;
+    play(&mut cut_off, &script().q("COMMIT").send()).await;
+    let number = "SELECT coalesce(max(backend_xid::text::int8), 0) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    let number = eventually("it is committing", LIMIT, async || {
+        match dying.value(number).await.parse::<u64>() {
+            Ok(number) if number > 0 => Ok(number),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    dying.kill9().await;
+    dying.start_again().await;
+    let mut again = Vec::new();
+    while again.last().is_none_or(|last| *last < number) {
+        let given = dying.value("SELECT pg_current_xact_id()::text").await;
+        again.push(given.parse::<u64>().expect("a number"));
+    }
+    let told = codes(&play(&mut cut_off, &script().ready(1)).await);
+    // Which of both it is depends on whether somebody else's COMMIT took the number to disk.
+    let wanted = match again.contains(&number) {
+        true => "E 08007\nZ I\n".to_owned(),
+        false => format!("{LOST}Z I\n"),
+    };
+    eprintln!("number {number}, given after the crash: {again:?}, told {told:?}");
+    assert_eq!(told, wanted);
+    assert_eq!(dying.value("SELECT count(*) FROM slow").await, "0");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_of_a_node_that_does_not_come_back_in_time_is_in_doubt() {
     let cluster = two("commit_outcome_wait = \"300ms\"")

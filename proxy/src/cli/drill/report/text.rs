@@ -68,7 +68,7 @@ pub(in crate::cli::drill) fn text(report: &Report) -> String {
         "REFUSED, and yet there",
         &ledger.refused_yet_there,
     );
-    list(&mut lines, "unknown, and there", &ledger.unknown);
+    list(&mut lines, "unknown, and where they are", &ledger.unknown);
     lines.extend(
         report
             .notes
