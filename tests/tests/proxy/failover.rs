@@ -39,12 +39,24 @@ fn two(proxy: &str) -> ClusterBuilder {
 /// The health board hears of it much later than the session.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_whose_new_connection_is_reset_waits_for_the_verdict_and_goes_elsewhere() {
-    let cluster = two("probe_timeout = \"5s\"").relays().start().await;
+    let cluster = two("probe_timeout = \"5s\"\npool_size = 1")
+        .relays()
+        .start()
+        .await;
     let one = cluster.proxy().await;
     let (lost, _) = home(&cluster, &one).await;
+    // Has the only connection there is.
+    let other = cluster.proxy().await;
+    client::execute(&other, "BEGIN").await;
+    client::execute(&other, "SHOW port").await;
     // All connections are reset, new ones too; but a probe takes its time, and then finds the same.
     cluster.relays[lost].cut_only("");
     cluster.relays[lost].delay("tandem probe", SLOW_PROBE);
+    let logged = async |what: &str| match cluster.daemon.log().contains(what) {
+        true => Ok(()),
+        false => Err("not yet"),
+    };
+    eventually("it is lost", LIMIT, async || logged("lost=Between").await).await;
     let mut write = Box::pin(client::try_rows(&one, "UPDATE kept SET n = 1 WHERE id = 1"));
     eventually("it is tried", LIMIT, async || {
         let waits = tokio::time::timeout(Duration::from_millis(10), &mut write).await;
@@ -52,10 +64,7 @@ async fn a_session_whose_new_connection_is_reset_waits_for_the_verdict_and_goes_
             waits.is_err(),
             "nobody knows yet what has become of the node"
         );
-        match cluster.daemon.log().contains("no server connection") {
-            true => Ok(()),
-            false => Err("not yet"),
-        }
+        logged("no server connection").await
     })
     .await;
     cluster.relays[lost].heal_only("tandem probe");
