@@ -29,6 +29,7 @@ mod ready;
 pub(crate) mod registry;
 pub(crate) mod report;
 pub(crate) mod route;
+mod runs;
 mod seen;
 mod sequences;
 mod shape;

@@ -7,10 +7,7 @@
 use std::{sync::Arc, task::Context};
 
 use bytes::BufMut;
-use tandem_routing_rules::{
-    SessionFacts, Transaction,
-    state::{self, Doubt, Effect, Isolation},
-};
+use tandem_routing_rules::{SessionFacts, Transaction, state::Isolation};
 use tandem_wire::{Header, Reader, encode, frame::HEADER_LEN};
 use tokio::time::Instant;
 
@@ -19,18 +16,17 @@ use super::{
     ahead::{BlockBatch, Frames, Known, Until, look_ahead},
     block::{Block, is_read_only},
     consistency::{Behind, Told},
-    homed::homed,
     inbound::{Step, StopAt},
-    listening::listens,
     numbers::Numbers,
     owed::Status,
     parked::Why,
     policing::Policing,
     prepared_transactions::{Search, ended},
-    program::{self, Program, program},
+    program::program,
     ready::{Errand, Unnamed},
     registry::Registered,
     report,
+    runs::{Runs, commits},
     seen::Seen,
     task::{Place, Refusing, Task, WHOLE_MAX},
 };
@@ -38,7 +34,7 @@ use crate::{
     acknowledged::Acknowledged,
     pool::{Key, Pool},
     reload::Settings,
-    routing::{Choice, Chooser, Demand, Run},
+    routing::{Chooser, Demand},
 };
 
 /// A batch of messages that runs nothing, in a block that no server knows of: it goes to a server, but the block is not begun
@@ -132,93 +128,6 @@ impl Routed {
             _ => self.near,
         }
     }
-}
-
-/// What the messages ahead run.
-#[derive(Debug)]
-struct Runs {
-    count: usize,
-    until: Until,
-    /// Where the first goes of those that demand most.
-    choice: Choice,
-    /// The first is about the block and nothing else.
-    is_block: bool,
-    /// They run nothing, so the block need not begin for them.
-    goes_beside: bool,
-    /// LISTEN does not keep the session on its server.
-    shares_channels: bool,
-    /// The prepared transaction that the first ends.
-    gid: Option<Box<str>>,
-    /// The first begins with COMMIT.
-    commits: bool,
-    /// They do something that belongs to their transaction: settings, cursors, functions of which nothing is known.
-    is_bound: bool,
-}
-
-impl Runs {
-    /// Nothing yet, which goes there.
-    fn new(choice: Choice, shares_channels: bool) -> Runs {
-        Runs {
-            count: 0,
-            until: Until::More,
-            choice,
-            is_block: false,
-            goes_beside: false,
-            shares_channels,
-            gid: None,
-            commits: false,
-            is_bound: false,
-        }
-    }
-
-    /// One more; of one that cannot be read only the block knows what it is.
-    fn add(&mut self, run: Option<Run<'_>>, is_read: bool, chooser: &Chooser<'_>, block: &Block) {
-        let program = run.and_then(|run| program(run.text));
-        if self.count == 0 {
-            self.is_block = run.is_some_and(|run| block.takes(run.text, program.as_ref()));
-            self.gid = program.as_ref().and_then(ended);
-            self.commits = program.as_ref().is_some_and(commits);
-        }
-        self.is_bound |= program.is_some();
-        self.judge(run.filter(|_| is_read), program.as_ref(), chooser);
-        self.count += 1;
-    }
-
-    fn judge(&mut self, run: Option<Run<'_>>, program: Option<&Program>, chooser: &Chooser<'_>) {
-        if self.choice.demand == Demand::Write {
-            return;
-        }
-        let choice = chooser.choose(run.map(|run| Run {
-            begins: program.is_some_and(|program| begins(program, self.shares_channels)),
-            homed: homed(program),
-            ..run
-        }));
-        if self.count == 0 || choice.demand > self.choice.demand {
-            self.choice = choice;
-        }
-    }
-}
-
-/// Whether it begins a transaction block, or something that keeps the session on its server.
-fn begins(program: &Program, shares_channels: bool) -> bool {
-    let begins = |step: &program::Step| {
-        !(step.effects.pins.is_empty() || shares_channels && listens(step))
-            || matches!(step.effects.doubt, Some(Doubt::SetConfig | Doubt::Syntax))
-            || matches!(
-                step.effects.effect,
-                Effect::Transaction(state::Transaction::Begin(_)) | Effect::Prepare { .. }
-            )
-    };
-    program.iter().any(begins)
-}
-
-/// Whether a text begins with COMMIT.
-fn commits(program: &Program) -> bool {
-    let first = program.first().map(|step| &step.effects.effect);
-    matches!(
-        first,
-        Some(Effect::Transaction(state::Transaction::Commit { .. }))
-    )
 }
 
 impl<'a> Known<'a> for &'a Task {

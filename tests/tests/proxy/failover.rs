@@ -8,13 +8,13 @@ use tokio_postgres::Client;
 
 use crate::script::{open, play, script};
 
-const LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 const TRANSACTION_MODE: &str = "workers = 1\npool_mode = \"transaction\"";
 /// How long a probe of a node takes in a test where sessions know more than the health board.
 const SLOW_PROBE: Duration = Duration::from_millis(700);
 
 /// Where every write goes as long as that node serves.
-async fn home<'a>(cluster: &'a Cluster, client: &Client) -> (usize, &'a Node) {
+pub(crate) async fn home<'a>(cluster: &'a Cluster, client: &Client) -> (usize, &'a Node) {
     client::execute(client, "BEGIN").await;
     let port = client::value(client, "SHOW port").await;
     client::execute(client, "COMMIT").await;
@@ -24,11 +24,11 @@ async fn home<'a>(cluster: &'a Cluster, client: &Client) -> (usize, &'a Node) {
         .expect("a node of the cluster")
 }
 
-async fn session(cluster: &Cluster) -> Connection {
+pub(crate) async fn session(cluster: &Cluster) -> Connection {
     open(cluster.proxy_port, &[]).await.expect("a login")
 }
 
-fn two(proxy: &str) -> ClusterBuilder {
+pub(crate) fn two(proxy: &str) -> ClusterBuilder {
     Cluster::of(&[15, 17])
         .durable()
         .schema("CREATE TABLE kept (id int PRIMARY KEY, n int NOT NULL); INSERT INTO kept SELECT id, 0 FROM generate_series(1, 9) id;")
@@ -159,7 +159,7 @@ async fn blocked(node: &Node, count: usize) {
 }
 
 /// What a client hears, with SQLSTATEs in the place of errors.
-fn codes(heard: &str) -> String {
+pub(crate) fn codes(heard: &str) -> String {
     let line = |line: &str| match line.strip_prefix("E ") {
         Some(error) => {
             let code = error
@@ -173,16 +173,16 @@ fn codes(heard: &str) -> String {
     heard.lines().map(line).collect()
 }
 
-async fn heard(connection: &mut Connection, sql: &str) -> String {
+pub(crate) async fn heard(connection: &mut Connection, sql: &str) -> String {
     codes(&play(connection, &script().q(sql).ready(1)).await)
 }
 
 const UPDATED: &str = "C UPDATE 1\\x00\n";
-const LOST: &str = "E 40001\n";
+pub(crate) const LOST: &str = "E 40001\n";
 const ABORTED: &str = "E 25P02\n";
 
 /// A transaction that is run again after it was told 40001.
-async fn runs_again(connection: &mut Connection) {
+pub(crate) async fn runs_again(connection: &mut Connection) {
     for (sql, wanted) in [
         ("BEGIN", "C BEGIN\\x00\nZ T\n".to_owned()),
         (
@@ -366,135 +366,6 @@ async fn outside_of_a_block_a_read_is_sent_once_more_and_a_write_is_in_doubt() {
 }
 
 /// What waits at the end of its transaction, before it commits.
-const SLOW: &str = "CREATE TABLE slow (id int PRIMARY KEY);
-    CREATE FUNCTION sleeps() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(600); RETURN NULL; END';
-    CREATE CONSTRAINT TRIGGER sleeps AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
-        FOR EACH ROW EXECUTE FUNCTION sleeps();";
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_was_cut_off_is_asked_for_when_the_node_is_back() {
-    let cluster = two("").schema(SLOW).start().await;
-    let one = cluster.proxy().await;
-    let (_, dying) = home(&cluster, &one).await;
-    let (mut commits, mut prepares) = (session(&cluster).await, session(&cluster).await);
-    let mut aborts = session(&cluster).await;
-    for (connection, write) in [
-        (&mut commits, "UPDATE kept SET n = 7 WHERE id = 1"),
-        (&mut prepares, "UPDATE kept SET n = 7 WHERE id = 2"),
-        (&mut aborts, "INSERT INTO slow VALUES (1)"),
-    ] {
-        heard(connection, "BEGIN").await;
-        heard(connection, write).await;
-    }
-    play(&mut prepares, &script().p("end", "COMMIT").s().ready(1)).await;
-    // A COMMIT is written, and then waits for somebody who never comes.
-    dying
-        .execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        .await;
-    dying.execute("SELECT pg_reload_conf()").await;
-    eventually("it counts", LIMIT, async || {
-        match dying.value("SHOW synchronous_standby_names").await.as_str() {
-            "nobody" => Ok(()),
-            other => Err(other.to_owned()),
-        }
-    })
-    .await;
-    dying
-        .execute("ALTER SYSTEM RESET synchronous_standby_names")
-        .await;
-    play(&mut commits, &script().q("COMMIT").send()).await;
-    let run = script().b("", "end", &[]).dp("").e("", 0).s();
-    play(&mut prepares, &run.send()).await;
-    play(&mut aborts, &script().q("COMMIT").send()).await;
-    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND wait_event IN ('SyncRep', 'PgSleep')";
-    eventually("all are committing", LIMIT, async || {
-        match dying.value(waiting).await.as_str() {
-            "3" => Ok(()),
-            other => Err(other.to_owned()),
-        }
-    })
-    .await;
-    dying.kill9().await;
-    dying.start_again().await;
-    let told = codes(&play(&mut commits, &script().ready(1)).await);
-    assert_eq!(told, "C COMMIT\\x00\nZ I\n");
-    let told = codes(&play(&mut prepares, &script().ready(1)).await);
-    assert_eq!(told, "2 \nn \nC COMMIT\\x00\nZ I\n");
-    let told = codes(&play(&mut aborts, &script().ready(1)).await);
-    assert_eq!(told, format!("{LOST}Z I\n"));
-    cluster.assert_converged().await;
-    let kept = "SELECT string_agg(n::text, ' ' ORDER BY id) FROM kept";
-    assert_eq!(dying.value(kept).await, "7 7 0 0 0 0 0 0 0");
-    assert_eq!(dying.value("SELECT count(*) FROM slow").await, "0");
-}
-
-/// A crash loses what was not written to disk, with the transactions' numbers, which are given once more.
-#[tokio::test(flavor = "multi_thread")]
-async fn another_transaction_of_the_same_number_is_not_taken_for_the_one_that_was_cut_off() {
-    let cluster = two("commit_outcome_wait = \"3s\"")
-        .setting("wal_writer_delay", "10s")
-        .schema(SLOW)
-        .start()
-        .await;
-    let one = cluster.proxy().await;
-    let (_, dying) = home(&cluster, &one).await;
-    let mut cut_off = session(&cluster).await;
-    heard(&mut cut_off, "BEGIN").await;
-    heard(&mut cut_off, "INSERT INTO slow VALUES (1)").await;
-    play(&mut cut_off, &script().q("COMMIT").send()).await;
-    let number = "SELECT coalesce(max(backend_xid::text::int8), 0) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
-    let number = eventually("it is committing", LIMIT, async || {
-        match dying.value(number).await.parse::<u64>() {
-            Ok(number) if number > 0 => Ok(number),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    dying.kill9().await;
-    dying.start_again().await;
-    let mut again = Vec::new();
-    while again.last().is_none_or(|last| *last < number) {
-        let given = dying.value("SELECT pg_current_xact_id()::text").await;
-        again.push(given.parse::<u64>().expect("a number"));
-    }
-    let told = codes(&play(&mut cut_off, &script().ready(1)).await);
-    // Which of both it is depends on whether somebody else's COMMIT took the number to disk.
-    let wanted = match again.contains(&number) {
-        true => "E 08007\nZ I\n".to_owned(),
-        false => format!("{LOST}Z I\n"),
-    };
-    eprintln!("number {number}, given after the crash: {again:?}, told {told:?}");
-    assert_eq!(told, wanted);
-    assert_eq!(dying.value("SELECT count(*) FROM slow").await, "0");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_commit_of_a_node_that_does_not_come_back_in_time_is_in_doubt() {
-    let cluster = two("commit_outcome_wait = \"300ms\"")
-        .schema(SLOW)
-        .start()
-        .await;
-    let one = cluster.proxy().await;
-    let (_, dying) = home(&cluster, &one).await;
-    let mut aborts = session(&cluster).await;
-    heard(&mut aborts, "BEGIN").await;
-    heard(&mut aborts, "INSERT INTO slow VALUES (1)").await;
-    play(&mut aborts, &script().q("COMMIT").send()).await;
-    let waiting =
-        "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND wait_event = 'PgSleep'";
-    eventually("it is committing", LIMIT, async || {
-        match dying.value(waiting).await.as_str() {
-            "1" => Ok(()),
-            other => Err(other.to_owned()),
-        }
-    })
-    .await;
-    dying.kill9().await;
-    let told = codes(&play(&mut aborts, &script().ready(1)).await);
-    assert_eq!(told, "E 08007\nZ I\n");
-    runs_again(&mut aborts).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn only_who_has_something_on_the_node_that_cannot_follow_ends_and_is_told_why() {
     let cluster = two("").start().await;

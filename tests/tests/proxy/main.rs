@@ -11,6 +11,7 @@ mod handoff;
 mod host_rules;
 mod hostile;
 mod identities;
+mod in_doubt;
 mod large;
 mod latency;
 mod login;
