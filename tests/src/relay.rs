@@ -189,6 +189,16 @@ impl Relay {
         self.add(part, Fault::Delay(by));
     }
 
+    /// Resets all connections and every new one, but for those whose `application_name` contains `part`: of these every byte
+    /// takes so long.
+    pub fn cut_but_delay(&self, part: &str, by: Duration) {
+        let faults = [
+            (String::new(), Fault::Reset),
+            (part.to_owned(), Fault::Delay(by)),
+        ];
+        self.faults.send_modify(|known| known.0.extend(faults));
+    }
+
     /// Ends one direction of every connection there is, in order (FIN); the other goes on.
     pub fn half_close(&self, direction: Direction) {
         self.half_close.send_modify(|closes| match direction {

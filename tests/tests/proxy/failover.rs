@@ -50,8 +50,7 @@ async fn a_session_whose_new_connection_is_reset_waits_for_the_verdict_and_goes_
     client::execute(&other, "BEGIN").await;
     client::execute(&other, "SHOW port").await;
     // All connections are reset, new ones too; but a probe takes its time, and then finds the same.
-    cluster.relays[lost].cut_only("");
-    cluster.relays[lost].delay("tandem probe", SLOW_PROBE);
+    cluster.relays[lost].cut_but_delay("tandem probe", SLOW_PROBE);
     let logged = async |what: &str| match cluster.daemon.log().contains(what) {
         true => Ok(()),
         false => Err("not yet"),
