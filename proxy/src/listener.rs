@@ -10,7 +10,11 @@ use std::{
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -18,8 +22,7 @@ use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
 use tandem_wire::{Stream, stream::tune_tcp};
 use tokio::{
     net::{TcpListener, UnixListener, UnixStream},
-    sync::watch,
-    task::JoinSet,
+    sync::{Notify, watch},
     time::{Instant, timeout, timeout_at},
 };
 
@@ -287,7 +290,7 @@ pub(crate) async fn accept_loop(
     mut stop: watch::Receiver<Stop>,
     deadline: watch::Receiver<Option<Instant>>,
 ) {
-    let mut sessions = JoinSet::new();
+    let sessions = Arc::new(Sessions::default());
     let mut complained: Option<Instant> = None;
     let mut stopping = pin!(stopping(&mut stop));
     loop {
@@ -295,10 +298,9 @@ pub(crate) async fn accept_loop(
         tokio::select! {
             biased;
             () = &mut stopping => break,
-            Some(ended) = sessions.join_next() => report_panic(ended),
             accepted = listener.accept() => match accepted {
-                Ok(stream) if sessions.len() < most => {
-                    begin(&mut sessions, &shared, &workers, stream);
+                Ok(stream) if sessions.count() < most => {
+                    begin(&sessions, &shared, &workers, stream);
                 }
                 Ok(stream) => {
                     drop(stream);
@@ -321,51 +323,98 @@ pub(crate) async fn accept_loop(
         let end = Instant::now() + LAST_ACCEPTS;
         while let Ok(accepted) = timeout_at(end, listener.accept()).await {
             if let Ok(stream) = accepted {
-                begin(&mut sessions, &shared, &workers, stream);
+                begin(&sessions, &shared, &workers, stream);
             }
         }
     }
     // Nobody is left hanging in the backlog: the socket closes before the sessions end.
     drop(listener);
-    wait_for_sessions(sessions, deadline).await;
+    wait_for_sessions(&sessions, deadline).await;
 }
 
-/// Begins a session.
-fn begin(sessions: &mut JoinSet<()>, shared: &Arc<Shared>, workers: &Workers, stream: Stream) {
-    let session = serve(Arc::clone(shared), stream, current_worker());
-    if let Some(worker) = workers.next() {
-        sessions.spawn_on(session, worker);
+/// How many sessions of a listener there are. A list of their tasks would cost each of them more.
+#[derive(Debug, Default)]
+struct Sessions {
+    living: AtomicUsize,
+    all_ended: Notify,
+}
+
+impl Sessions {
+    fn count(&self) -> usize {
+        self.living.load(Ordering::Acquire)
+    }
+
+    fn enter(self: &Arc<Sessions>) -> Living {
+        self.living.fetch_add(1, Ordering::AcqRel);
+        Living(Arc::clone(self))
+    }
+
+    /// Returns when there is none.
+    async fn all_ended(&self) {
+        loop {
+            let mut ended = pin!(self.all_ended.notified());
+            ended.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            ended.await;
+        }
     }
 }
 
-async fn wait_for_sessions(
-    mut sessions: JoinSet<()>,
-    mut deadline: watch::Receiver<Option<Instant>>,
-) {
+/// One of them, until it is dropped.
+struct Living(Arc<Sessions>);
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            crate::log::count_panic();
+            tracing::error!("a session ended by a panic: this is a bug in Tandem");
+        }
+        if self.0.living.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.all_ended.notify_waiters();
+        }
+    }
+}
+
+/// Begins a session.
+fn begin(sessions: &Arc<Sessions>, shared: &Arc<Shared>, workers: &Workers, stream: Stream) {
+    let session = serve(Arc::clone(shared), stream, current_worker());
+    if let Some(worker) = workers.next() {
+        let living = sessions.enter();
+        worker.spawn(async move {
+            let _living = living;
+            session.await;
+        });
+    }
+}
+
+/// Those that do not end in time end with the worker that they run on.
+async fn wait_for_sessions(sessions: &Sessions, mut deadline: watch::Receiver<Option<Instant>>) {
     loop {
         let last = *deadline.borrow_and_update();
         let ended = async {
             match last {
-                Some(last) => timeout_at(last, sessions.join_next()).await,
-                None => Ok(sessions.join_next().await),
+                Some(last) => timeout_at(last, sessions.all_ended()).await.is_ok(),
+                None => {
+                    sessions.all_ended().await;
+                    true
+                }
             }
         };
         tokio::select! {
-            ended = ended => match ended {
-                Ok(Some(ended)) => report_panic(ended),
-                Ok(None) => return,
-                Err(_) => break,
+            in_time = ended => match in_time {
+                true => return,
+                false => break,
             },
             // The deadline moves when a smart shutdown becomes a fast one.
             Ok(()) = deadline.changed() => {}
         }
     }
     tracing::warn!(
-        sessions = sessions.len(),
+        sessions = sessions.count(),
         "sessions did not end in time and are cut off"
     );
-    sessions.abort_all();
-    while sessions.join_next().await.is_some() {}
 }
 
 /// Whether to say it again: at most once in ten seconds.
@@ -376,15 +425,6 @@ fn complain(last: &mut Option<Instant>) -> bool {
         *last = Some(now);
     }
     due
-}
-
-fn report_panic(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended
-        && error.is_panic()
-    {
-        crate::log::count_panic();
-        tracing::error!(%error, "a session ended by a panic: this is a bug in Tandem");
-    }
 }
 
 #[cfg(test)]
@@ -471,7 +511,7 @@ mod tests {
         let second = Listener::bind(&Listen::Tcp(address), true)
             .await
             .expect("shared");
-        let mut coming = JoinSet::new();
+        let mut coming = tokio::task::JoinSet::new();
         for _ in 0..16 {
             coming.spawn(tokio::net::TcpStream::connect(address));
         }
@@ -511,12 +551,14 @@ mod tests {
     #[tokio::test]
     async fn a_panic_ends_one_session_and_is_counted() {
         let before = crate::log::panics();
-        let mut sessions = JoinSet::new();
-        sessions.spawn(async { panic!("a bug") });
-        sessions.spawn(async {});
-        while let Some(ended) = sessions.join_next().await {
-            report_panic(ended);
-        }
+        let sessions = Arc::new(Sessions::default());
+        let (first, second) = (sessions.enter(), sessions.enter());
+        tokio::spawn(async move {
+            let _living = first;
+            panic!("a bug")
+        });
+        tokio::spawn(async move { drop(second) });
+        sessions.all_ended().await;
         assert_eq!(crate::log::panics(), before + 1);
     }
 

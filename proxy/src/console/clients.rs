@@ -1,7 +1,7 @@
 //! Owns the list of clients that are in: who they are, for the console. What they are doing is the registry's to know.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -13,15 +13,24 @@ use crate::session::{
     route::Hints,
 };
 
-/// Who a client is. Kept once per session; the log and the choice of another node use it too.
+/// So many kinds of clients are kept before those that nobody is of any more are looked for.
+const KINDS_MIN: usize = 64;
+
+/// A client. Kept once per session; the log and the choice of another node use it too.
 #[derive(Debug)]
 pub(crate) struct About {
-    pub(crate) peer: String,
-    pub(crate) user: String,
-    pub(crate) database: String,
-    pub(crate) hints: Hints,
+    pub(crate) peer: Box<str>,
+    pub(crate) who: Arc<Who>,
     pub(crate) tls: bool,
     pub(crate) since: Instant,
+}
+
+/// What many clients have in common; those who do share it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Who {
+    pub(crate) user: Box<str>,
+    pub(crate) database: Box<str>,
+    pub(crate) hints: Hints,
 }
 
 /// Columns of SHOW CLIENTS: PgBouncer's where it has them.
@@ -44,6 +53,14 @@ type ByPid = BTreeMap<i32, Arc<About>>;
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
     listed: Arc<Mutex<ByPid>>,
+    kinds: Mutex<Kinds>,
+}
+
+#[derive(Debug, Default)]
+struct Kinds {
+    known: HashSet<Arc<Who>>,
+    /// So many, and those that nobody is of any more go.
+    full: usize,
 }
 
 /// A client's place in the list; leaves it when dropped.
@@ -74,6 +91,22 @@ impl Clients {
         }
     }
 
+    /// The same as every other client has who is so.
+    pub(crate) fn who(&self, who: Who) -> Arc<Who> {
+        // No code that can panic runs under this lock.
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = kinds.known.get(&who) {
+            return Arc::clone(known);
+        }
+        if kinds.known.len() >= kinds.full {
+            kinds.known.retain(|known| Arc::strong_count(known) > 1);
+            kinds.full = kinds.known.len().saturating_mul(2).max(KINDS_MIN);
+        }
+        let who = Arc::new(who);
+        kinds.known.insert(Arc::clone(&who));
+        who
+    }
+
     /// Who has this process number.
     pub(crate) fn about(&self, pid: i32) -> Option<Arc<About>> {
         lock(&self.listed).get(&pid).cloned()
@@ -84,7 +117,7 @@ impl Clients {
         let listed = lock(&self.listed);
         let wanted = listed
             .iter()
-            .filter(|(_, about)| database.is_none_or(|database| about.database == database));
+            .filter(|(_, about)| database.is_none_or(|database| *about.who.database == *database));
         wanted.map(|(pid, _)| *pid).collect()
     }
 
@@ -99,17 +132,55 @@ impl Clients {
             let now: Option<&Seen> = seen.get(&pid);
             vec![
                 text("C"),
-                text(&about.user),
-                text(&about.database),
+                text(&about.who.user),
+                text(&about.who.database),
                 now.map(|seen| seen.state.to_owned()),
                 text(&about.peer),
                 now.and_then(|seen| seen.server).map(|pid| pid.to_string()),
                 text(&about.since.elapsed().as_secs()),
                 super::answer::yes_no(about.tls),
-                about.hints.application_name.as_deref().map(str::to_owned),
+                about
+                    .who
+                    .hints
+                    .application_name
+                    .as_deref()
+                    .map(str::to_owned),
                 text(&pid),
             ]
         };
         listed.into_iter().map(row).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn who(user: usize) -> Who {
+        Who {
+            user: user.to_string().into(),
+            database: "app".into(),
+            hints: Hints::default(),
+        }
+    }
+
+    #[test]
+    fn clients_who_are_alike_share_what_is_known_of_them() {
+        let clients = Clients::default();
+        let first = clients.who(who(1));
+        assert!(Arc::ptr_eq(&first, &clients.who(who(1))));
+        assert!(!Arc::ptr_eq(&first, &clients.who(who(2))));
+    }
+
+    #[test]
+    fn what_nobody_is_any_more_is_not_kept_for_ever() {
+        let clients = Clients::default();
+        let stays = clients.who(who(0));
+        for user in 1..10_000 {
+            clients.who(who(user));
+        }
+        let known = clients.kinds.lock().expect("no panic").known.len();
+        assert!(known <= KINDS_MIN, "{known}");
+        assert!(Arc::ptr_eq(&stays, &clients.who(who(0))));
     }
 }

@@ -253,7 +253,11 @@ pub(super) fn way(shared: &Shared, units: &[Running], prepared: &[String]) -> Ve
     let client = |unit: &Running| {
         let who = shared.console.clients.about(unit.client);
         let who = who.map_or_else(String::new, |about| {
-            format!(" (user {}, from {})", about.user.escape_debug(), about.peer)
+            format!(
+                " (user {}, from {})",
+                about.who.user.escape_debug(),
+                about.peer
+            )
         });
         let what = match unit.hold {
             Some(hold) => format!("keeps its server: {hold}"),

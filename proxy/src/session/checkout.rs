@@ -352,7 +352,7 @@ impl Task {
     pub(super) fn change_near(&mut self, shared: &Shared) -> Option<usize> {
         let key = self.pool.key();
         let unusable = route::unusable(shared);
-        let hints = &self.about.hints;
+        let hints = &self.about.who.hints;
         let chosen = route::choose(shared, &key.user, &key.database, hints, &unusable);
         let near = self.routed.as_ref().map_or(key.node, |routed| routed.near);
         let chosen = chosen.filter(|chosen| chosen.node != near)?;

@@ -88,7 +88,7 @@ impl Task {
         let written = routed.acknowledged.as_ref();
         let written = written.filter(|_| scope == (Consistency::Session, Scope::Database));
         // Of a node that is down only what was acknowledged while the session was there: each new one would hear of it.
-        let begun = routed.begun;
+        let begun = self.about.since;
         let is_known = |node, at| begun < at || !is_lost(shared, node);
         let written = written.into_iter().flat_map(|all| {
             let last = all.last();
@@ -178,7 +178,7 @@ impl Task {
                 self.registered.entry().detach();
                 self.asked = None;
                 if let Some(routed) = &mut self.routed {
-                    routed.told = Some(told);
+                    routed.told = Some(Box::new(told));
                 }
                 // The message that asks for it is looked at once more.
                 self.stalled = true;

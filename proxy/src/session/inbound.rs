@@ -200,7 +200,7 @@ impl Task {
             b'S' => client(server, Sent::Sync),
             b'c' | b'f' => client(server, Sent::CopyEnd),
             b'P' if self.lacks_types(body) => Step::Stop(StopAt::Number),
-            b'P' => self.on_parse(header, input, at, splice),
+            b'P' => self.on_parse(header, input, at, splice, shared),
             b'D' => self.on_describe(input, body, splice),
             b'C' => self.on_close(body),
             _ => Step::Pass,
@@ -407,6 +407,7 @@ impl Task {
         input: &[u8],
         at: Range<usize>,
         splice: &mut Splice<'_>,
+        shared: &Shared,
     ) -> Step {
         let attempt = self.next_attempt();
         let body = input.get(at.start + HEADER_LEN..at.end).unwrap_or_default();
@@ -461,9 +462,10 @@ impl Task {
             }
             Ok(name) if is_read => {
                 let Some((_, known)) = self.statements.get(name) else {
+                    let statements = &shared.pools.statements;
                     let statement = match instead {
-                        Some((rest, does)) => self.interner.intern_instead(&rest, &does),
-                        None => self.interner.intern(rest),
+                        Some((rest, does)) => statements.intern_instead(&rest, &does),
+                        None => statements.intern(rest),
                     };
                     if looks(statement.program()) && self.forgets_sequences(input, splice) {
                         return Step::Stop(StopAt::Errand);

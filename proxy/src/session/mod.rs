@@ -67,7 +67,7 @@ use crate::{
     config::PoolMode,
     console::{
         self, Console,
-        clients::{About, Listed},
+        clients::{About, Listed, Who},
     },
     handoff::Handoffs,
     health::HealthBoard,
@@ -206,7 +206,6 @@ pub(crate) async fn turning_away(shared: &Shared) {
 /// A client who has logged in.
 struct Ready {
     task: Task,
-    about: Arc<About>,
     _listed: Listed,
     _place: Place,
 }
@@ -301,17 +300,22 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
     match login.run(&mut io, deadline).await {
         Ok(welcome) => {
             let about = Arc::new(About {
-                hints: welcome.hints,
+                who: shared.console.clients.who(Who {
+                    user: startup.user.into(),
+                    database: startup.database.into(),
+                    hints: welcome.hints,
+                }),
                 tls: tls.is_some(),
-                peer,
-                user: startup.user,
-                database: startup.database,
+                peer: peer.into(),
                 since,
             });
-            let pid = welcome.registered.pid();
+            let listed = shared
+                .console
+                .clients
+                .list(welcome.registered.pid(), &about);
             let near = welcome.pool.key().node;
             let is_routed = shared.nodes.len() > 1 && proxy.pool.mode == PoolMode::Transaction;
-            let is_replicated = shared.router.is_replicated(&about.database);
+            let is_replicated = shared.router.is_replicated(&about.who.database);
             let acknowledged = is_replicated.then(|| Arc::clone(&shared.acknowledged));
             Some(Box::new(Ready {
                 task: Task::new(Begin {
@@ -319,9 +323,8 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
                     from_client: io.rx,
                     server: welcome.server,
                     profile: welcome.profile,
-                    about: Arc::clone(&about),
+                    about,
                     pool: welcome.pool,
-                    interner: Arc::clone(&shared.pools.statements),
                     counted: welcome.counted,
                     registered: welcome.registered,
                     session: shared.pools.next_session(),
@@ -329,8 +332,7 @@ async fn begin(shared: &Shared, stream: Stream) -> Option<Box<Ready>> {
                     routed: is_routed.then(|| Box::new(Routed::new(near, acknowledged))),
                     slow_statement: shared.slow_statement.clone(),
                 }),
-                _listed: shared.console.clients.list(pid, &about),
-                about,
+                _listed: listed,
                 _place: welcome.place,
             }))
         }
@@ -364,10 +366,10 @@ fn source_address(stream: &Stream) -> Option<IpAddr> {
 async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
     let Ready {
         task,
-        about,
         _listed,
         _place,
     } = *ready;
+    let about = Arc::clone(&task.about);
     let hold = task
         .state
         .hold()
@@ -403,9 +405,9 @@ async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
         }
         End::NoServer(_) | End::Lost(_) | End::NotReady(_) => {
             tracing::info!(
-                peer = about.peer,
-                user = about.user,
-                database = about.database,
+                peer = &*about.peer,
+                user = &*about.who.user,
+                database = &*about.who.database,
                 node = name,
                 %end,
                 "session ended"
@@ -437,9 +439,9 @@ async fn conclude(shared: &Shared, ready: Box<Ready>, end: End) {
     };
     tokio::join!(say, close);
     tracing::debug!(
-        peer = about.peer,
-        user = about.user,
-        database = about.database,
+        peer = &*about.peer,
+        user = &*about.who.user,
+        database = &*about.who.database,
         node = name,
         seconds = about.since.elapsed().as_secs_f64(),
         %end,

@@ -97,6 +97,13 @@ pub(super) struct Numbers {
     meeting: Option<Meeting>,
     /// What has come from the server is to be looked at once more.
     again: bool,
+    /// None until there is something to know.
+    inside: Option<Box<Inside>>,
+}
+
+/// Where the numbers are.
+#[derive(Debug, Default)]
+struct Inside {
     statements: HashMap<Attempt, Told>,
     /// The portals that are bound, as far as their values have numbers inside.
     portals: Vec<Columns>,
@@ -128,18 +135,23 @@ struct Columns {
 impl Numbers {
     /// Nothing that was bound is there any more.
     pub(super) fn forget_portals(&mut self) {
-        self.portals.clear();
-        self.bound.clear();
+        if let Some(inside) = &mut self.inside {
+            inside.portals.clear();
+            inside.bound.clear();
+        }
     }
 
     /// The number of the portal of this name; 0: it has none.
     pub(super) fn portal(&self, name: &[u8]) -> Portal {
-        let mut bound = self.bound.iter();
+        let bound = self.inside.as_ref().map(|inside| inside.bound.iter());
+        let mut bound = bound.into_iter().flatten();
         bound
             .find(|(known, _)| **known == *name)
             .map_or(0, |(_, portal)| *portal)
     }
+}
 
+impl Inside {
     fn columns_of(&self, portal: Portal) -> Option<&Columns> {
         if portal == 0 {
             return None;
@@ -216,13 +228,13 @@ impl Task {
     }
 
     fn renumbered_columns(&self) -> Option<&Columns> {
-        let numbers = &self.routed.as_ref()?.numbers;
+        let inside = self.routed.as_ref()?.numbers.inside.as_deref()?;
         let Seat::Server(server) = &self.place else {
             return None;
         };
-        match numbers.portals.is_empty() {
+        match inside.portals.is_empty() {
             true => None,
-            false => numbers.columns_of(server.owed.head()?.portal),
+            false => inside.columns_of(server.owed.head()?.portal),
         }
     }
 
@@ -286,7 +298,7 @@ impl Task {
         if head.by == By::Proxy || head.note == 0 && head.portal == 0 {
             return;
         }
-        let numbers = &mut routed.numbers;
+        let inside = &mut routed.numbers.inside;
         let prepared = self.statements.of(head.note);
         let text = match prepared {
             Some(prepared) => prepared.statement.text(),
@@ -301,14 +313,17 @@ impl Task {
                     Place::of_users(numbered, index, oid).or_else(of_catalogs)
                 });
                 let parameters: Places = places.collect();
-                if numbers.statements.len() >= STATEMENTS_MAX {
-                    let (known, unnamed) = (&self.statements, self.unnamed.attempt);
-                    let is_known = |attempt| known.of(attempt).is_some() || attempt == unnamed;
-                    numbers.statements.retain(|attempt, _| is_known(*attempt));
+                if let Some(inside) = inside {
+                    if inside.statements.len() >= STATEMENTS_MAX {
+                        let (known, unnamed) = (&self.statements, self.unnamed.attempt);
+                        let is_known = |attempt| known.of(attempt).is_some() || attempt == unnamed;
+                        inside.statements.retain(|attempt, _| is_known(*attempt));
+                    }
+                    inside.statements.remove(&head.note);
                 }
-                numbers.statements.remove(&head.note);
                 if !parameters.is_empty() {
-                    numbers.statements.entry(head.note).or_default().parameters = parameters;
+                    let statements = &mut inside.get_or_insert_default().statements;
+                    statements.entry(head.note).or_default().parameters = parameters;
                 }
             }
             (b'T', Sent::DescribePortal | Sent::Query) => {
@@ -325,10 +340,11 @@ impl Task {
                 // Of a portal whose statement was told before there is no note.
                 if head.sent == Sent::DescribePortal && head.note != 0 && !places.is_empty() {
                     let columns = places.iter().map(|(place, _)| *place);
-                    let told = numbers.statements.entry(head.note).or_default();
+                    let statements = &mut inside.get_or_insert_default().statements;
+                    let told = statements.entry(head.note).or_default();
                     told.columns = columns.collect();
                 }
-                let mut portals = numbers.portals.iter_mut();
+                let mut portals = inside.iter_mut().flat_map(|inside| &mut inside.portals);
                 if let Some(columns) = portals.find(|known| known.portal == head.portal) {
                     let reads_catalogs = columns.reads_catalogs;
                     places.retain(|(place, is_binary)| place.counts(*is_binary, reads_catalogs));
@@ -366,7 +382,8 @@ impl Task {
             return Vec::new();
         };
         let (attempt, rest) = self.statement_of(bind);
-        let told = routed.numbers.statements.get(&attempt);
+        let inside = routed.numbers.inside.as_deref();
+        let told = inside.and_then(|inside| inside.statements.get(&attempt));
         let mut places = told.map_or_else(Vec::new, |told| told.parameters.to_vec());
         for (index, oid) in frames::types_of_statement(rest).enumerate() {
             let said = Place::of_users(numbered, index, oid)
@@ -464,18 +481,18 @@ impl Task {
         let Some(routed) = &mut self.routed else {
             return;
         };
-        let numbers = &mut routed.numbers;
+        let inside = routed.numbers.inside.get_or_insert_default();
         if let Seat::Server(server) = &self.place {
-            numbers.forget_unused(&server.owed);
+            inside.forget_unused(&server.owed);
         }
-        let portal = numbers.next_portal();
-        numbers.bound.retain(|(known, _)| **known != *bind.portal);
-        if numbers.bound.len() >= NAMES_MAX {
+        let portal = inside.next_portal();
+        inside.bound.retain(|(known, _)| **known != *bind.portal);
+        if inside.bound.len() >= NAMES_MAX {
             // The oldest, which is hardly there any more.
-            numbers.bound.remove(0);
+            inside.bound.remove(0);
         }
-        numbers.bound.push((bind.portal.into(), portal));
-        let told = numbers.statements.get(&attempt);
+        inside.bound.push((bind.portal.into(), portal));
+        let told = inside.statements.get(&attempt);
         let mut places = Vec::new();
         if let (Some(told), Some(formats)) = (told, frames::result_formats(bind.tail)) {
             let all = told.columns.iter();
@@ -484,7 +501,7 @@ impl Task {
                 .filter(|(place, is_binary)| place.counts(*is_binary, reads_catalogs))
                 .collect();
         }
-        numbers.portals.push(Columns {
+        inside.portals.push(Columns {
             portal,
             reads_catalogs,
             places,
@@ -500,10 +517,11 @@ impl Task {
         let (Seat::Server(server), Some(routed)) = (&mut self.place, &mut self.routed) else {
             return;
         };
-        routed.numbers.forget_unused(&server.owed);
-        let portal = routed.numbers.next_portal();
+        let inside = routed.numbers.inside.get_or_insert_default();
+        inside.forget_unused(&server.owed);
+        let portal = inside.next_portal();
         server.owed.names_portal(portal);
-        routed.numbers.portals.push(Columns {
+        inside.portals.push(Columns {
             portal,
             reads_catalogs: true,
             places: Vec::new(),

@@ -46,8 +46,14 @@ pub(super) struct Policing {
     pub(super) is_clear: bool,
     /// Where the unit of work under way was sent and why, if somebody may want to know.
     stands: Option<Box<str>>,
+    /// None until one is refused.
+    refusals: Option<Box<Refusals>>,
+}
+
+#[derive(Debug, Default)]
+struct Refusals {
     /// What the client is told when its server has failed to run what it was given instead; in order.
-    refusals: VecDeque<(Note, ErrorReport)>,
+    awaited: VecDeque<(Note, ErrorReport)>,
     /// Refusals so far.
     count: Note,
 }
@@ -55,25 +61,24 @@ pub(super) struct Policing {
 impl Policing {
     /// The note for a message that stands for a refused one.
     fn refuse(&mut self, report: ErrorReport) -> Note {
-        self.count += 1;
-        let note = REFUSALS | self.count;
-        self.refusals.push_back((note, report));
+        let refusals = self.refusals.get_or_insert_default();
+        refusals.count += 1;
+        let note = REFUSALS | refusals.count;
+        refusals.awaited.push_back((note, report));
         note
     }
 
     /// What the client is told of this one. Those before it were thrown away with their batch.
     fn take(&mut self, note: Note) -> Option<ErrorReport> {
-        while let Some((known, _)) = self.refusals.front()
+        let awaited = &mut self.refusals.as_mut()?.awaited;
+        while let Some((known, _)) = awaited.front()
             && *known < note
         {
-            self.refusals.pop_front();
+            awaited.pop_front();
         }
-        let is_it = self
-            .refusals
-            .front()
-            .is_some_and(|(known, _)| *known == note);
+        let is_it = awaited.front().is_some_and(|(known, _)| *known == note);
         is_it
-            .then(|| self.refusals.pop_front())
+            .then(|| awaited.pop_front())
             .flatten()
             .map(|(_, report)| report)
     }

@@ -243,7 +243,7 @@ impl Task {
         }
         let (len, input) = (batch.len, input.get(..batch.len)?);
         let statement = batch.statement.clone();
-        self.answer_position(&statement, value.as_ref(), input, shared)?;
+        self.answer_position(&statement, value.as_deref(), input, shared)?;
         Some(Step::Answered(len))
     }
 
@@ -263,7 +263,7 @@ impl Task {
             }
             match tag {
                 b'P' => {
-                    if !self.prepare_here(body.cstr().ok()?, frame) {
+                    if !self.prepare_here(body.cstr().ok()?, frame, shared) {
                         return None;
                     }
                     self.routed.as_mut()?.prepared_position = true;

@@ -192,9 +192,12 @@ impl Hasher for IdHasher {
     }
 }
 
-/// What one client has prepared.
+/// What one client has prepared. Small until it does.
 #[derive(Debug, Default)]
-pub(crate) struct ClientStatements {
+pub(crate) struct ClientStatements(Option<Box<Tables>>);
+
+#[derive(Debug, Default)]
+struct Tables {
     /// Which attempt has prepared what the client calls by this name.
     named: HashMap<Box<[u8]>, Attempt>,
     prepared: HashMap<Attempt, Prepared, ById>,
@@ -204,13 +207,14 @@ pub(crate) struct ClientStatements {
 impl ClientStatements {
     /// The statement of this name, and the attempt that has prepared it.
     pub(crate) fn get(&self, name: &[u8]) -> Option<(Attempt, &Prepared)> {
-        let attempt = *self.named.get(name)?;
-        Some((attempt, self.prepared.get(&attempt)?))
+        let tables = self.0.as_deref()?;
+        let attempt = *tables.named.get(name)?;
+        Some((attempt, tables.prepared.get(&attempt)?))
     }
 
     /// What this attempt has prepared.
     pub(crate) fn of(&self, attempt: Attempt) -> Option<&Prepared> {
-        self.prepared.get(&attempt)
+        self.0.as_deref()?.prepared.get(&attempt)
     }
 
     /// Notes one, which its server may still refuse. False when it would be too much.
@@ -220,24 +224,63 @@ impl ClientStatements {
         statement: Arc<Statement>,
         attempt: Attempt,
     ) -> bool {
-        self.remove(name);
-        self.bytes += name.len() + statement.rest.len();
-        self.named.insert(name.into(), attempt);
+        let tables = self.0.get_or_insert_default();
+        tables.remove(name);
+        tables.bytes += name.len() + statement.rest.len();
+        tables.named.insert(name.into(), attempt);
         let told = None;
-        self.prepared.insert(attempt, Prepared { statement, told });
-        self.bytes <= CLIENT_BYTES_MAX
+        tables
+            .prepared
+            .insert(attempt, Prepared { statement, told });
+        tables.bytes <= CLIENT_BYTES_MAX
     }
 
     /// The client has closed one.
     pub(crate) fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.0.as_deref_mut()?.remove(name)
+    }
+
+    /// A server has refused it.
+    pub(crate) fn undo(&mut self, attempt: Attempt) {
+        if let Some(tables) = self.0.as_deref_mut() {
+            tables.undo(attempt);
+        }
+    }
+
+    /// DEALLOCATE ALL or DISCARD ALL: all are gone, but for those that came behind it: from this attempt on (0: none).
+    pub(crate) fn clear(&mut self, spared_from: Attempt) {
+        if let Some(tables) = self.0.as_deref_mut() {
+            tables.clear(spared_from);
+        }
+        self.0.take_if(|tables| tables.named.is_empty());
+    }
+
+    /// The client is told this of what the attempt has prepared.
+    pub(crate) fn tell(&mut self, attempt: Attempt, shape: Shape) {
+        let prepared = self
+            .0
+            .as_deref_mut()
+            .and_then(|tables| tables.prepared.get_mut(&attempt));
+        if let Some(prepared) = prepared {
+            prepared.told = Some(shape);
+        }
+    }
+
+    /// A text of a server with the client's own names for its statements, where it names any.
+    pub(crate) fn with_own_names(&self, text: &[u8]) -> Option<Vec<u8>> {
+        self.0.as_deref()?.with_own_names(text)
+    }
+}
+
+impl Tables {
+    fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         let attempt = self.named.remove(name)?;
         let Prepared { statement, .. } = self.prepared.remove(&attempt)?;
         self.bytes = self.bytes.saturating_sub(name.len() + statement.rest.len());
         Some(statement)
     }
 
-    /// A server has refused it.
-    pub(crate) fn undo(&mut self, attempt: Attempt) {
+    fn undo(&mut self, attempt: Attempt) {
         if !self.prepared.contains_key(&attempt) {
             return;
         }
@@ -248,8 +291,7 @@ impl ClientStatements {
         }
     }
 
-    /// DEALLOCATE ALL or DISCARD ALL: all are gone, but for those that came behind it: from this attempt on (0: none).
-    pub(crate) fn clear(&mut self, spared_from: Attempt) {
+    fn clear(&mut self, spared_from: Attempt) {
         let is_spared = |attempt: Attempt| spared_from != 0 && attempt >= spared_from;
         self.named.retain(|_, attempt| is_spared(*attempt));
         self.prepared.retain(|attempt, _| is_spared(*attempt));
@@ -261,20 +303,9 @@ impl ClientStatements {
                 name.len() + prepared.map_or(0, |prepared| prepared.statement.rest.len())
             })
             .sum();
-        if self.named.is_empty() {
-            *self = ClientStatements::default();
-        }
     }
 
-    /// The client is told this of what the attempt has prepared.
-    pub(crate) fn tell(&mut self, attempt: Attempt, shape: Shape) {
-        if let Some(prepared) = self.prepared.get_mut(&attempt) {
-            prepared.told = Some(shape);
-        }
-    }
-
-    /// A text of a server with the client's own names for its statements, where it names any.
-    pub(crate) fn with_own_names(&self, text: &[u8]) -> Option<Vec<u8>> {
+    fn with_own_names(&self, text: &[u8]) -> Option<Vec<u8>> {
         if self.named.is_empty() {
             return None;
         }
@@ -309,7 +340,10 @@ impl ClientStatements {
 
     fn name_of(&self, digits: &[u8]) -> Option<&[u8]> {
         let id: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
-        let is_it = |attempt: &Attempt| self.of(*attempt).is_some_and(|it| it.statement.id == id);
+        let is_it = |attempt: &Attempt| {
+            let prepared = self.prepared.get(attempt);
+            prepared.is_some_and(|it| it.statement.id == id)
+        };
         let mut all = self.named.iter();
         let found = all.find(|(_, attempt)| is_it(attempt));
         found.map(|(name, _)| &**name)
@@ -485,7 +519,7 @@ mod tests {
         client.undo(1);
         server.undo(1);
         assert!(!server.has(&statement) && client.get(b"a").is_none());
-        assert_eq!(client.bytes, 0);
+        assert_eq!(client.0.map_or(0, |tables| tables.bytes), 0);
     }
 
     #[test]

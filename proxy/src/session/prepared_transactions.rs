@@ -114,7 +114,7 @@ impl Task {
         let Some(routed) = &mut self.routed else {
             return Ok(None);
         };
-        match routed.search.take() {
+        match routed.search.take().map(|search| *search) {
             Some(Search::Done(known, found)) if *known == *gid => match found {
                 Found::On(node) => Ok(Some(node)),
                 Found::Nowhere => Ok(None),
@@ -133,7 +133,8 @@ impl Task {
                 let nodes = (0..shared.nodes.len()).map(answers).collect();
                 let control = Arc::clone(&shared.control);
                 let asks = ask(control, nodes, gid.to_owned(), database);
-                routed.search = Some(Search::Asks(gid.into(), Box::pin(asks)));
+                let search = Search::Asks(gid.into(), Box::pin(asks));
+                routed.search = Some(Box::new(search));
                 Err(Step::Stop(StopAt::Errand))
             }
         }
@@ -176,13 +177,16 @@ impl Task {
         let Some(routed) = &mut self.routed else {
             return false;
         };
-        let Some(Search::Asks(gid, asks)) = &mut routed.search else {
+        let Some(search) = routed.search.as_deref_mut() else {
+            return false;
+        };
+        let Search::Asks(gid, asks) = search else {
             return false;
         };
         let Poll::Ready(found) = asks.as_mut().poll(cx) else {
             return true;
         };
-        routed.search = Some(Search::Done(std::mem::take(gid), found));
+        *search = Search::Done(std::mem::take(gid), found);
         false
     }
 

@@ -84,9 +84,12 @@ pub(super) struct Bound {
     pub(super) untold: Attempt,
 }
 
-/// The portals, as far as they matter.
+/// The portals, as far as they matter. Small until there is one that does.
 #[derive(Debug, Default)]
-pub(super) struct Portals {
+pub(super) struct Portals(Option<Box<Known>>);
+
+#[derive(Debug, Default)]
+struct Known {
     unnamed: Bound,
     named: Vec<(Box<[u8]>, Bound)>,
 }
@@ -94,22 +97,28 @@ pub(super) struct Portals {
 impl Portals {
     /// What this one was made of.
     pub(super) fn get(&self, name: &[u8]) -> Option<&Bound> {
+        let known = self.0.as_deref()?;
         if name.is_empty() {
-            return Some(&self.unnamed);
+            return Some(&known.unnamed);
         }
-        let found = self.named.iter().find(|(known, _)| **known == *name);
+        let found = known.named.iter().find(|(known, _)| **known == *name);
         found.map(|(_, bound)| bound)
     }
 
     /// It is made of this.
     pub(super) fn note(&mut self, name: &[u8], bound: Bound) {
-        if name.is_empty() {
-            self.unnamed = bound;
+        let matters = bound.program.is_some() || bound.untold != 0;
+        if self.0.is_none() && !matters {
             return;
         }
-        self.named.retain(|(known, _)| **known != *name);
-        if bound.program.is_some() || bound.untold != 0 {
-            self.named.push((name.into(), bound));
+        let known = self.0.get_or_insert_default();
+        if name.is_empty() {
+            known.unnamed = bound;
+            return;
+        }
+        known.named.retain(|(known, _)| **known != *name);
+        if matters {
+            known.named.push((name.into(), bound));
         }
     }
 }

@@ -8,7 +8,7 @@ use super::Shared;
 use crate::routing::views;
 
 /// What a client says at login that decides where it goes, besides who it is.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Hints {
     pub(crate) application_name: Option<Box<str>>,
     /// `tandem.key`

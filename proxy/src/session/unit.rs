@@ -51,8 +51,6 @@ pub(super) enum Beside {
 /// A session of which each unit of work goes to a node of its own.
 #[derive(Debug)]
 pub(super) struct Routed {
-    /// When it logged in.
-    pub(super) begun: Instant,
     /// The node that was chosen at the login.
     pub(super) near: usize,
     /// What it has seen, and where.
@@ -70,7 +68,7 @@ pub(super) struct Routed {
     /// Its pools on the others that it has been on.
     elsewhere: Vec<Arc<Pool>>,
     /// What it was told of its position, and has not told its client yet.
-    pub(super) told: Option<Told>,
+    pub(super) told: Option<Box<Told>>,
     /// It has prepared a statement about that.
     pub(super) prepared_position: bool,
     /// What it waits for before it asks for a server.
@@ -84,14 +82,13 @@ pub(super) struct Routed {
     /// What is known of the numbers (OIDs) in its messages.
     pub(super) numbers: Numbers,
     /// What the nodes are asked before it goes to one of them.
-    pub(super) search: Option<Search>,
+    pub(super) search: Option<Box<Search>>,
 }
 
 impl Routed {
     /// One that has just logged in.
     pub(super) fn new(near: usize, acknowledged: Option<Arc<Acknowledged>>) -> Routed {
         Routed {
-            begun: Instant::now(),
             near,
             seen: Seen::default(),
             wrote: None,
@@ -211,7 +208,7 @@ impl Task {
             && runs.is_block
             && is_whole
             && (!has_server || has_failed)
-            && let Some(taken) = self.answer(input)
+            && let Some(taken) = self.answer(input, shared)
         {
             return Some(Step::Answered(taken));
         }
@@ -368,7 +365,7 @@ impl Task {
                 .or_else(|| self.state.text_of(b"tandem.key"))
         };
         let own = asks.then(own).flatten();
-        let hints = &self.about.hints;
+        let hints = &self.about.who.hints;
         Some(Chooser {
             router: &shared.router,
             settings,
@@ -539,7 +536,7 @@ impl Task {
 
     /// Answers messages that are about the block and nothing else, as far as they are of the plainest kind: a Query, or what
     /// drivers make of one in the extended protocol. Answers how many bytes they are.
-    fn answer(&mut self, input: &[u8]) -> Option<usize> {
+    fn answer(&mut self, input: &[u8], shared: &Shared) -> Option<usize> {
         let mut frames = Frames::new(input);
         let (tag, mut body, frame) = frames.next()?;
         if tag == b'Q' {
@@ -553,7 +550,7 @@ impl Task {
         let known: &Task = self;
         let batch = BlockBatch::read(Frames::new(input), &known)?;
         let (len, text) = (batch.len, batch.text.to_vec());
-        if tag == b'P' && !self.prepare_here(body.cstr().ok()?, frame) {
+        if tag == b'P' && !self.prepare_here(body.cstr().ok()?, frame, shared) {
             return None;
         }
         for (tag, mut body, _) in Frames::new(input.get(..len)?) {
@@ -590,7 +587,7 @@ impl Task {
     }
 
     /// Notes a statement that no server has yet. False when there is one of this name, or it is too much.
-    pub(super) fn prepare_here(&mut self, name: &[u8], frame: &[u8]) -> bool {
+    pub(super) fn prepare_here(&mut self, name: &[u8], frame: &[u8], shared: &Shared) -> bool {
         let attempt = self.next_attempt();
         let rest = frame.get(HEADER_LEN + name.len() + 1..).unwrap_or_default();
         if name.is_empty() {
@@ -605,7 +602,7 @@ impl Task {
         if self.statements.get(name).is_some() {
             return false;
         }
-        let statement = self.interner.intern(rest);
+        let statement = shared.pools.statements.intern(rest);
         let fits = self.statements.insert(name, statement, attempt);
         if !fits {
             self.statements.remove(name);
