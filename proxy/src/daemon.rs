@@ -29,10 +29,12 @@ use crate::{
     notifications::Notifications,
     placement::{Placement, PlacementError},
     pool::Pools,
+    quiet,
     reload::{self, Files, ReloadError, Reloaded, Settings},
     routing::Router,
     session::{
         Clients, Shared, losing,
+        losses::Losses,
         registry::{Registry, Stop},
     },
     workers::Workers,
@@ -138,6 +140,7 @@ impl Daemon {
         let probes = ProbeSettings {
             interval: config.proxy.probe_interval,
             timeout: Bound::new(config.proxy.probe_timeout),
+            restart_wait: config.proxy.restart_wait,
             database: config.replication.database.clone(),
             slot: (nodes.len() > 1).then(|| tandem_replicator::slot_name(&config.cluster)),
         };
@@ -196,6 +199,7 @@ impl Daemon {
             gate,
             pools,
             registry,
+            losses: Losses::default(),
             connect_timeout: bound,
             slow_statement: Bound::new(settings.config.log.slow_statement),
             files,
@@ -216,6 +220,7 @@ impl Daemon {
             }
         }
         background.spawn(losing::wake(Arc::clone(&shared)));
+        background.spawn(quiet::keep(Arc::clone(&shared)));
         background.spawn(compare_at_start(Arc::clone(&shared)));
         background.spawn(reload::watch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {

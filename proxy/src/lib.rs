@@ -21,6 +21,7 @@ mod notifications;
 pub mod pgbouncer;
 mod placement;
 mod pool;
+mod quiet;
 pub mod reload;
 mod routing;
 mod session;

@@ -164,9 +164,11 @@ fn apply(shared: &Shared, settings: Settings) {
     shared.gate.set_rules(config.auth.rules.clone());
     shared.console.set_permissions(&config.admin);
     shared.connect_timeout.set(proxy.server_connect_timeout);
-    shared
-        .health
-        .set_probes(proxy.probe_interval, proxy.probe_timeout);
+    shared.health.set_probes(
+        proxy.probe_interval,
+        proxy.probe_timeout,
+        proxy.restart_wait,
+    );
     shared.slow_statement.set(config.log.slow_statement);
     shared.pools.set_limits(&proxy.pool);
     shared.settings.store(std::sync::Arc::new(settings));

@@ -39,6 +39,7 @@ mod verify;
 mod version;
 mod vitals;
 mod watermark;
+mod witness;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -147,6 +148,7 @@ impl Replicator {
                 .map(|node| Arc::new(Vitals::new(node, config.clock_offset_max)))
                 .collect(),
             journals: config.nodes.iter().map(journal).collect(),
+            witnesses: (0..count).map(|_| Arc::default()).collect(),
             captures: (0..count).map(|_| Mutex::new(None)).collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
             turns: Turns::new(config.nodes.iter().map(|node| node.id).collect()),
@@ -224,6 +226,13 @@ impl Replicator {
     ) -> impl Future<Output = bool> + Send + use<> {
         let shared = Arc::clone(&self.shared);
         position::caught_up(shared, node, answering, Instant::now() + timeout)
+    }
+
+    /// Whether the stream of this node has shown that the transaction of this number is committed, which a connection worked on that
+    /// was begun at `since`. That it has not proves nothing.
+    pub fn has_committed(&self, node: usize, number: u64, since: Instant) -> bool {
+        let witness = self.shared.witnesses.get(node);
+        witness.is_some_and(|witness| meter::lock(witness).has_committed(number, since))
     }
 
     /// Whether another daemon works on this node, as far as is known.

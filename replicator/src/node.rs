@@ -27,6 +27,7 @@ use crate::tables::Tables;
 use crate::thread::on_own_thread;
 use crate::turns::Turns;
 use crate::vitals::{self, Vitals};
+use crate::witness::Witness;
 use crate::{Config, Node, counters, identity};
 
 /// Pause before a node, a capture or a link that failed is tried again.
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) vitals: Vec<Arc<Vitals>>,
     /// The journals, by source.
     pub journals: Vec<Arc<Journal>>,
+    /// Which transactions the streams have brought, by source.
+    pub(crate) witnesses: Vec<Arc<Mutex<Witness>>>,
     /// Why a source's stream is not read, by source.
     pub captures: Vec<Mutex<Option<String>>>,
     /// The shapes of all sources' tables.
@@ -376,7 +379,8 @@ async fn keep_capture(
     facts: NodeFacts,
     control: Arc<Control>,
 ) {
-    let Some(journal) = shared.journals.get(index) else {
+    let (Some(journal), Some(witness)) = (shared.journals.get(index), shared.witnesses.get(index))
+    else {
         return;
     };
     let mut capture = Capture {
@@ -393,6 +397,7 @@ async fn keep_capture(
         interner: Arc::clone(&shared.interner),
         control,
         course: shared.meter.course(index),
+        witness: Arc::clone(witness),
         bounds: Bounds {
             bytes: shared.config.journal.carry_bytes,
             time: shared.config.journal.carry_after,

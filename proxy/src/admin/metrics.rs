@@ -2,6 +2,7 @@
 //! counting costs sessions and replication one atomic addition at most.
 
 mod handoff;
+mod losses;
 mod routing;
 
 use std::{
@@ -44,6 +45,7 @@ pub(super) async fn metrics(State(context): State<Arc<Context>>) -> Response {
     let waits = context.shared.acknowledged.waits();
     text.0.push_str(&consistency(&status.nodes, &waits));
     handoff::add_counts(&mut text, context.shared.handoffs.counts());
+    losses::add(&mut text, context.shared.losses.counts());
     let settings = context.shared.settings.load();
     routing::add(
         &mut text,

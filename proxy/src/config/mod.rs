@@ -108,6 +108,8 @@ pub struct ProxyConfig {
     pub probe_interval: Duration,
     /// A probe without an answer after this long has failed.
     pub probe_timeout: Duration,
+    /// How long a node keeps its keys while it restarts because a server process of it has crashed.
+    pub restart_wait: Duration,
     /// How keys get another home.
     pub handoff: HandoffConfig,
     /// TLS towards clients.

@@ -230,6 +230,7 @@ impl List {
             shutdown_timeout,
             probe_interval,
             probe_timeout,
+            restart_wait,
             handoff:
                 HandoffConfig {
                     soft: handoff_soft,
@@ -281,6 +282,7 @@ impl List {
             ("shutdown_timeout", shutdown_timeout),
             ("probe_interval", probe_interval),
             ("probe_timeout", probe_timeout),
+            ("restart_wait", restart_wait),
             ("handoff_soft", handoff_soft),
             ("handoff_hard", handoff_hard),
         ] {

@@ -5,6 +5,7 @@
 //! at the epoch behind taking a server (`session/checkout.rs`), and the nodes' states change in `health/machine.rs`.
 
 mod course;
+mod left;
 mod report;
 
 use std::{
@@ -188,6 +189,8 @@ pub(crate) async fn keep(shared: Arc<Shared>, mut asked: mpsc::Receiver<Asked>) 
 pub(crate) async fn keep_node(shared: Arc<Shared>, node: usize) {
     loop {
         let returned = shared.health.has_returned(node).await;
+        // First, so that what they may still do is among what the others are to have.
+        left::end(&shared, node, returned).await;
         if !catch_up(&shared, node, returned).await {
             continue;
         }

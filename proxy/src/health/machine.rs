@@ -31,6 +31,8 @@ pub enum Health {
         /// Failed probes in a row.
         failures: u32,
     },
+    /// It starts again, because a server process of it has crashed. What writes its keys waits for it.
+    Restarting,
     /// Gets no new sessions until a probe succeeds.
     Down,
     /// It answers, but its clock lets it take no writes.
@@ -44,7 +46,10 @@ pub enum Health {
 impl Health {
     /// Whether it may be usable in a moment, so that waiting is worth it.
     pub fn is_pending(self) -> bool {
-        matches!(self, Health::Unknown | Health::Untaken | Health::CatchingUp)
+        matches!(
+            self,
+            Health::Unknown | Health::Untaken | Health::CatchingUp | Health::Restarting
+        )
     }
 
     /// The word for logs and status.
@@ -55,6 +60,7 @@ impl Health {
             Health::CatchingUp => "catching_up",
             Health::Up => "up",
             Health::Suspect { .. } => "suspect",
+            Health::Restarting => "restarting",
             Health::Down => "down",
             Health::Fenced => "fenced",
             Health::Draining => "draining",
@@ -85,6 +91,7 @@ enum Reach {
     Untaken,
     Up,
     Suspect { failures: u32 },
+    Restarting,
     Down,
 }
 
@@ -122,14 +129,21 @@ pub enum Event {
     },
     /// The same, but the slot that its changes are read from is not there.
     Untaken,
-    /// Refused, reset while connecting, starting up, shutting down or in recovery: decides at once.
+    /// Nobody listens there, connections are closed before they are logged in, or it is no primary: decides at once.
     Refused,
+    /// It says that it starts up or shuts down: decides at once, unless it may have crashed a moment ago.
+    Unready,
+    /// Two probes side by side have had no answer, while another node answers: decides at once.
+    Silent,
     /// Anything else that went wrong: a timeout, a name that did not resolve, an error of the server.
     Failed,
     /// The proxy itself could not try, for example for lack of file descriptors: says nothing of the node.
     NotTried,
     /// A session lost its connection. Never a verdict: any client can provoke one. Asks for a probe.
     Evidence,
+    /// A session's server ended without a word, or said that another server process of its node has crashed. Asks for a probe, as
+    /// evidence does.
+    Crashed,
     /// Replication has caught up both ways since the node came back for this time ([`Machine::catching_up`]).
     CaughtUp {
         /// Which return.
@@ -162,6 +176,8 @@ impl Event {
             Event::Success { .. }
                 | Event::Untaken
                 | Event::Refused
+                | Event::Unready
+                | Event::Silent
                 | Event::Failed
                 | Event::NotTried
         )
@@ -182,6 +198,11 @@ pub struct Machine {
     /// Whether there is anybody to catch up with.
     catches_up: bool,
     interval: Duration,
+    restart_wait: Duration,
+    /// When a server process may have crashed.
+    crashed: Option<Instant>,
+    /// When it last stopped answering.
+    lost: Option<Instant>,
     next_probe: Instant,
     last_probe: Option<Instant>,
     rtt_average_us: Option<u64>,
@@ -204,6 +225,9 @@ impl Machine {
             returned: 0,
             catches_up,
             interval,
+            restart_wait: Duration::ZERO,
+            crashed: None,
+            lost: None,
             next_probe: now,
             last_probe: None,
             rtt_average_us: None,
@@ -217,6 +241,12 @@ impl Machine {
         self.next_probe = self.next_probe.min(now + interval);
     }
 
+    /// So long from now on it keeps its keys when its server processes have all ended because one of them crashed, if it says meanwhile
+    /// that it starts again.
+    pub fn set_restart_wait(&mut self, restart_wait: Duration) {
+        self.restart_wait = restart_wait;
+    }
+
     /// The only place where the state changes. Returns the health before, if it changed in kind.
     pub fn on(&mut self, event: Event, now: Instant) -> Option<Health> {
         let before = self.health();
@@ -227,31 +257,41 @@ impl Machine {
         match event {
             Event::Success { rtt } => {
                 self.sample(rtt);
-                self.reaches(Reach::Up);
+                self.reaches(Reach::Up, now);
             }
             Event::Untaken => {
                 self.next_probe = now + SHORT_PROBE_GAP.min(self.interval);
-                self.reaches(Reach::Untaken);
+                self.reaches(Reach::Untaken, now);
             }
-            Event::Refused => self.reaches(Reach::Down),
+            Event::Unready if self.may_restart(now) => self.restarts(now),
+            Event::Failed if self.reach == Reach::Restarting && self.may_restart(now) => {
+                self.restarts(now);
+            }
+            Event::Refused | Event::Unready | Event::Silent => self.reaches(Reach::Down, now),
             Event::Failed => {
                 let failures = match self.reach {
                     // Who was never seen well is not trusted yet.
-                    Reach::Unknown | Reach::Untaken | Reach::Down => FAILURES_TO_DOWN,
+                    Reach::Unknown | Reach::Untaken | Reach::Restarting | Reach::Down => {
+                        FAILURES_TO_DOWN
+                    }
                     Reach::Up => 1,
                     Reach::Suspect { failures } => failures.saturating_add(1),
                 };
                 if failures >= FAILURES_TO_DOWN {
-                    self.reaches(Reach::Down);
+                    self.reaches(Reach::Down, now);
                 } else {
                     self.next_probe = now + SHORT_PROBE_GAP.min(self.interval);
-                    self.reaches(Reach::Suspect { failures });
+                    self.reaches(Reach::Suspect { failures }, now);
                 }
             }
             Event::NotTried => {}
-            Event::Evidence => {
-                let soonest = self.last_probe.map_or(now, |last| last + PROBE_GAP_MIN);
-                self.next_probe = self.next_probe.min(soonest.max(now));
+            Event::Evidence => self.hurry(now),
+            Event::Crashed => {
+                // While it restarts others may hear of the same crash.
+                if self.reach.answers() {
+                    self.crashed = Some(now);
+                }
+                self.hurry(now);
             }
             Event::CaughtUp { returned } if self.catching_up() == Some(returned) => {
                 self.caught = Caught::Up;
@@ -283,8 +323,27 @@ impl Machine {
         (std::mem::discriminant(&before) != std::mem::discriminant(&after)).then_some(before)
     }
 
-    fn reaches(&mut self, reach: Reach) {
-        if reach.answers() && !self.reach.answers() {
+    fn hurry(&mut self, now: Instant) {
+        let soonest = self.last_probe.map_or(now, |last| last + PROBE_GAP_MIN);
+        self.next_probe = self.next_probe.min(soonest.max(now));
+    }
+
+    /// Whether what was there a moment ago may be back in a moment.
+    fn may_restart(&self, now: Instant) -> bool {
+        let was_there = self.reach.answers() || self.reach == Reach::Restarting;
+        let crashed = self.crashed.map(|at| now.saturating_duration_since(at));
+        was_there && crashed.is_some_and(|ago| ago < self.restart_wait)
+    }
+
+    fn restarts(&mut self, now: Instant) {
+        self.next_probe = now + PROBE_GAP_MIN.min(self.interval);
+        self.reaches(Reach::Restarting, now);
+    }
+
+    fn reaches(&mut self, reach: Reach, now: Instant) {
+        // Nobody has written its keys elsewhere while it restarted.
+        let was_away = !self.reach.answers() && self.reach != Reach::Restarting;
+        if reach.answers() && was_away {
             self.returned += 1;
             self.caught = match self.catches_up {
                 true => Caught::Not { late: false },
@@ -295,6 +354,9 @@ impl Machine {
             // Nobody waits for it any more, and it is measured afresh when it returns.
             self.parks = false;
             self.rtt_average_us = None;
+            if self.reach.answers() {
+                self.lost = Some(now);
+            }
         }
         self.reach = reach;
     }
@@ -323,6 +385,7 @@ impl Machine {
             (Service::Out, ..) => Health::Drained,
             (_, Reach::Unknown, _) => Health::Unknown,
             (_, Reach::Untaken, _) => Health::Untaken,
+            (_, Reach::Restarting, _) => Health::Restarting,
             (_, Reach::Down, _) => Health::Down,
             (Service::Leaving, ..) => Health::Draining,
             (Service::In, _, Caught::Not { .. }) => Health::CatchingUp,
@@ -334,7 +397,9 @@ impl Machine {
 
     /// What clients may do there.
     pub fn admission(&self) -> Admission {
+        let keeps_keys = self.service != Service::Out && !self.is_fenced;
         match (self.service, self.caught) {
+            (_, Caught::Up) if self.reach == Reach::Restarting && keeps_keys => Admission::Parked,
             _ if !self.reach.answers() => Admission::Nobody,
             _ if self.parks => Admission::Parked,
             (Service::Out, _) | (_, Caught::Not { late: false }) => Admission::Nobody,
@@ -356,6 +421,11 @@ impl Machine {
         (is_behind && self.reach.answers()).then_some(self.returned)
     }
 
+    /// When it last stopped answering.
+    pub fn lost(&self) -> Option<Instant> {
+        self.lost
+    }
+
     /// The round trip that routing sees, with hysteresis. None until the first success.
     pub fn rtt(&self) -> Option<Duration> {
         self.rtt_published_us.map(Duration::from_micros)
@@ -368,286 +438,4 @@ impl Machine {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const INTERVAL: Duration = Duration::from_secs(1);
-    const OK: Event = Event::Success {
-        rtt: Duration::from_millis(1),
-    };
-
-    /// One that has nobody to catch up with.
-    fn alone(now: Instant) -> Machine {
-        Machine::new(INTERVAL, now, false, false)
-    }
-
-    #[test]
-    fn transitions() {
-        let suspect = Health::Suspect { failures: 1 };
-        let table: [(&[Event], Health); 18] = [
-            (&[], Health::Unknown),
-            (&[OK], Health::Up),
-            (&[Event::Failed], Health::Down),
-            (&[Event::NotTried], Health::Unknown),
-            (&[Event::Untaken], Health::Untaken),
-            (&[Event::Untaken, Event::Failed], Health::Down),
-            (&[Event::Untaken, OK], Health::Up),
-            // Its slot was dropped.
-            (&[OK, Event::Untaken], Health::Untaken),
-            (&[OK, Event::Failed], suspect),
-            (&[OK, Event::Failed, OK], Health::Up),
-            (&[OK, Event::Failed, OK, Event::Failed], suspect),
-            (&[OK, Event::Failed, Event::Failed], Health::Down),
-            (&[OK, Event::Refused], Health::Down),
-            (&[OK, Event::Refused, Event::Failed], Health::Down),
-            (&[OK, Event::Refused, OK], Health::Up),
-            (
-                &[OK, Event::NotTried, Event::NotTried, Event::NotTried],
-                Health::Up,
-            ),
-            (
-                &[OK, Event::Evidence, Event::Evidence, Event::Evidence],
-                Health::Up,
-            ),
-            (
-                &[OK, Event::Failed, Event::NotTried, Event::Evidence],
-                suspect,
-            ),
-        ];
-        let start = Instant::now();
-        for (events, expected) in table {
-            let mut machine = alone(start);
-            for (at, event) in (0_u32..).zip(events) {
-                machine.on(*event, start + INTERVAL * at);
-            }
-            assert_eq!(machine.health(), expected, "{events:?}");
-        }
-    }
-
-    #[test]
-    fn a_change_is_reported_once() {
-        let now = Instant::now();
-        let mut machine = alone(now);
-        assert_eq!(machine.on(OK, now), Some(Health::Unknown));
-        assert_eq!(machine.on(OK, now), None);
-        assert_eq!(machine.on(Event::Refused, now), Some(Health::Up));
-        assert_eq!(machine.on(Event::Refused, now), None);
-    }
-
-    #[test]
-    fn probes_follow_the_interval_and_hurry_where_somebody_waits() {
-        let start = Instant::now();
-        let mut machine = alone(start);
-        assert_eq!(machine.next_probe(), start);
-        machine.on(OK, start);
-        assert_eq!(machine.next_probe(), start + INTERVAL);
-        let later = start + INTERVAL;
-        machine.on(Event::Failed, later);
-        assert_eq!(machine.next_probe(), later + SHORT_PROBE_GAP);
-        machine.on(Event::Failed, later);
-        assert_eq!(machine.next_probe(), later + INTERVAL);
-        machine.on(Event::Untaken, later);
-        assert_eq!(machine.next_probe(), later + SHORT_PROBE_GAP);
-    }
-
-    #[test]
-    fn evidence_brings_the_probe_forward_but_never_in_a_storm() {
-        let start = Instant::now();
-        let mut machine = alone(start);
-        machine.on(OK, start);
-        machine.on(Event::Evidence, start);
-        assert_eq!(machine.next_probe(), start + PROBE_GAP_MIN);
-        let later = start + Duration::from_millis(700);
-        machine.on(OK, start);
-        machine.on(Event::Evidence, later);
-        assert_eq!(machine.next_probe(), later);
-    }
-
-    #[test]
-    fn the_published_round_trip_has_hysteresis() {
-        let now = Instant::now();
-        let mut machine = alone(now);
-        assert_eq!(machine.rtt(), None);
-        let at = |ms: u64| Event::Success {
-            rtt: Duration::from_millis(ms),
-        };
-        machine.on(at(10), now);
-        assert_eq!(machine.rtt(), Some(Duration::from_millis(10)));
-        for ms in [11, 9, 10, 11, 9, 11] {
-            machine.on(at(ms), now);
-            assert_eq!(
-                machine.rtt(),
-                Some(Duration::from_millis(10)),
-                "noise moves nothing"
-            );
-        }
-        for _ in 0..40 {
-            machine.on(at(20), now);
-        }
-        let moved = machine.rtt().expect("measured");
-        assert!(
-            moved > Duration::from_millis(15),
-            "a lasting change shows: {moved:?}"
-        );
-    }
-
-    #[test]
-    fn a_node_that_comes_back_gets_nobody_before_it_has_caught_up_from_this_return() {
-        let now = Instant::now();
-        let mut machine = Machine::new(INTERVAL, now, true, false);
-        assert_eq!(machine.catching_up(), None);
-        machine.on(OK, now);
-        let first = machine.catching_up().expect("it has come");
-        assert_eq!(machine.health(), Health::CatchingUp);
-        assert_eq!(machine.admission(), Admission::Nobody);
-        machine.on(Event::Late { returned: first }, now);
-        assert_eq!(machine.admission(), Admission::LastResort);
-        machine.on(Event::CaughtUp { returned: first }, now);
-        assert_eq!(
-            (machine.health(), machine.admission()),
-            (Health::Up, Admission::All)
-        );
-        // A probe that fails once is no absence.
-        machine.on(Event::Failed, now);
-        machine.on(OK, now);
-        assert_eq!(machine.admission(), Admission::All);
-        machine.on(Event::Refused, now);
-        machine.on(OK, now);
-        machine.on(Event::CaughtUp { returned: first }, now);
-        assert_eq!(machine.health(), Health::CatchingUp, "that was before");
-        let second = machine.catching_up().expect("it has come again");
-        machine.on(Event::Park(true), now);
-        assert_eq!(machine.admission(), Admission::Parked);
-        machine.on(Event::CaughtUp { returned: second }, now);
-        assert_eq!(machine.admission(), Admission::All);
-    }
-
-    #[test]
-    fn a_node_is_drained_step_by_step_and_comes_back_the_same_way() {
-        let now = Instant::now();
-        let mut machine = alone(now);
-        let mut after = |event: Event| {
-            machine.on(event, now);
-            (machine.health(), machine.admission())
-        };
-        assert_eq!(after(OK), (Health::Up, Admission::All));
-        assert_eq!(after(Event::Stay), (Health::Up, Admission::All));
-        assert_eq!(after(Event::Drain), (Health::Draining, Admission::Writes));
-        assert_eq!(
-            after(Event::Park(true)),
-            (Health::Draining, Admission::Parked)
-        );
-        assert_eq!(
-            after(Event::Park(false)),
-            (Health::Draining, Admission::Writes)
-        );
-        assert_eq!(after(Event::Stay), (Health::Up, Admission::All));
-        after(Event::Drain);
-        after(Event::Park(true));
-        assert_eq!(after(Event::Drained), (Health::Drained, Admission::Nobody));
-        for event in [Event::Refused, Event::Failed, OK, Event::Drain, Event::Stay] {
-            assert_eq!(
-                after(event),
-                (Health::Drained, Admission::Nobody),
-                "{event:?}"
-            );
-        }
-        assert_eq!(
-            after(Event::Park(true)),
-            (Health::Drained, Admission::Parked)
-        );
-        assert_eq!(after(Event::Resumed), (Health::Up, Admission::All));
-        assert_eq!(
-            after(Event::Fence(true)),
-            (Health::Fenced, Admission::LastResort)
-        );
-    }
-
-    /// Any order of events, in virtual time.
-    #[test]
-    fn whatever_happens_the_state_says_what_is_so() {
-        for seed in 0..3_000 {
-            let mut random = fastrand::Rng::with_seed(seed);
-            let start = Instant::now();
-            let mut now = start;
-            let catches_up = random.bool();
-            let was_drained = random.bool();
-            let mut machine = Machine::new(INTERVAL, start, catches_up, was_drained);
-            let mut is_drained = was_drained;
-            let mut answers = false;
-            let mut failures = 0;
-            for _ in 0..40 {
-                now += Duration::from_millis(random.u64(0..400));
-                let returned = machine.catching_up().unwrap_or_else(|| random.u32(0..3));
-                let event = match random.u8(0..16) {
-                    0..=3 => OK,
-                    4 => Event::Untaken,
-                    5 => Event::Refused,
-                    6 | 7 => Event::Failed,
-                    8 => Event::NotTried,
-                    9 => Event::Evidence,
-                    10 => Event::CaughtUp { returned },
-                    11 => Event::Late { returned },
-                    12 => Event::Fence(random.bool()),
-                    13 => Event::Park(random.bool()),
-                    14 => [Event::Drain, Event::Stay][random.usize(0..2)],
-                    _ => [Event::Drained, Event::Resumed][random.usize(0..2)],
-                };
-                let before = (machine.health(), machine.admission());
-                let changed = machine.on(event, now);
-                let after = (machine.health(), machine.admission());
-                let told = format!("seed {seed}: {event:?} in {before:?} makes {after:?}");
-                match event {
-                    Event::Success { .. } => (answers, failures) = (true, 0),
-                    Event::Failed => {
-                        failures += 1;
-                        answers &= failures < FAILURES_TO_DOWN;
-                    }
-                    Event::Refused | Event::Untaken => answers = false,
-                    Event::Drained => is_drained = true,
-                    Event::Resumed => is_drained = false,
-                    Event::NotTried | Event::Evidence => assert_eq!(before, after, "{told}"),
-                    _ => {}
-                }
-                if !answers {
-                    failures = 0;
-                }
-                assert_eq!(machine.answers(), answers, "{told}");
-                assert_eq!(after.0 == Health::Drained, is_drained, "{told}");
-                let kinds = [before.0, after.0].map(|health| std::mem::discriminant(&health));
-                assert_eq!(changed.is_some(), kinds[0] != kinds[1], "{told}");
-                match after.1 {
-                    Admission::All => assert!(
-                        matches!(after.0, Health::Up | Health::Suspect { .. }),
-                        "{told}"
-                    ),
-                    Admission::Writes => assert_eq!(after.0, Health::Draining, "{told}"),
-                    Admission::Parked => assert!(answers, "{told}"),
-                    Admission::LastResort => assert!(answers && !is_drained, "{told}"),
-                    Admission::Nobody => assert!(
-                        is_drained || !answers || machine.catching_up().is_some(),
-                        "{told}"
-                    ),
-                }
-                if event.is_of_probe() {
-                    assert!(machine.next_probe() <= now + INTERVAL, "{told}");
-                }
-            }
-            machine.on(OK, now);
-            if let Some(returned) = machine.catching_up() {
-                machine.on(Event::CaughtUp { returned }, now);
-            }
-            for event in [Event::Park(false), Event::Fence(false), Event::Stay] {
-                machine.on(event, now);
-            }
-            let expected = match is_drained {
-                true => (Health::Drained, Admission::Nobody),
-                false => (Health::Up, Admission::All),
-            };
-            let end = (machine.health(), machine.admission());
-            assert_eq!(end, expected, "seed {seed}");
-            machine.on(Event::Resumed, now);
-            assert_eq!(machine.admission(), Admission::All, "seed {seed}");
-        }
-    }
-}
+mod tests;

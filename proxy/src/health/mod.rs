@@ -1,44 +1,56 @@
 //! Owns what is known of the nodes' health: one probing task per node, and the snapshot that routing reads.
 //!
 //! A probe opens a fresh connection as Tandem's own role and runs a statement under a deadline. Sessions contribute
-//! evidence, which brings the next probe forward; only a probe, or a refused connect, is a verdict.
+//! evidence, which brings the next probe forward; only a probe, or a refused connect, is a verdict. How long silence is borne is
+//! decided in `vigil.rs`.
 //!
 //! **Invariant:** whenever what clients may do on a node changes, the epoch moves on behind it. So who reads the epoch first and then
 //! chooses a node can tell later whether the choice is still good.
 
+mod left;
 pub mod machine;
 mod probe;
+mod vigil;
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 
 use crate::{
     bound::Bound,
     node::{Node, Nodes},
 };
+use left::Left;
 use machine::Machine;
+use probe::Outcome;
+use vigil::{BEAT, Look, Patience, Signs, Vigil};
 
 pub use machine::{Admission, Event, Health};
 pub(crate) use probe::{Verdict, verdict};
 
 /// Stands for a round trip that was not measured yet.
 const RTT_UNKNOWN: u32 = u32::MAX;
+/// A probe that nobody waits for any more ends after so many times its bound: a daemon that is starved is patient.
+const STARVED_TIMES: u32 = 16;
 
 /// The health of all nodes.
 #[derive(Debug)]
 pub(crate) struct HealthBoard {
     nodes: Vec<NodeHealth>,
+    /// What times are counted from.
+    started: Instant,
     probe_timeout: Bound,
     /// Counts what may let others go to a node, or keep them off; moves with every probe that has ended, too.
     verdicts: watch::Sender<u64>,
@@ -70,6 +82,12 @@ struct NodeHealth {
     /// It is down because it does not answer: nor will it on connections that are there.
     silent: AtomicBool,
     rtt_us: AtomicU32,
+    /// When the last probe began that was answered, and when something last came to a session, both in microseconds; 0: never.
+    answered_us: AtomicU64,
+    heard_us: AtomicU64,
+    /// The node's system identifier; 0: not known.
+    system: AtomicI64,
+    left: Mutex<Left>,
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
     fence: ArcSwapOption<String>,
@@ -82,6 +100,8 @@ pub(crate) struct ProbeSettings {
     pub(crate) interval: Duration,
     /// Bound of one probe.
     pub(crate) timeout: Bound,
+    /// How long a node keeps its keys while it restarts after a crash.
+    pub(crate) restart_wait: Duration,
     /// The database the probe connects to.
     pub(crate) database: String,
     /// The slot without which what is written there reaches no other node. None: there is no other.
@@ -113,8 +133,10 @@ impl HealthBoard {
         let catches_up = settings.slot.is_some();
         let node = |index: usize| {
             let is_drained = before.drained.get(index).copied().unwrap_or_default();
+            let mut machine = Machine::new(settings.interval, now, catches_up, is_drained);
+            machine.set_restart_wait(settings.restart_wait);
             NodeHealth {
-                machine: Mutex::new(Machine::new(settings.interval, now, catches_up, is_drained)),
+                machine: Mutex::new(machine),
                 probe_now: Notify::new(),
                 begun: AtomicU64::new(0),
                 ended: AtomicU64::new(0),
@@ -122,6 +144,10 @@ impl HealthBoard {
                 answers: AtomicBool::new(false),
                 silent: AtomicBool::new(false),
                 rtt_us: AtomicU32::new(RTT_UNKNOWN),
+                answered_us: AtomicU64::new(0),
+                heard_us: AtomicU64::new(0),
+                system: AtomicI64::new(0),
+                left: Mutex::default(),
                 problem: ArcSwapOption::empty(),
                 fence: ArcSwapOption::empty(),
             }
@@ -130,17 +156,21 @@ impl HealthBoard {
         let epoch = before.epoch + 1;
         HealthBoard {
             nodes: (0..nodes).map(node).collect(),
+            started: now,
             probe_timeout: settings.timeout.clone(),
             verdicts: watch::Sender::new(0),
             epoch: AtomicU64::new(epoch),
         }
     }
 
-    /// Probes as often, and waits as long for each, from now on.
-    pub(crate) fn set_probes(&self, interval: Duration, timeout: Duration) {
+    /// Probes as often, and waits as long for each, and for restarts, from now on.
+    pub(crate) fn set_probes(&self, interval: Duration, timeout: Duration, restart_wait: Duration) {
         self.probe_timeout.set(timeout);
         for node in &self.nodes {
-            lock(&node.machine).set_interval(interval, Instant::now());
+            let mut machine = lock(&node.machine);
+            machine.set_interval(interval, Instant::now());
+            machine.set_restart_wait(restart_wait);
+            drop(machine);
             node.probe_now.notify_one();
         }
     }
@@ -311,17 +341,56 @@ impl HealthBoard {
         self.nodes.get(node)?.problem.load_full()
     }
 
-    /// A session lost its connection to this node: probe at once. Never a verdict by itself.
+    /// A session lost its connection to this node, or waits for an answer there: probe at once. Never a verdict by itself.
     pub(crate) fn evidence(&self, node: usize) {
+        self.hurry(node, Event::Evidence);
+    }
+
+    /// A server of this node said that another server process of it has crashed. No verdict either.
+    pub(crate) fn crashed(&self, node: usize) {
+        self.hurry(node, Event::Crashed);
+    }
+
+    fn hurry(&self, node: usize, event: Event) {
         if let Some(node) = self.nodes.get(node) {
-            lock(&node.machine).on(Event::Evidence, Instant::now());
+            lock(&node.machine).on(event, Instant::now());
             node.probe_now.notify_one();
         }
     }
 
-    /// A fresh connect to this node was refused or reset: that decides.
-    pub(crate) fn refused(&self, index: usize, node: &Node, problem: &str) {
-        self.apply(index, node, Event::Refused, Some(problem), false);
+    /// Something has come from this node to a session.
+    pub(crate) fn heard(&self, node: usize) {
+        if let Some(node) = self.nodes.get(node) {
+            node.heard_us
+                .store(self.micros(Instant::now()), Ordering::Release);
+        }
+    }
+
+    /// The system identifier of this node, as a probe has found it last. None: not known.
+    pub(crate) fn system(&self, node: usize) -> Option<i64> {
+        let system = self.nodes.get(node)?.system.load(Ordering::Acquire);
+        (system != 0).then_some(system)
+    }
+
+    /// The connection of this server process is closed.
+    pub(crate) fn left(&self, node: usize, pid: i32) {
+        if let Some(node) = self.nodes.get(node) {
+            lock(&node.left).add(pid, Instant::now());
+        }
+    }
+
+    /// The server processes whose connections were closed since this node was last seen well, before it was lost; and when that was.
+    pub(crate) fn take_left(&self, node: usize) -> (Vec<i32>, Option<Instant>) {
+        let Some(node) = self.nodes.get(node) else {
+            return (Vec::new(), None);
+        };
+        let lost = lock(&node.machine).lost();
+        (lock(&node.left).take(), lost)
+    }
+
+    /// A fresh connect to this node has shown something that decides.
+    pub(crate) fn decided(&self, index: usize, node: &Node, event: Event, problem: &str) {
+        self.apply(index, node, event, Some(problem), false);
     }
 
     /// Something other than a probe has happened to a node. Answers its health before, if that has changed in kind.
@@ -382,6 +451,13 @@ impl HealthBoard {
                     "node is down"
                 );
             }
+            Health::Restarting => {
+                tracing::warn!(
+                    node = name,
+                    reason = problem,
+                    "node restarts after a crash; it keeps its keys"
+                );
+            }
             Health::Untaken => {
                 tracing::warn!(
                     node = name,
@@ -402,6 +478,73 @@ impl HealthBoard {
             Health::Up => tracing::info!(node = name, before = before.word(), "node is up"),
             // Who brings these about says so.
             Health::Unknown | Health::Fenced | Health::Draining | Health::Drained => {}
+        }
+    }
+
+    /// So many microseconds after the start; never 0.
+    fn micros(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.started).as_micros();
+        u64::try_from(since).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// What there is to be seen besides a probe of this node that began then.
+    fn signs(&self, index: usize, begun: Instant) -> Signs {
+        let begun_us = self.micros(begun);
+        let others = self.nodes.iter().enumerate();
+        let mut others = others.filter(|(other, _)| *other != index);
+        let answers = |node: &NodeHealth| node.answered_us.load(Ordering::Acquire) >= begun_us;
+        let heard = self
+            .nodes
+            .get(index)
+            .map_or(0, |node| node.heard_us.load(Ordering::Acquire));
+        Signs {
+            others_answer: others.any(|(_, node)| answers(node)),
+            heard: (heard > 0).then(|| self.started + Duration::from_micros(heard)),
+        }
+    }
+
+    /// Asks a node how it is. While there is no answer, a second probe begins beside the first, and the other nodes are asked too.
+    async fn ask(
+        &self,
+        index: usize,
+        node: &Node,
+        settings: &ProbeSettings,
+        patience: &mut Patience,
+    ) -> Outcome {
+        let bound = settings.timeout.get();
+        let limit = self.is_up(index).then(|| patience.limit(bound));
+        let begun = Instant::now();
+        let mut vigil = Vigil::new(limit, bound, begun);
+        let timed = || async {
+            let begun = Instant::now();
+            let outcome = probe::probe(node, settings, bound * STARVED_TIMES).await;
+            (outcome, begun.elapsed())
+        };
+        let mut probes = FuturesUnordered::new();
+        probes.push(timed());
+        let mut beats = tokio::time::interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // An answer that is there counts, however late it is.
+                biased;
+                Some((outcome, took)) = probes.next() => {
+                    if outcome.is_answer() {
+                        patience.answered(took);
+                    }
+                    return outcome;
+                }
+                _ = beats.tick() => match vigil.look(Instant::now(), self.signs(index, begun)) {
+                    Look::Wait => {}
+                    Look::Second => {
+                        probes.push(timed());
+                        let others = (0..self.nodes.len()).filter(|other| *other != index);
+                        others.for_each(|other| self.evidence(other));
+                    }
+                    Look::Silent => return Outcome::silent(begun.elapsed()),
+                    Look::Late => return Outcome::late(bound),
+                }
+            }
         }
     }
 }
@@ -450,6 +593,7 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
     let Some(state) = board.nodes.get(index) else {
         return;
     };
+    let mut patience = Patience::default();
     loop {
         let due = lock(&state.machine).next_probe();
         tokio::select! {
@@ -458,7 +602,21 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
             () = state.probe_now.notified() => continue,
         }
         let number = state.begun.fetch_add(1, Ordering::AcqRel) + 1;
-        let outcome = probe::probe(node, settings).await;
+        let begun = Instant::now();
+        let outcome = board.ask(index, node, settings, &mut patience).await;
+        if outcome.is_answer() {
+            state
+                .answered_us
+                .store(board.micros(begun), Ordering::Release);
+        }
+        if let Some(system) = outcome.system {
+            state.system.store(system, Ordering::Release);
+        }
+        // Those that it had when it was lost are ended before it gets clients again.
+        let is_back = board.is_up(index) && board.catching_up(index).is_none();
+        if outcome.system.is_some() && is_back {
+            lock(&state.left).seen_well(begun);
+        }
         let problem = outcome.problem.as_deref();
         board.apply(index, node, outcome.event, problem, outcome.is_silent);
         state.ended.store(number, Ordering::Release);
@@ -466,136 +624,10 @@ async fn watch(board: &HealthBoard, index: usize, node: &Node, settings: &ProbeS
     }
 }
 
-fn lock(machine: &Mutex<Machine>) -> std::sync::MutexGuard<'_, Machine> {
-    // The machine is pure and leaves no half-made state behind.
-    machine.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(state: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is in there is pure and leaves no half-made state behind.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::pin::pin;
-
-    use futures_util::future::poll_immediate;
-
-    use super::*;
-
-    fn board(nodes: usize) -> HealthBoard {
-        let settings = ProbeSettings {
-            interval: Duration::from_secs(1),
-            timeout: Bound::new(Duration::from_secs(1)),
-            database: "app".to_owned(),
-            slot: None,
-        };
-        let board = HealthBoard::new(nodes, &settings, &Before::default(), Instant::now());
-        for node in 0..nodes {
-            let rtt = Duration::from_millis(1);
-            board.tell(node, Event::Success { rtt });
-        }
-        board
-    }
-
-    #[tokio::test]
-    async fn news_are_a_verdict_or_a_probe_that_begins_later() {
-        let board = Arc::new(board(2));
-        let ended = |node: usize, number| {
-            board.nodes[node].ended.store(number, Ordering::Release);
-            board.verdicts.send_modify(|_| {});
-        };
-        // One is under way when it is asked.
-        board.nodes[0].begun.store(1, Ordering::Release);
-        let mut news = pin!(board.news(0));
-        ended(1, 7);
-        assert!(poll_immediate(news.as_mut()).await.is_none());
-        ended(0, 1);
-        assert!(poll_immediate(news.as_mut()).await.is_none());
-        ended(0, 2);
-        assert!(poll_immediate(news.as_mut()).await.is_some());
-        board.nodes[0].begun.store(2, Ordering::Release);
-        let mut news = pin!(board.news(0));
-        assert!(poll_immediate(news.as_mut()).await.is_none());
-        board.set_fence(1, None);
-        assert!(poll_immediate(news.as_mut()).await.is_none());
-        board.set_fence(1, Some("its clock is off".to_owned()));
-        assert!(poll_immediate(news.as_mut()).await.is_some());
-    }
-
-    #[test]
-    fn a_fenced_node_gets_sessions_only_while_there_is_no_other() {
-        let board = board(3);
-        let usable = || [0, 1, 2].map(|node| board.usable(node));
-        board.set_fence(1, Some("its clock is off".to_owned()));
-        assert_eq!(usable(), [true, false, true]);
-        assert_eq!(
-            board.fence(1).as_deref().map(String::as_str),
-            Some("its clock is off")
-        );
-        for down in [0, 2] {
-            board.tell(down, Event::Refused);
-        }
-        assert_eq!(usable(), [false, true, false]);
-        let rtt = Duration::from_millis(1);
-        board.tell(2, Event::Success { rtt });
-        board.set_fence(2, Some("too".to_owned()));
-        assert_eq!(usable(), [false, true, true]);
-        board.set_fence(1, None);
-        assert_eq!(usable(), [false, true, false]);
-    }
-
-    #[test]
-    fn a_node_on_its_way_out_keeps_its_keys_and_gets_nothing_else() {
-        let board = board(2);
-        let takes = || [0, 1].map(|node| (board.usable(node), board.takes_all(node)));
-        let both = (true, true);
-        assert_eq!(takes(), [both, both]);
-        board.tell(0, Event::Drain);
-        assert_eq!(takes(), [(true, false), both]);
-        board.tell(0, Event::Park(true));
-        assert_eq!(takes(), [(true, false), both]);
-        assert!(board.parks(0) && !board.parks(1));
-        board.tell(1, Event::Refused);
-        assert_eq!(takes(), [both, (false, false)], "there is no other");
-        board.tell(0, Event::Drained);
-        assert_eq!(takes(), [(false, false), (false, false)]);
-    }
-
-    #[tokio::test]
-    async fn each_change_of_what_clients_may_do_begins_an_epoch_and_nothing_else_does() {
-        let board = Arc::new(board(2));
-        let mut epoch = board.epoch();
-        let mut moves = |event: Event| {
-            board.tell(1, event);
-            let before = std::mem::replace(&mut epoch, board.epoch());
-            board.epoch() - before
-        };
-        for event in [
-            Event::Evidence,
-            Event::NotTried,
-            Event::Failed,
-            Event::Fence(false),
-        ] {
-            assert_eq!(moves(event), 0, "{event:?}");
-        }
-        for event in [
-            Event::Drain,
-            Event::Park(true),
-            Event::Drained,
-            Event::Resumed,
-        ] {
-            assert_eq!(moves(event), 1, "{event:?}");
-        }
-        board.later_than(epoch - 1).await;
-        let before = Before {
-            epoch: board.epoch(),
-            drained: vec![true],
-        };
-        let settings = ProbeSettings {
-            interval: Duration::from_secs(1),
-            timeout: Bound::new(Duration::from_secs(1)),
-            database: "app".to_owned(),
-            slot: None,
-        };
-        let next = HealthBoard::new(2, &settings, &before, Instant::now());
-        assert!(next.epoch() > board.epoch());
-        assert_eq!(next.health(0), Health::Drained);
-    }
-}
+mod tests;

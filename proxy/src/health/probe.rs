@@ -20,11 +20,21 @@ pub(crate) struct Outcome {
     pub(crate) problem: Option<String>,
     /// The node has not answered in time.
     pub(crate) is_silent: bool,
+    /// The system identifier of the node, if it is known to be well.
+    pub(crate) system: Option<i64>,
+}
+
+/// What the answer to a probe's question tells.
+struct Answered {
+    /// Time from sending a statement to its answer.
+    rtt: Duration,
+    /// The system identifier of the node.
+    system: Option<i64>,
 }
 
 /// Opens a fresh connection and runs statements on it. A fresh one, because a server whose postmaster hangs goes on
-/// serving the connections it has.
-pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
+/// serving the connections it has. How long it is waited for is not decided here; it ends by itself after `most`.
+pub(crate) async fn probe(node: &Node, settings: &ProbeSettings, most: Duration) -> Outcome {
     let params = [
         ("application_name", "tandem probe"),
         (
@@ -33,8 +43,7 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
         ),
     ];
     let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
-    let bound = settings.timeout.get();
-    let options = node.own_options(&settings.database, params.to_vec(), bound);
+    let options = node.own_options(&settings.database, params.to_vec(), most);
     let asked = question(settings.slot.as_deref());
     let attempt = async {
         let mut connection = tandem_wire::connect(&options)
@@ -46,6 +55,8 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
             .map_err(ProbeError::Query)?;
         let mut answers = rows.into_iter().next().unwrap_or_default().into_iter();
         let (recovering, taken) = (answers.next().flatten(), answers.next().flatten());
+        let system = answers.next().flatten();
+        let system = system.and_then(|system| system.parse().ok());
         // The first statement warmed up the backend's caches; the second tells how far away the node is.
         let sent = Instant::now();
         connection
@@ -55,19 +66,20 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
         let rtt = sent.elapsed();
         connection.close().await;
         match (&settings.slot, recovering.as_deref(), taken.as_deref()) {
-            (None, Some("f"), _) | (Some(_), Some("f"), Some("t")) => Ok(rtt),
+            (None, Some("f"), _) | (Some(_), Some("f"), Some("t")) => Ok(Answered { rtt, system }),
             (Some(slot), Some("f"), _) => Err(ProbeError::Untaken(slot.clone())),
             _ => Err(ProbeError::Recovering),
         }
     };
-    let result = timeout(bound, attempt)
+    let result = timeout(most, attempt)
         .await
-        .unwrap_or(Err(ProbeError::Timeout(bound)));
+        .unwrap_or(Err(ProbeError::Timeout(most)));
     match result {
-        Ok(rtt) => Outcome {
+        Ok(Answered { rtt, system }) => Outcome {
             event: Event::Success { rtt },
             problem: None,
             is_silent: false,
+            system,
         },
         Err(error) => Outcome {
             event: judge(&error),
@@ -76,7 +88,39 @@ pub(crate) async fn probe(node: &Node, settings: &ProbeSettings) -> Outcome {
                 error,
                 ProbeError::Timeout(_) | ProbeError::Connect(ConnectError::Timeout { .. })
             ),
+            system: None,
         },
+    }
+}
+
+impl Outcome {
+    /// Whether the node works.
+    pub(crate) fn is_answer(&self) -> bool {
+        matches!(self.event, Event::Success { .. } | Event::Untaken)
+    }
+
+    /// Two probes have had no answer for so long, while another node answers.
+    pub(crate) fn silent(silence: Duration) -> Outcome {
+        Outcome {
+            event: Event::Silent,
+            problem: Some(format!(
+                "no answer within {} ms, on two connections, while another node answers",
+                silence.as_millis()
+            )),
+            is_silent: true,
+            system: None,
+        }
+    }
+
+    /// A probe has had no answer for as long as one may take.
+    pub(crate) fn late(bound: Duration) -> Outcome {
+        let error = ProbeError::Timeout(bound);
+        Outcome {
+            event: judge(&error),
+            problem: Some(error.to_string()),
+            is_silent: true,
+            system: None,
+        }
     }
 }
 
@@ -94,7 +138,10 @@ fn question(slot: Option<&str>) -> String {
             )
         },
     );
-    format!("SELECT pg_catalog.pg_is_in_recovery(), {taken}")
+    format!(
+        "SELECT pg_catalog.pg_is_in_recovery(), {taken}, \
+         (SELECT system_identifier FROM pg_catalog.pg_control_system())"
+    )
 }
 
 /// Why a probe failed.
@@ -122,6 +169,7 @@ fn judge(error: &ProbeError) -> Event {
         ProbeError::Timeout(_) | ProbeError::Query(_) => Event::Failed,
         ProbeError::Connect(error) => match verdict(error) {
             Verdict::NobodyThere | Verdict::Broken => Event::Refused,
+            Verdict::Unready => Event::Unready,
             Verdict::Ours => Event::NotTried,
             Verdict::Unclear | Verdict::Answer => Event::Failed,
         },
@@ -131,9 +179,10 @@ fn judge(error: &ProbeError) -> Event {
 /// What a failed connect says about the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// Nobody listens there, or it says that it is starting up, shutting down or in recovery. The only outcome of a *session's*
-    /// connect that is a verdict: no client can provoke it.
+    /// Nobody listens there.
     NobodyThere,
+    /// It says that it is starting up, shutting down or in recovery.
+    Unready,
     /// Reset or closed during the login.
     Broken,
     /// The proxy's own lack of something; nothing was learnt of the node.
@@ -144,10 +193,21 @@ pub(crate) enum Verdict {
     Answer,
 }
 
+impl Verdict {
+    /// What a *session's* failed connect decides: no client can provoke these.
+    pub(crate) fn decides(self) -> Option<Event> {
+        match self {
+            Verdict::NobodyThere => Some(Event::Refused),
+            Verdict::Unready => Some(Event::Unready),
+            Verdict::Broken | Verdict::Ours | Verdict::Unclear | Verdict::Answer => None,
+        }
+    }
+}
+
 /// Judges a failed connect.
 pub(crate) fn verdict(error: &ConnectError) -> Verdict {
     match error {
-        ConnectError::Server(error) if error.code == "57P03" => Verdict::NobodyThere,
+        ConnectError::Server(error) if error.code == "57P03" => Verdict::Unready,
         ConnectError::Server(_) | ConnectError::Auth(_) => Verdict::Answer,
         ConnectError::Closed => Verdict::Broken,
         ConnectError::Resolve { source, .. } if crate::listener::is_out_of_descriptors(source) => {
@@ -240,7 +300,7 @@ mod tests {
                 Event::Refused,
             ),
             (ConnectError::Closed, Verdict::Broken, Event::Refused),
-            (server("57P03"), Verdict::NobodyThere, Event::Refused),
+            (server("57P03"), Verdict::Unready, Event::Unready),
             (
                 unreachable(io::ErrorKind::HostUnreachable),
                 Verdict::Unclear,

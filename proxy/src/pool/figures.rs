@@ -1,7 +1,7 @@
 //! Owns what the pools tell about themselves: plain values, taken at one moment.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     time::{Duration, SystemTime},
 };
 
@@ -117,7 +117,46 @@ impl Totals {
     }
 }
 
+/// What went to the servers of a node, and what came from them, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Flow {
+    pub(crate) asked: u64,
+    pub(crate) said: u64,
+}
+
 impl Pools {
+    /// What has flowed to and from each node. It may fall back when a pool goes.
+    pub(crate) fn flows(&self) -> Vec<Flow> {
+        let mut flows = vec![Flow::default(); self.env.nodes.len()];
+        for pool in self.all() {
+            let Some(flow) = flows.get_mut(pool.key.node) else {
+                continue;
+            };
+            let totals = *lock(&pool.totals);
+            flow.asked = flow.asked.wrapping_add(totals.received);
+            flow.said = flow.said.wrapping_add(totals.sent);
+            for face in lock(&pool.faces).iter().filter_map(Weak::upgrade) {
+                let counters = &face.counters;
+                let asked = counters.received.load(Ordering::Relaxed);
+                let said = counters.sent.load(Ordering::Relaxed);
+                flow.asked = flow.asked.wrapping_add(asked);
+                flow.said = flow.said.wrapping_add(said);
+            }
+        }
+        flows
+    }
+
+    /// The server processes of a node's connections.
+    pub(crate) fn backends(&self, node: usize) -> Vec<i32> {
+        let pools = self.all().into_iter().filter(|pool| pool.key.node == node);
+        let of_pool = |pool: Arc<super::Pool>| -> Vec<i32> {
+            let faces = lock(&pool.faces);
+            let faces = faces.iter().filter_map(Weak::upgrade);
+            faces.map(|face| face.pid).collect()
+        };
+        pools.flat_map(of_pool).collect()
+    }
+
     /// The times of all nodes, from all workers.
     pub(crate) async fn latency(&self) -> Vec<NodeLatency> {
         timing::merged(&self.env.workers, self.env.nodes.len()).await
@@ -133,10 +172,8 @@ impl Pools {
             let key = pool.key();
             let node = pool.node_name().to_owned();
             let mut totals = *lock(&pool.totals);
-            let faces: Vec<Arc<Face>> = lock(&pool.faces)
-                .iter()
-                .filter_map(std::sync::Weak::upgrade)
-                .collect();
+            let faces: Vec<Arc<Face>> =
+                lock(&pool.faces).iter().filter_map(Weak::upgrade).collect();
             let (mut active, mut canceling) = (0, 0);
             for face in faces {
                 totals.add(&face);

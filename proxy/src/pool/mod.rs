@@ -309,6 +309,11 @@ impl Pool {
         self.env.health.evidence(self.key.node);
     }
 
+    /// One of its servers said that another server process of its node has crashed.
+    pub(crate) fn note_crash(&self) {
+        self.env.health.crashed(self.key.node);
+    }
+
     /// What is known of clients that set this at login.
     pub(crate) fn know(&self, settings: &Params) -> Known {
         lock(&self.kinds).know(settings)
@@ -440,9 +445,10 @@ impl Pool {
         totals.waited += since.elapsed();
     }
 
-    /// A server is gone; what went through it stays counted.
+    /// A server is gone; what went through it stays counted. Its process may not know yet.
     fn keep_totals(&self, face: &Face) {
         lock(&self.totals).add(face);
+        self.env.health.left(self.key.node, face.pid);
     }
 
     fn is_unused(&self) -> bool {

@@ -52,12 +52,11 @@ pub(super) async fn open(pool: Arc<Pool>) {
             let name = node.map_or("?", |node| node.name());
             tracing::info!(node = name, user = key.user, database = key.database, %error, "no server connection");
             if let Some(node) = node {
-                match error.verdict {
-                    Verdict::NobodyThere => {
-                        pool.env.health.refused(key.node, node, &error.to_string());
-                    }
-                    Verdict::Broken | Verdict::Unclear => pool.env.health.evidence(key.node),
-                    Verdict::Answer | Verdict::Ours => {}
+                let health = &pool.env.health;
+                match (error.verdict.decides(), error.verdict) {
+                    (Some(event), _) => health.decided(key.node, node, event, &error.to_string()),
+                    (None, Verdict::Broken | Verdict::Unclear) => health.evidence(key.node),
+                    (None, _) => {}
                 }
             }
             let concerned: Vec<Arc<Ticket>> = lock(&pool.queue).failed(now);
@@ -112,7 +111,7 @@ impl Pool {
             id,
             env.limits.load().prepared_max,
             born,
-            Arc::downgrade(self),
+            self,
         );
         lock(&self.faces).push(Arc::downgrade(&server.face));
         Box::new(server)

@@ -88,6 +88,8 @@ pub(crate) struct Face {
     pub(crate) secret: Secret,
     /// When it was opened.
     pub(crate) opened: SystemTime,
+    /// The system identifier that the node was known by then.
+    pub(crate) system: Option<i64>,
     /// Whether it is encrypted.
     pub(crate) tls: bool,
     pub(crate) counters: Counters,
@@ -116,6 +118,7 @@ impl Face {
             pid,
             secret,
             opened: SystemTime::now(),
+            system: None,
             tls: false,
             counters: Counters::default(),
             client: AtomicU32::new(0),
@@ -162,8 +165,10 @@ impl Server {
         id: u64,
         prepared_max: usize,
         born: Duration,
-        pool: Weak<Pool>,
+        pool: &Arc<Pool>,
     ) -> Server {
+        let system = pool.env.health.system(key.node);
+        let pool = Arc::downgrade(pool);
         Server {
             scanner: Scanner::new(Sender::Server),
             received: parts.rx,
@@ -179,6 +184,7 @@ impl Server {
                 pid: parts.backend_pid,
                 secret: Secret::new(parts.cancel_secret),
                 opened: SystemTime::now(),
+                system,
                 tls: parts.stream.is_tls(),
                 counters: Counters::default(),
                 client: AtomicU32::new(0),

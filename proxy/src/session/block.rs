@@ -121,6 +121,11 @@ impl Held {
 }
 
 impl Block {
+    /// The one that COMMIT AND CHAIN begins behind a block with these modes.
+    pub(super) fn chained(modes: Modes) -> Block {
+        next(true, modes)
+    }
+
     /// The transaction status that the client sees; none: that of its server.
     pub(super) fn status(&self) -> Option<u8> {
         match self {

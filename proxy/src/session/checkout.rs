@@ -21,6 +21,7 @@ use tokio::{
 use super::{
     Shared,
     end::End,
+    outbound::tells_of_crash,
     owed::{By, Sent},
     profile::CLEANUP,
     ready::{Errand, Portals, SYNC, put_query},
@@ -127,7 +128,10 @@ impl Task {
                 backend = server.face.pid,
                 "a server connection has ended while it was idle"
             );
-            shared.health.evidence(server.face.node);
+            match tells_of_crash(&server.received) {
+                true => shared.health.crashed(server.face.node),
+                false => shared.health.evidence(server.face.node),
+            }
             return false;
         }
         let cancelled = self.take(server);

@@ -68,6 +68,20 @@ impl End {
     }
 }
 
+impl End {
+    /// Whether the server's connection ended without a word, as when its process is killed.
+    pub(super) fn is_abrupt(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        match self {
+            End::ServerLost(None) => true,
+            End::ServerLost(Some(error)) => {
+                matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+            }
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

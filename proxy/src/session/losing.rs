@@ -7,19 +7,20 @@ use std::{
     io,
     sync::{Arc, OnceLock, atomic::Ordering},
     task::Context,
-    time::Duration,
 };
 
 use bytes::{BufMut, BytesMut};
 use tandem_wire::{ErrorReport, encode};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::{
     Shared,
     block::Block,
     end::{Boundary, End},
+    losses::Loss,
     lost::{Facts, Lost, Segment},
     outbound::put_texts,
+    outcome::{Doubt, Question},
     owed::{By, Item, Sent, Status},
     parked::Why,
     policing::Policing,
@@ -31,71 +32,11 @@ use super::{
     trace::Control,
     unit::{Beside, Routed},
 };
-use crate::{auth::control::Control as Connections, health::HealthBoard, pool::Server};
+use crate::pool::Server;
 
 /// A FunctionCall of `pg_current_xact_id_if_assigned()`, whose number is 5060 (pg_proc.dat): no arguments, and the result in
 /// binary format. It costs a server much less than a statement that calls it.
 const ASK_NUMBER: &[u8] = b"F\0\0\0\x0e\0\0\x13\xc4\0\0\0\0\0\x01";
-/// What has become of the transaction `$1` of a connection that is `$2` seconds old, and whether that is surely of this one.
-///
-/// A server that crashes gives numbers once more of which nothing was on disk. The checkpointer is started anew then
-/// (`PostmasterStateMachine` in postmaster.c), and what was committed before that is of before. Both times are the node's own.
-const OUTCOME: &str = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8), \
-    begun < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) \
-    OR pg_catalog.pg_xact_commit_timestamp($1::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid) < begun \
-    FROM (SELECT backend_start AS begun FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') AS life";
-/// How often a node is asked for that which has no answer yet.
-const OUTCOME_GAP: Duration = Duration::from_millis(100);
-
-/// A COMMIT of which nobody knows yet what has become.
-#[derive(Debug)]
-pub(super) struct Doubt {
-    node: usize,
-    /// What its client waits for.
-    items: Vec<Item>,
-    /// What the server was taken to have set.
-    settings: ServerSettings,
-    /// Whether it has committed, once that is known.
-    found: Arc<OnceLock<bool>>,
-}
-
-/// Asks a node what has become of a transaction, until it is known. A transaction that a server still works on is in progress, and
-/// one that was cut off by a crash is aborted.
-async fn outcome(
-    connections: Arc<Connections>,
-    health: Arc<HealthBoard>,
-    node: usize,
-    xid: u64,
-    opened: Instant,
-    found: Arc<OnceLock<bool>>,
-) {
-    let xid = xid.to_string();
-    loop {
-        let news = health.news(node);
-        let age = opened.elapsed().as_secs_f64();
-        if let Ok(rows) = connections.query(node, OUTCOME, &[&xid, &age]).await {
-            let row = rows.first();
-            let status = row.and_then(|row| row.try_get::<_, Option<String>>(0).ok()?);
-            let is_ours = row.and_then(|row| row.try_get::<_, Option<bool>>(1).ok()?);
-            let committed = match (status.as_deref(), is_ours) {
-                (Some("committed"), Some(true)) => Some(true),
-                // So is ours, if the number is another one's by now.
-                (Some("aborted"), _) => Some(false),
-                _ => None,
-            };
-            if let Some(committed) = committed {
-                // Nobody else says so.
-                let _ = found.set(committed);
-                return;
-            }
-        }
-        tokio::select! {
-            () = news => {}
-            () = sleep(OUTCOME_GAP) => {}
-        }
-    }
-}
-
 /// Wakes those who wait for a node when it is given up, for ever: nothing that happens there would.
 pub(crate) async fn wake(shared: Arc<Shared>) {
     let mut verdicts = shared.health.verdicts();
@@ -111,9 +52,9 @@ pub(crate) async fn wake(shared: Arc<Shared>) {
     }
 }
 
-/// The answers that these messages are owed when all is well: one of them runs something, which has this command tag; none: it is
-/// answered.
-fn put_success(out: &mut BytesMut, items: &[Item], tag: Option<&[u8]>) {
+/// The answers that these messages are owed when all is well, up to this status: one of them runs something, which has this command
+/// tag; none: it is answered.
+fn put_success(out: &mut BytesMut, items: &[Item], tag: Option<&[u8]>, status: u8) {
     let put_tag = |out: &mut BytesMut| {
         if let Some(tag) = tag {
             put_texts(out, b'C', &[tag]);
@@ -129,19 +70,19 @@ fn put_success(out: &mut BytesMut, items: &[Item], tag: Option<&[u8]>) {
             Sent::Execute => put_tag(out),
             Sent::Query => {
                 put_tag(out);
-                encode::backend::ready_for_query(out, b'I');
+                encode::backend::ready_for_query(out, status);
             }
-            Sent::Sync => encode::backend::ready_for_query(out, b'I'),
+            Sent::Sync => encode::backend::ready_for_query(out, status),
             Sent::FunctionCall | Sent::CopyEnd => {}
         }
     }
 }
 
 impl Task {
-    /// Has the server tell the number of a transaction that has written, in the same write as the COMMIT that ends it and ahead of
-    /// it: if the server is lost then, the node can be asked what has become of the transaction.
+    /// Has the server tell the number of a transaction that has written, in the same write as the COMMIT (or PREPARE TRANSACTION) that
+    /// ends it and ahead of it: if the server is lost then, the node can be asked what has become of the transaction.
     pub(super) fn ask_number(&mut self, does: Control, input: &[u8], splice: &mut Splice<'_>) {
-        if does != Control::Commits {
+        if does.can_be_asked_for().is_none() {
             return;
         }
         let (Some(routed), Place::Server(server)) = (&self.routed, &mut self.place) else {
@@ -217,7 +158,11 @@ impl Task {
         let facts = self.facts(server);
         let lost = Lost::decide(&facts);
         let node = server.face.node;
-        shared.health.evidence(node);
+        match end.is_abrupt() {
+            // As when another server process has crashed.
+            true => shared.health.crashed(node),
+            false => shared.health.evidence(node),
+        }
         if lost == Lost::Unclear {
             return Err(end);
         }
@@ -231,6 +176,9 @@ impl Task {
         let Place::Server(mut server) = std::mem::replace(&mut self.place, Place::Idle) else {
             return Err(end);
         };
+        if let Some(loss) = lost.comes_to() {
+            shared.losses.count(loss);
+        }
         self.part(&mut server);
         let items: Vec<Item> = server.owed.items().copied().collect();
         let name = self.pool.node_name().to_owned();
@@ -255,30 +203,29 @@ impl Task {
             Lost::RolledBack => {
                 self.roll_back();
                 self.asked = None;
-                put_success(self.to_client.buffer(), &items, Some(b"ROLLBACK"));
+                put_success(self.to_client.buffer(), &items, Some(b"ROLLBACK"), b'I');
             }
             Lost::Ended => {
                 self.state.ready(Status::Idle, false, &mut server.settings);
                 self.asked = None;
-                put_success(self.to_client.buffer(), &items, None);
+                put_success(self.to_client.buffer(), &items, None, b'I');
             }
             Lost::Nothing => self.fail_all(&facts, &report::lost_with(&name), &server, node),
             Lost::Unknown => self.fail_all(&facts, &report::in_doubt(&name), &server, node),
             Lost::Asks(xid) => {
                 let found = Arc::new(OnceLock::new());
-                let connections = Arc::clone(&shared.control);
-                let health = Arc::clone(&shared.health);
                 let opened = self.pool.opened(&server);
-                let asks = outcome(connections, health, node, xid, opened, Arc::clone(&found));
+                let question = Question::new(shared, &server, xid, opened, Arc::clone(&found));
                 let nothing = ServerSettings::new(&[], &[]);
                 let doubt = Doubt {
                     node,
                     items,
                     settings: std::mem::replace(&mut server.settings, nothing),
+                    modes: server.trace.modes,
                     found,
                 };
                 let bound = shared.settings.load().config.proxy.commit_outcome_wait;
-                self.park_for(Why::Outcome(Box::new(doubt)), asks, bound, None);
+                self.park_for(Why::Outcome(Box::new(doubt)), question.ask(), bound, None);
             }
             Lost::Over { in_doubt } => {
                 let report = report::lost_for_good(&name, self.state.hold(), in_doubt);
@@ -366,13 +313,12 @@ impl Task {
         self.registered.entry().detach();
         self.asked = None;
         let name = shared.nodes.get(doubt.node).map_or("?", |node| node.name());
-        let found = doubt.found.get().copied();
+        let (found, ends) = (doubt.found.get().copied(), doubt.control());
         tracing::info!(node = name, committed = found, "a COMMIT was in doubt");
         let report = match found {
             Some(true) => {
-                let mut items = doubt.items.iter();
-                let note = items.find(|item| item.control == Control::Commits);
-                let note = note.map_or(0, |item| item.note);
+                shared.losses.count(Loss::Committed);
+                let note = doubt.ends().map_or(0, |item| item.note);
                 self.state.succeeded(note, &mut doubt.settings);
                 self.state.ready(Status::Idle, false, &mut doubt.settings);
                 if let Some(routed) = &mut self.routed {
@@ -381,13 +327,28 @@ impl Task {
                     }
                     routed.seen.left(doubt.node, Instant::now());
                 }
-                put_success(self.to_client.buffer(), &doubt.items, Some(b"COMMIT"));
+                if ends == Control::Chains {
+                    self.routed_here(doubt.node).block = Block::chained(doubt.modes);
+                }
+                let status = self.status();
+                let tag = ends.can_be_asked_for();
+                put_success(self.to_client.buffer(), &doubt.items, tag, status);
                 return;
             }
-            Some(false) => report::lost_with(name),
-            None => report::in_doubt(name),
+            Some(false) => {
+                shared.losses.count(Loss::NotCommitted);
+                report::lost_with(name)
+            }
+            None => {
+                shared.losses.count(Loss::Unknown);
+                report::in_doubt(name)
+            }
         };
         self.roll_back();
+        if ends == Control::Chains {
+            // The client believes that it is in the next one.
+            self.routed_here(doubt.node).block = Block::Failed(doubt.modes);
+        }
         encode::backend::error(self.to_client.buffer(), &report);
         self.ready_for_query();
     }

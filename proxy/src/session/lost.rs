@@ -4,6 +4,7 @@
 //! the socket. What was written there counts as given, whether or not the server has read it.
 
 use super::{
+    losses::Loss,
     owed::{By, Item, Sent, Status},
     trace::Control,
 };
@@ -97,7 +98,7 @@ pub(super) enum Lost {
     Ended,
     /// Nothing of its transaction has committed.
     Nothing,
-    /// Its COMMIT is in doubt, and the node can tell what became of the transaction of this number.
+    /// Its COMMIT, or PREPARE TRANSACTION, is in doubt, and the node can tell what became of the transaction of this number.
     Asks(u64),
     /// Something may have committed.
     Unknown,
@@ -136,6 +137,19 @@ impl Facts {
 }
 
 impl Lost {
+    /// What it comes to for the client; none: it will be known later, or nothing can be said.
+    pub(super) fn comes_to(self) -> Option<Loss> {
+        match self {
+            Lost::Idle | Lost::Between { told: true } => Some(Loss::Unnoticed),
+            Lost::Again => Some(Loss::Resent),
+            Lost::RolledBack | Lost::Ended => Some(Loss::Ended),
+            Lost::Between { told: false } | Lost::Nothing => Some(Loss::Aborted),
+            Lost::Unknown => Some(Loss::Unknown),
+            Lost::Over { .. } => Some(Loss::Disconnected),
+            Lost::Asks(_) | Lost::Unclear => None,
+        }
+    }
+
     /// The one place where this is decided.
     pub(super) fn decide(facts: &Facts) -> Lost {
         let in_doubt = facts.may_have_committed();
@@ -149,6 +163,7 @@ impl Lost {
             [only] if only.is_ended && !facts.is_told => Some((only.control, only.runs)),
             _ => None,
         };
+        let can_be_asked_for = |control: Control| control.can_be_asked_for().is_some();
         match (facts.status, only) {
             (Status::Idle, _) if facts.segments.is_empty() => Lost::Idle,
             (status, _) if facts.segments.is_empty() => Lost::Between {
@@ -156,11 +171,11 @@ impl Lost {
             },
             (
                 Status::Transaction | Status::Failed,
-                Some((Control::RollsBack | Control::Commits, 0)),
+                Some((Control::RollsBack | Control::Commits | Control::Prepares, 0)),
             ) => Lost::Ended,
             (Status::Transaction | Status::Failed, Some((Control::RollsBack, 1)))
-            | (Status::Failed, Some((Control::Commits, 1))) => Lost::RolledBack,
-            (Status::Transaction, Some((Control::Commits, 1))) => {
+            | (Status::Failed, Some((Control::Commits | Control::Prepares, 1))) => Lost::RolledBack,
+            (Status::Transaction, Some((control, 1))) if can_be_asked_for(control) => {
                 facts.xid.map_or(Lost::Unknown, Lost::Asks)
             }
             (Status::Idle, _) if !facts.may_write && !facts.is_told && facts.can_repeat => {
@@ -259,6 +274,12 @@ mod tests {
             (Transaction, &[ended(C::Commits)], Lost::Unknown),
             (Transaction, &[RUNS, ended(C::Commits)], Lost::Unknown),
             (Transaction, &[ended(C::Commits), RUNS], Lost::Unknown),
+            (Transaction, &[ended(C::Prepares)], Lost::Unknown),
+            (Transaction, &[ended(C::Chains)], Lost::Unknown),
+            (Transaction, &[over(C::Prepares)], Lost::Ended),
+            // Another block has begun there.
+            (Transaction, &[over(C::Chains)], Lost::Unknown),
+            (Failed, &[ended(C::Prepares)], Lost::RolledBack),
             (Transaction, &[ended(C::MayCommit)], Lost::Unknown),
             (Transaction, &[ended(C::MayCommitOpens)], Lost::Unknown),
             (Transaction, &[ended(C::MayCommitEnds)], Lost::Unknown),
@@ -284,6 +305,8 @@ mod tests {
             })
         };
         assert_eq!(with(&[commit]), Lost::Asks(7));
+        assert_eq!(with(&[ended(Control::Prepares)]), Lost::Asks(7));
+        assert_eq!(with(&[ended(Control::Chains)]), Lost::Asks(7));
         // What became of the others could not be told.
         assert_eq!(with(&[RUNS, commit]), Lost::Unknown);
         assert_eq!(with(&[commit, RUNS]), Lost::Unknown);
@@ -395,6 +418,8 @@ mod tests {
             C::Opens,
             C::RollsBack,
             C::Commits,
+            C::Chains,
+            C::Prepares,
             C::MayCommit,
             C::MayCommitOpens,
             C::MayCommitEnds,

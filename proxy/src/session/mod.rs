@@ -12,10 +12,12 @@ mod input;
 mod listening;
 mod login;
 pub(crate) mod losing;
+pub(crate) mod losses;
 mod lost;
 mod numbers;
 mod outbound;
 pub(crate) mod outbox;
+mod outcome;
 pub(crate) mod owed;
 mod parameters;
 mod parked;
@@ -81,6 +83,7 @@ use crate::{
 pub(crate) use end::farewell;
 use end::{Boundary, End};
 use login::Ended;
+use losses::Losses;
 use registry::{Registry, Stop};
 use task::{Begin, Task};
 use unit::Routed;
@@ -109,6 +112,7 @@ pub(crate) struct Shared {
     pub(crate) control: Arc<Control>,
     pub(crate) pools: Arc<Pools>,
     pub(crate) registry: Arc<Registry>,
+    pub(crate) losses: Losses,
     pub(crate) canceller: Canceller,
     pub(crate) clients: Clients,
     pub(crate) limits: Limits,

@@ -230,6 +230,13 @@ impl Task {
 
     /// Decides about one message, of which `body` is what has come.
     fn on_server_message(&mut self, header: Header, body: &[u8]) -> Result<Fate, End> {
+        if header.tag == b'N' && is_crash(body) {
+            self.pool.note_crash();
+            if self.mode == PoolMode::Transaction {
+                // The session lives on; its client is told what that means for it.
+                return Ok(Fate::Kept);
+            }
+        }
         let Place::Server(server) = &mut self.place else {
             return Ok(Fate::Passed);
         };
@@ -444,6 +451,27 @@ impl Task {
 fn is_node_ending(body: &[u8]) -> bool {
     let code = ErrorFields::parse(body).map(|fields| fields.code());
     matches!(code, Ok(Some(b"57P01" | b"57P02" | b"57P03")))
+}
+
+/// Whether a notice tells that the server process ends because another one of its node has crashed: it comes from the signal handler
+/// for that (`quickdie` in postgres.c, 15 to 18), which no client can raise.
+fn is_crash(body: &[u8]) -> bool {
+    ErrorFields::parse(body).is_ok_and(|fields| {
+        fields.code() == Some(b"57P02") && fields.get(b'R') == Some(b"quickdie")
+    })
+}
+
+/// Whether a server that has ended while nobody used it said so because another one of its node has crashed.
+pub(super) fn tells_of_crash(mut received: &[u8]) -> bool {
+    while let Ok(Some(header)) = frame::peek(received, Sender::Server)
+        && let Some((message, rest)) = received.split_at_checked(header.frame_len())
+    {
+        if header.tag == b'N' && is_crash(message.get(HEADER_LEN..).unwrap_or_default()) {
+            return true;
+        }
+        received = rest;
+    }
+    false
 }
 
 /// Whether an error is worth a look at the node. It is never more than that: every client can raise any of these.

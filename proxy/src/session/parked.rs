@@ -14,7 +14,7 @@ use tokio::time::{Sleep, sleep, timeout};
 use super::{
     Shared,
     end::End,
-    losing::Doubt,
+    outcome::Doubt,
     report, route,
     task::{Place, Task},
 };

@@ -524,6 +524,14 @@ impl Registry {
         entry.is_some()
     }
 
+    /// Whether a session waits for an answer of a server of this node.
+    pub(crate) fn awaits(&self, node: usize) -> bool {
+        let table = self.table();
+        let mut sessions = table.by_pid.values();
+        sessions
+            .any(|entry| entry.activity() == Activity::Active && entry.is_on(node, Stop::AtOnce))
+    }
+
     /// The sessions that have a server now.
     pub(crate) fn running(&self) -> Vec<Running> {
         let table = self.table();

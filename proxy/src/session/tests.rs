@@ -83,6 +83,7 @@ fn shared() -> (Shared, JoinSet<()>) {
     let settings = ProbeSettings {
         interval: Duration::from_secs(3600),
         timeout: Bound::new(Duration::from_secs(1)),
+        restart_wait: Duration::ZERO,
         database: "app".into(),
         slot: None,
     };
@@ -126,6 +127,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         handoffs: Handoffs::new(placement, 1).0,
         gate,
         registry,
+        losses: Losses::default(),
         connect_timeout: bound,
         slow_statement: Bound::new(Duration::ZERO),
         files: Files::default(),

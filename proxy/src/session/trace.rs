@@ -19,6 +19,10 @@ pub(crate) enum Control {
     RollsBack,
     /// COMMIT, and nothing else.
     Commits,
+    /// COMMIT AND CHAIN, and nothing else.
+    Chains,
+    /// PREPARE TRANSACTION, and nothing else.
+    Prepares,
     /// May commit, and leaves the block as it was: CALL, DO.
     MayCommit,
     /// May commit, and leaves a block open.
@@ -37,11 +41,11 @@ impl Control {
         for step in program.iter() {
             all = all.then(match &step.effects.effect {
                 Effect::Transaction(Transaction::Begin(_)) => Control::Opens,
-                Effect::Transaction(Transaction::Commit { chain: true }) => Control::MayCommitOpens,
+                Effect::Transaction(Transaction::Commit { chain: true }) => Control::Chains,
                 Effect::Transaction(Transaction::Commit { chain: false }) => Control::Commits,
                 Effect::Transaction(Transaction::Rollback { chain: true }) => Control::Opens,
                 Effect::Transaction(Transaction::Rollback { chain: false }) => Control::RollsBack,
-                Effect::Transaction(Transaction::Prepare(_)) => Control::MayCommitEnds,
+                Effect::Transaction(Transaction::Prepare(_)) => Control::Prepares,
                 Effect::Transaction(Transaction::CommitPrepared(_)) => Control::MayCommit,
                 _ => match step.effects.doubt {
                     Some(Doubt::Call | Doubt::Do | Doubt::Syntax) => Control::MayCommit,
@@ -51,7 +55,9 @@ impl Control {
         }
         // What stands beside it in the same text would be answered too.
         match all {
-            Control::Commits | Control::RollsBack if program.len() > 1 => Control::MayCommitEnds,
+            _ if program.len() == 1 => all,
+            Control::Commits | Control::RollsBack | Control::Prepares => Control::MayCommitEnds,
+            Control::Chains => Control::MayCommitOpens,
             all => all,
         }
     }
@@ -80,6 +86,8 @@ impl Control {
         match self {
             Control::None | Control::Opens | Control::RollsBack => false,
             Control::Commits
+            | Control::Chains
+            | Control::Prepares
             | Control::MayCommit
             | Control::MayCommitOpens
             | Control::MayCommitEnds => true,
@@ -90,8 +98,19 @@ impl Control {
     pub(crate) fn opens(self) -> Option<bool> {
         match self {
             Control::None | Control::MayCommit => None,
-            Control::Opens | Control::MayCommitOpens => Some(true),
-            Control::RollsBack | Control::Commits | Control::MayCommitEnds => Some(false),
+            Control::Opens | Control::Chains | Control::MayCommitOpens => Some(true),
+            Control::RollsBack | Control::Commits | Control::Prepares | Control::MayCommitEnds => {
+                Some(false)
+            }
+        }
+    }
+
+    /// The command tag that it ends with, if its node can tell what has become of the transaction.
+    pub(crate) fn can_be_asked_for(self) -> Option<&'static [u8]> {
+        match self {
+            Control::Commits | Control::Chains => Some(b"COMMIT"),
+            Control::Prepares => Some(b"PREPARE TRANSACTION"),
+            _ => None,
         }
     }
 }
@@ -194,11 +213,14 @@ mod tests {
             ("BEGIN; ROLLBACK", Control::MayCommitEnds),
             ("COMMIT", Control::Commits),
             ("END", Control::Commits),
-            ("COMMIT AND CHAIN", Control::MayCommitOpens),
+            ("COMMIT AND CHAIN", Control::Chains),
+            ("COMMIT AND CHAIN; SELECT 1", Control::MayCommitOpens),
+            ("SELECT 1; COMMIT AND CHAIN", Control::MayCommitOpens),
             ("COMMIT; BEGIN", Control::MayCommitOpens),
             ("COMMIT; ROLLBACK", Control::MayCommitEnds),
             ("INSERT INTO t VALUES (1); COMMIT", Control::MayCommitEnds),
-            ("PREPARE TRANSACTION 'a'", Control::MayCommitEnds),
+            ("PREPARE TRANSACTION 'a'", Control::Prepares),
+            ("PREPARE TRANSACTION 'a'; SELECT 1", Control::MayCommitEnds),
             ("COMMIT PREPARED 'a'", Control::MayCommit),
             ("CALL p()", Control::MayCommit),
             ("DO $$ BEGIN COMMIT; END $$", Control::MayCommit),

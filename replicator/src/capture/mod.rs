@@ -24,6 +24,7 @@ use crate::relation::Interner;
 use crate::setup::{SlotFacts, application_name, slot_name};
 use crate::tables::TableFilter;
 use crate::transaction::{AssembleError, Assembler, Entry};
+use crate::witness::Witness;
 
 /// What one read of the socket brings goes to the journal together; not more than this, though.
 const BURST_BYTES: usize = 4 << 20;
@@ -75,6 +76,8 @@ pub(crate) struct Capture {
     pub journal: Arc<Journal>,
     /// Counts what the stream brings.
     pub(crate) course: Arc<Mutex<Course>>,
+    /// Remembers which transactions it has brought.
+    pub(crate) witness: Arc<Mutex<Witness>>,
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the node in the configuration.
@@ -110,6 +113,7 @@ impl Capture {
         let slot = slot_name(&self.cluster);
         let stream = ReplicationStream::start(connection, &slot, opened.end, &plugin).await?;
         lock(&self.course).begin(opened.end);
+        lock(&self.witness).begin(tokio::time::Instant::now());
         begun();
         let targets = self.links.of_source(self.source);
         let targets = targets.filter_map(|link| self.node_ids.get(link.target).copied());
@@ -207,6 +211,7 @@ impl Capture {
                         burst.take(&mut assembler, message)?;
                     }
                     lock(&self.course).take(&burst.entries);
+                    lock(&self.witness).take(&burst.entries);
                     self.journal.append(writer, burst.entries, burst.tail).await?;
                     if let Some(nap) = pace.read(Instant::now(), burst.bytes) {
                         // The thread, not the task: nobody polls the socket meanwhile.

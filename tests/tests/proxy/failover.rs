@@ -13,6 +13,9 @@ const TRANSACTION_MODE: &str = "workers = 1\npool_mode = \"transaction\"";
 /// How long a probe of a node takes in a test where sessions know more than the health board.
 const SLOW_PROBE: Duration = Duration::from_millis(700);
 
+/// How long each way takes that a probe's bytes go there before.
+const USUAL_DELAY: Duration = Duration::from_millis(150);
+
 /// Where every write goes as long as that node serves.
 pub(crate) async fn home<'a>(cluster: &'a Cluster, client: &Client) -> (usize, &'a Node) {
     client::execute(client, "BEGIN").await;
@@ -49,6 +52,16 @@ async fn a_session_whose_new_connection_is_reset_waits_for_the_verdict_and_goes_
     let other = cluster.proxy().await;
     client::execute(&other, "BEGIN").await;
     client::execute(&other, "SHOW port").await;
+    // A node whose probes have taken long before is not given up for that.
+    cluster.relays[lost].delay("tandem probe", USUAL_DELAY);
+    cluster
+        .daemon
+        .status_when("it is far away", LIMIT, |status| {
+            status["nodes"][lost]["rtt_ms"]
+                .as_f64()
+                .is_some_and(|ms| ms > 20.0)
+        })
+        .await;
     // All connections are reset, new ones too; but a probe takes its time, and then finds the same.
     cluster.relays[lost].cut_but_delay("tandem probe", SLOW_PROBE);
     let logged = async |what: &str| match cluster.daemon.log().contains(what) {
@@ -176,7 +189,7 @@ pub(crate) async fn heard(connection: &mut Connection, sql: &str) -> String {
     codes(&play(connection, &script().q(sql).ready(1)).await)
 }
 
-const UPDATED: &str = "C UPDATE 1\\x00\n";
+pub(crate) const UPDATED: &str = "C UPDATE 1\\x00\n";
 pub(crate) const LOST: &str = "E 40001\n";
 const ABORTED: &str = "E 25P02\n";
 

@@ -1,9 +1,9 @@
 //! What becomes of a COMMIT that was under way when its node was lost.
 
-use tandem_tests::eventually;
+use tandem_tests::{Node, eventually};
 
 use crate::{
-    failover::{LIMIT, LOST, codes, heard, home, runs_again, session, two},
+    failover::{LIMIT, LOST, UPDATED, codes, heard, home, runs_again, session, two},
     script::{play, script},
 };
 
@@ -12,23 +12,8 @@ const SLOW: &str = "CREATE TABLE slow (id int PRIMARY KEY);
     CREATE CONSTRAINT TRIGGER sleeps AFTER INSERT ON slow DEFERRABLE INITIALLY DEFERRED
         FOR EACH ROW EXECUTE FUNCTION sleeps();";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_was_cut_off_is_asked_for_when_the_node_is_back() {
-    let cluster = two("").schema(SLOW).start().await;
-    let one = cluster.proxy().await;
-    let (_, dying) = home(&cluster, &one).await;
-    let (mut commits, mut prepares) = (session(&cluster).await, session(&cluster).await);
-    let mut aborts = session(&cluster).await;
-    for (connection, write) in [
-        (&mut commits, "UPDATE kept SET n = 7 WHERE id = 1"),
-        (&mut prepares, "UPDATE kept SET n = 7 WHERE id = 2"),
-        (&mut aborts, "INSERT INTO slow VALUES (1)"),
-    ] {
-        heard(connection, "BEGIN").await;
-        heard(connection, write).await;
-    }
-    play(&mut prepares, &script().p("end", "COMMIT").s().ready(1)).await;
-    // A COMMIT is written, and then waits for somebody who never comes.
+/// From now on a COMMIT is written there, and then waits for somebody who never comes; until the next start.
+async fn hold_commits(dying: &Node) {
     dying
         .execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         .await;
@@ -43,30 +28,118 @@ async fn a_commit_that_was_cut_off_is_asked_for_when_the_node_is_back() {
     dying
         .execute("ALTER SYSTEM RESET synchronous_standby_names")
         .await;
-    play(&mut commits, &script().q("COMMIT").send()).await;
-    let run = script().b("", "end", &[]).dp("").e("", 0).s();
-    play(&mut prepares, &run.send()).await;
-    play(&mut aborts, &script().q("COMMIT").send()).await;
+}
+
+/// Waits until so many of the application's transactions are being committed.
+async fn committing(dying: &Node, count: usize) {
     let waiting = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app' AND wait_event IN ('SyncRep', 'PgSleep')";
     eventually("all are committing", LIMIT, async || {
-        match dying.value(waiting).await.as_str() {
-            "3" => Ok(()),
+        match dying.value(waiting).await {
+            found if found == count.to_string() => Ok(()),
+            other => Err(other),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_cut_off_is_asked_for_when_the_node_is_back() {
+    let cluster = two("")
+        .setting("max_prepared_transactions", "5")
+        .schema(SLOW)
+        .start()
+        .await;
+    let one = cluster.proxy().await;
+    let (_, dying) = home(&cluster, &one).await;
+    let mut sessions = Vec::new();
+    for write in [
+        "UPDATE kept SET n = 7 WHERE id = 1",
+        "UPDATE kept SET n = 7 WHERE id = 2",
+        "UPDATE kept SET n = 7 WHERE id = 3",
+        "UPDATE kept SET n = 7 WHERE id = 4",
+        "INSERT INTO slow VALUES (1)",
+        "INSERT INTO slow VALUES (2)",
+    ] {
+        let mut connection = session(&cluster).await;
+        heard(&mut connection, "BEGIN ISOLATION LEVEL REPEATABLE READ").await;
+        heard(&mut connection, write).await;
+        sessions.push(connection);
+    }
+    let [commits, prepares, chains, two_phase, aborts, no_phase] = &mut sessions[..] else {
+        panic!("six sessions");
+    };
+    play(prepares, &script().p("end", "COMMIT").s().ready(1)).await;
+    hold_commits(dying).await;
+    play(commits, &script().q("COMMIT").send()).await;
+    let run = script().b("", "end", &[]).dp("").e("", 0).s();
+    play(prepares, &run.send()).await;
+    for (connection, end) in [
+        (&mut *chains, "COMMIT AND CHAIN"),
+        (&mut *two_phase, "PREPARE TRANSACTION 'first'"),
+        (&mut *aborts, "COMMIT"),
+        (&mut *no_phase, "PREPARE TRANSACTION 'second'"),
+    ] {
+        play(connection, &script().q(end).send()).await;
+    }
+    committing(dying, 6).await;
+    dying.kill9().await;
+    dying.start_again().await;
+    for (connection, wanted) in [
+        (commits, "C COMMIT\\x00\nZ I\n"),
+        (prepares, "2 \nn \nC COMMIT\\x00\nZ I\n"),
+        (&mut *chains, "C COMMIT\\x00\nZ T\n"),
+        (&mut *two_phase, "C PREPARE TRANSACTION\\x00\nZ I\n"),
+        (aborts, "E 40001\nZ I\n"),
+        (no_phase, "E 40001\nZ I\n"),
+    ] {
+        let told = codes(&play(connection, &script().ready(1)).await);
+        assert_eq!(told, wanted);
+    }
+    // The next block has begun as the last one had.
+    let isolation = heard(chains, "SHOW transaction_isolation").await;
+    assert!(isolation.contains("repeatable read"), "{isolation}");
+    let written = heard(chains, "UPDATE kept SET n = 7 WHERE id = 5").await;
+    assert_eq!(written, format!("{UPDATED}Z T\n"));
+    heard(chains, "COMMIT").await;
+    let committed = heard(two_phase, "COMMIT PREPARED 'first'").await;
+    assert_eq!(committed, "C COMMIT PREPARED\\x00\nZ I\n");
+    cluster.assert_converged().await;
+    let kept = "SELECT string_agg(n::text, ' ' ORDER BY id) FROM kept";
+    assert_eq!(dying.value(kept).await, "7 7 7 7 7 0 0 0 0");
+    assert_eq!(dying.value("SELECT count(*) FROM slow").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_the_stream_has_shown_is_known_while_its_node_is_away() {
+    let cluster = two("").start().await;
+    let one = cluster.proxy().await;
+    let (place, dying) = home(&cluster, &one).await;
+    let mut commits = session(&cluster).await;
+    heard(&mut commits, "BEGIN").await;
+    heard(&mut commits, "UPDATE kept SET n = 7 WHERE id = 1").await;
+    hold_commits(dying).await;
+    play(&mut commits, &script().q("COMMIT").send()).await;
+    committing(dying, 1).await;
+    let other = &cluster.nodes[1 - place];
+    eventually("it is elsewhere", LIMIT, async || {
+        match other
+            .value("SELECT n FROM kept WHERE id = 1")
+            .await
+            .as_str()
+        {
+            "7" => Ok(()),
             other => Err(other.to_owned()),
         }
     })
     .await;
     dying.kill9().await;
-    dying.start_again().await;
     let told = codes(&play(&mut commits, &script().ready(1)).await);
     assert_eq!(told, "C COMMIT\\x00\nZ I\n");
-    let told = codes(&play(&mut prepares, &script().ready(1)).await);
-    assert_eq!(told, "2 \nn \nC COMMIT\\x00\nZ I\n");
-    let told = codes(&play(&mut aborts, &script().ready(1)).await);
-    assert_eq!(told, format!("{LOST}Z I\n"));
+    // It goes on at once, and the node is not there yet.
+    runs_again(&mut commits).await;
+    dying.start_again().await;
     cluster.assert_converged().await;
-    let kept = "SELECT string_agg(n::text, ' ' ORDER BY id) FROM kept";
-    assert_eq!(dying.value(kept).await, "7 7 0 0 0 0 0 0 0");
-    assert_eq!(dying.value("SELECT count(*) FROM slow").await, "0");
+    assert_eq!(dying.value("SELECT n FROM kept WHERE id = 1").await, "8");
 }
 
 /// A crash loses what was not written to disk, with the transactions' numbers, which are given once more.

@@ -3,6 +3,7 @@
 mod admin;
 mod cancel;
 mod console;
+mod crash;
 mod failover;
 mod first_start;
 mod flows;
@@ -33,6 +34,7 @@ mod sequences;
 mod sessions;
 mod settings;
 mod shapes;
+mod silence;
 mod storms;
 mod tls;
 mod watched;

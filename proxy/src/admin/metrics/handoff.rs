@@ -8,12 +8,13 @@ use crate::{
 };
 
 /// Every state that a node can be in.
-const STATES: [Health; 9] = [
+const STATES: [Health; 10] = [
     Health::Unknown,
     Health::Untaken,
     Health::CatchingUp,
     Health::Up,
     Health::Suspect { failures: 0 },
+    Health::Restarting,
     Health::Down,
     Health::Fenced,
     Health::Draining,

@@ -1,6 +1,18 @@
 //! What a client hears when its server is lost.
 
-use super::*;
+use std::sync::OnceLock;
+
+use tandem_routing_rules::state::Modes;
+
+use super::{
+    super::{
+        outcome::Doubt,
+        owed::{By, Item, Sent},
+        profile::ServerSettings,
+        trace::Control,
+    },
+    *,
+};
 
 const BEGUN: &[u8] = b"C\0\0\0\x0aBEGIN\0";
 const FAILED: &[u8] = b"Z\0\0\0\x05E";
@@ -222,6 +234,74 @@ async fn a_commit_is_sent_with_a_question_ahead_of_it_and_waits_for_the_answer()
         assert!(bench.run().await.is_none());
         bench.assert_heard(&[&in_doubt()[..], READY].concat());
     }
+}
+
+#[tokio::test]
+async fn what_was_in_doubt_is_answered_as_its_node_would_have_answered_it() {
+    let chained = [&completed("COMMIT")[..], IN_TRANSACTION].concat();
+    for (control, found, heard) in [
+        (
+            Control::Commits,
+            Some(true),
+            [&completed("COMMIT")[..], READY].concat(),
+        ),
+        (Control::Chains, Some(true), chained.clone()),
+        (
+            Control::Prepares,
+            Some(true),
+            [&completed("PREPARE TRANSACTION")[..], READY].concat(),
+        ),
+        (Control::Commits, Some(false), [&lost()[..], READY].concat()),
+        (
+            Control::Prepares,
+            Some(false),
+            [&lost()[..], READY].concat(),
+        ),
+        (Control::Chains, Some(false), [&lost()[..], FAILED].concat()),
+        (Control::Commits, None, [&in_doubt()[..], READY].concat()),
+        (Control::Prepares, None, [&in_doubt()[..], READY].concat()),
+        (Control::Chains, None, [&in_doubt()[..], FAILED].concat()),
+    ] {
+        let mut bench = Bench::routed();
+        let doubt = Doubt {
+            node: 0,
+            items: vec![Item {
+                sent: Sent::Query,
+                by: By::Client,
+                note: 0,
+                portal: 0,
+                control,
+            }],
+            settings: ServerSettings::new(&[], &[]),
+            modes: Modes::default(),
+            found: Arc::new(found.map_or_else(OnceLock::new, OnceLock::from)),
+        };
+        bench.task.resolve(Box::new(doubt), &bench.shared);
+        assert!(bench.run().await.is_none());
+        bench.assert_heard(&heard);
+        if heard == chained {
+            bench.client_sends(&query(WRITE)).await;
+            bench.assert_server_got(&query(b"BEGIN"));
+        }
+        let counted: u64 = bench.shared.losses.counts().map(|(_, count)| count).sum();
+        assert_eq!(counted, 1);
+    }
+}
+
+#[tokio::test]
+async fn what_a_server_says_when_another_one_has_crashed_is_not_the_clients() {
+    let crashed =
+        b"SWARNING\0VWARNING\0C57P02\0Mterminating connection\0Fpostgres.c\0L1\0Rquickdie\0\0";
+    let raised = b"SWARNING\0VWARNING\0C57P02\0Mraised\0Fpl_exec.c\0L1\0Rexec_stmt_raise\0\0";
+    let mut bench = Bench::routed();
+    bench.pass_up(&query(READ)).await;
+    bench.server_answers(&frame(b'N', crashed)).await;
+    bench.assert_heard(b"");
+    bench.another_server();
+    assert!(bench.run().await.is_none());
+    // Nothing has come back of it, so it is sent once more.
+    bench.assert_server_got(&query(READ));
+    bench.pass_down(&frame(b'N', raised)).await;
 }
 
 #[tokio::test]

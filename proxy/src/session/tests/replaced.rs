@@ -191,7 +191,11 @@ fn found_well(bench: &mut Bench) {
 
 fn found_down(bench: &Bench) {
     let node = bench.shared.nodes.first().expect("one");
-    bench.shared.health.refused(0, node, "nobody listens");
+    let refused = crate::health::Event::Refused;
+    bench
+        .shared
+        .health
+        .decided(0, node, refused, "nobody listens");
 }
 
 #[tokio::test]
