@@ -2,6 +2,7 @@
 //! counting costs sessions and replication one atomic addition at most.
 
 mod handoff;
+mod recovery;
 mod routing;
 
 use std::{
@@ -131,6 +132,7 @@ fn render(status: &Status, latency: &[NodeLatency], plans: usize) -> String {
     );
     nodes(&mut text, &status.nodes);
     handoff::add(&mut text, status);
+    recovery::add(&mut text, status);
     spans(&mut text, &status.nodes, latency);
     sources(&mut text, &status.replication.nodes);
     links(&mut text, &status.replication.links);

@@ -29,7 +29,7 @@ use crate::{
 };
 use machine::Machine;
 
-pub use machine::{Admission, Event, Health};
+pub use machine::{Admission, Event, Health, Presence};
 pub(crate) use probe::{Verdict, verdict};
 
 /// Stands for a round trip that was not measured yet.
@@ -274,6 +274,13 @@ impl HealthBoard {
     /// Why a node should get no sessions although it is up.
     pub(crate) fn fence(&self, node: usize) -> Option<Arc<String>> {
         self.nodes.get(node)?.fence.load_full()
+    }
+
+    /// Whether this node is there, in service or not.
+    pub(crate) fn presence(&self, node: usize) -> Presence {
+        self.nodes
+            .get(node)
+            .map_or(Presence::Unknown, |node| lock(&node.machine).presence())
     }
 
     /// Which return of this node it is that it has to catch up from.
