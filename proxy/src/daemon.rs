@@ -15,6 +15,7 @@ use crate::{
     acknowledged::Acknowledged,
     admin::{Admin, AdminError},
     auth::{Gate, UsersFileError, control::Control},
+    backlog,
     bound::Bound,
     cancel::Canceller,
     config::Config,
@@ -214,6 +215,7 @@ impl Daemon {
             stop_seen.clone(),
         ));
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
+        background.spawn(backlog::keep(Arc::clone(&shared)));
         background.spawn(handoff::keep(Arc::clone(&shared), asked));
         background.spawn(handoff::keep_epoch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {

@@ -2,6 +2,7 @@
 mod acknowledged;
 pub mod admin;
 pub mod auth;
+mod backlog;
 mod bound;
 mod cancel;
 pub mod cli;

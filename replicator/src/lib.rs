@@ -234,6 +234,11 @@ impl Replicator {
         position::caught_up(shared, node, answering, Instant::now() + timeout)
     }
 
+    /// How long ago the oldest change of another node was committed that this node lacks, as far as it was read.
+    pub fn lag(&self, node: usize) -> Duration {
+        status::lag(&self.shared, node)
+    }
+
     /// From now on what is read of this node, which was found gone, is counted as its tail.
     pub fn begin_tail(&self, node: usize) {
         let read = self.shared.journals.get(node).map(|journal| journal.tail());

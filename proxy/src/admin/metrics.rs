@@ -180,6 +180,11 @@ fn nodes(text: &mut Text, nodes: &[NodeStatus]) {
         each().map(|(node, labels)| (labels, u8::from(node.usable))),
     );
     text.gauge(
+        "tandem_node_behind",
+        "Whether reads go elsewhere, because the node is further behind than read_lag_max.",
+        each().map(|(node, labels)| (labels, u8::from(node.behind))),
+    );
+    text.gauge(
         "tandem_node_sessions",
         "Sessions that the node serves.",
         each().map(|(node, labels)| (labels, node.sessions)),

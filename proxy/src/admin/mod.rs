@@ -191,6 +191,8 @@ struct NodeStatus {
     health: &'static str,
     /// Whether new sessions may go there.
     usable: bool,
+    /// Reads go elsewhere, because it lacks what others wrote too long ago.
+    behind: bool,
     problem: Option<String>,
     rtt_ms: Option<f64>,
     sessions: u32,
@@ -239,6 +241,7 @@ fn snapshot(context: &Context) -> Status {
             port: node.config().port,
             health: shared.health.health(index).word(),
             usable: shared.health.usable(index),
+            behind: shared.health.lags(index),
             problem: shared
                 .health
                 .problem(index)

@@ -108,6 +108,8 @@ pub struct ProxyConfig {
     pub probe_interval: Duration,
     /// A probe without an answer after this long has failed.
     pub probe_timeout: Duration,
+    /// Reads leave a node that lacks what others wrote longer ago than this; zero: never.
+    pub read_lag_max: Duration,
     /// How keys get another home.
     pub handoff: HandoffConfig,
     /// TLS towards clients.

@@ -224,6 +224,7 @@ impl Reader<'_> {
             self.duration(&mut section, "probe_interval", second, 10 * millisecond);
         let probe_timeout =
             self.duration(&mut section, "probe_timeout", 2 * second, 10 * millisecond);
+        let read_lag_max = self.duration(&mut section, "read_lag_max", 10 * second, Duration::ZERO);
         let handoff = self.handoff(&mut section);
         let tls = section
             .take_table("tls", &mut self.problems)
@@ -248,6 +249,7 @@ impl Reader<'_> {
             shutdown_timeout,
             probe_interval,
             probe_timeout,
+            read_lag_max,
             handoff,
             tls,
         });

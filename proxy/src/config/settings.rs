@@ -230,6 +230,7 @@ impl List {
             shutdown_timeout,
             probe_interval,
             probe_timeout,
+            read_lag_max,
             handoff:
                 HandoffConfig {
                     soft: handoff_soft,
@@ -281,6 +282,7 @@ impl List {
             ("shutdown_timeout", shutdown_timeout),
             ("probe_interval", probe_interval),
             ("probe_timeout", probe_timeout),
+            ("read_lag_max", read_lag_max),
             ("handoff_soft", handoff_soft),
             ("handoff_hard", handoff_hard),
         ] {

@@ -73,6 +73,8 @@ struct NodeHealth {
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
     fence: ArcSwapOption<String>,
+    /// It lacks what others have written too long ago.
+    lags: AtomicBool,
 }
 
 /// Settings of the probes.
@@ -124,6 +126,7 @@ impl HealthBoard {
                 rtt_us: AtomicU32::new(RTT_UNKNOWN),
                 problem: ArcSwapOption::empty(),
                 fence: ArcSwapOption::empty(),
+                lags: AtomicBool::new(false),
             }
         };
         // No session knows an epoch of an earlier daemon's.
@@ -161,9 +164,28 @@ impl HealthBoard {
         }
     }
 
-    /// Whether new sessions, and reads that are at home nowhere, may go to this node: not to one that is on its way out of service, or
-    /// back, while there is another.
+    /// Whether new sessions, and reads that are at home nowhere, may go to this node: not to one that does not [serve](Self::serves), nor
+    /// to one that is behind while another is not.
     pub(crate) fn takes_all(&self, node: usize) -> bool {
+        let is_better = |other: usize| self.serves(other) && !self.lags(other);
+        self.serves(node) && !(self.lags(node) && (0..self.nodes.len()).any(is_better))
+    }
+
+    /// Whether this node lacks what others have written too long ago.
+    pub(crate) fn lags(&self, node: usize) -> bool {
+        let lags = |node: &NodeHealth| node.lags.load(Ordering::Relaxed);
+        self.nodes.get(node).is_some_and(lags)
+    }
+
+    /// Says whether it does.
+    pub(crate) fn set_lags(&self, node: usize, lags: bool) {
+        if let Some(node) = self.nodes.get(node) {
+            node.lags.store(lags, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this node is in service: not when it is on its way out, or back, while there is another.
+    pub(crate) fn serves(&self, node: usize) -> bool {
         match self.admission(node) {
             Admission::All => true,
             Admission::Nobody => false,
@@ -546,6 +568,21 @@ mod tests {
         assert_eq!(usable(), [false, true, true]);
         board.set_fence(1, None);
         assert_eq!(usable(), [false, true, false]);
+    }
+
+    #[test]
+    fn reads_leave_a_node_that_is_behind_as_long_as_another_is_not() {
+        let board = board(2);
+        let takes = || [0, 1].map(|node| (board.usable(node), board.takes_all(node)));
+        let both = (true, true);
+        board.set_lags(0, true);
+        assert_eq!(takes(), [(true, false), both]);
+        board.set_lags(1, true);
+        assert_eq!(takes(), [both, both]);
+        board.set_lags(1, false);
+        // The one that is left.
+        board.tell(1, Event::Refused);
+        assert_eq!(takes(), [both, (false, false)]);
     }
 
     #[test]

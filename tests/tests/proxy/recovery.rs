@@ -66,7 +66,7 @@ fn rows(report: &Value, outcome: &str) -> Vec<String> {
         let image = |key: &str, column: &str| {
             row[key][column]
                 .as_str()
-                .map_or("-".to_owned(), str::to_owned)
+                .map_or_else(|| "-".to_owned(), str::to_owned)
         };
         let id = [image("image", "id"), image("other_image", "id")];
         let id = id.iter().find(|id| *id != "-").expect("a key").clone();

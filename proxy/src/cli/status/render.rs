@@ -48,6 +48,9 @@ fn problems(status: &Value) -> Vec<String> {
     }
     for node in list(status, "/nodes") {
         add(name(node, "name"), node.get("problem"));
+        let is_behind = node.get("behind").and_then(Value::as_bool) == Some(true);
+        let behind = Value::from("it is behind the others: reads go elsewhere");
+        add(name(node, "name"), Some(&behind).filter(|_| is_behind));
     }
     for node in list(status, "/replication/nodes") {
         let whose = name(node, "name");
@@ -330,7 +333,7 @@ mod tests {
             "cluster": "bikes", "version": "0.1.0", "clients": { "current": 2, "max": 100 },
             "files_refused": ["rules.toml:3:8: unknown node `pari`; did you mean `paris`?"],
             "nodes": [
-                { "name": "paris", "id": 1, "zone": "eu", "health": "up", "rtt_ms": 0.21, "sessions": 2, "problem": null },
+                { "name": "paris", "id": 1, "zone": "eu", "health": "up", "rtt_ms": 0.21, "sessions": 2, "problem": null, "behind": true },
                 { "name": "oslo", "id": 2, "zone": null, "health": "down", "rtt_ms": null, "sessions": 0, "problem": "refused",
                   "recovery": { "down": "then", "caught_up": "later", "told": "tail of 0 transactions, nothing lost" } },
             ],
@@ -360,6 +363,7 @@ cluster bikes, tandem 0.1.0, 2 of 100 clients
 
 attention:
   files refused, the old ones count: rules.toml:3:8: unknown node `pari`; did you mean `paris`?
+  paris: it is behind the others: reads go elsewhere
   oslo: refused
   paris, its journal: full
   oslo to paris, waiting for 1.5 s: transactions of rio up to 0/3000148
