@@ -114,7 +114,11 @@ impl Tail {
 
     fn add(&mut self, end_lsn: Lsn, timestamp: PgTimestamp) {
         let changes = std::mem::take(&mut self.open);
-        if end_lsn.0 <= self.read || self.until.is_some_and(|until| end_lsn.0 > until) {
+        // One without changes is a watermark of ours.
+        if changes.rows == 0
+            || end_lsn.0 <= self.read
+            || self.until.is_some_and(|until| end_lsn.0 > until)
+        {
             return;
         }
         self.transactions += 1;
@@ -167,19 +171,40 @@ pub(crate) fn asked_once(ask: impl Fn(&Change) -> bool) -> impl FnMut(&Change) -
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::transaction::Transaction;
+    use crate::relation::Relation;
+    use crate::transaction::{Operation, Transaction};
 
-    fn transaction(end: u64, timestamp: PgTimestamp) -> Entry {
-        Entry::Transaction(Transaction {
+    /// One with so many changes.
+    fn with(changes: usize, end: u64, timestamp: PgTimestamp) -> Transaction {
+        let relation = Arc::new(Relation {
+            id: 1,
+            schema: "public".to_owned(),
+            name: "t".to_owned(),
+            columns: Vec::new(),
+            message: Bytes::new(),
+        });
+        let change = Change {
+            relation,
+            operation: Operation::Insert,
+            message: Bytes::new(),
+        };
+        Transaction {
             end_lsn: Lsn(end),
             timestamp,
             xid: None,
-            changes: Vec::new(),
+            changes: vec![change; changes],
             size: 0,
-        })
+        }
+    }
+
+    fn transaction(end: u64, timestamp: PgTimestamp) -> Entry {
+        Entry::Transaction(with(1, end, timestamp))
     }
 
     fn none(_: &Change) -> bool {
@@ -192,6 +217,9 @@ mod tests {
         // The stream is read again from before that.
         tail.begin(Lsn(80));
         tail.take(&[transaction(90, 1), transaction(100, 2)], Lsn(0), none);
+        // Nobody has written that but us.
+        let watermark = Entry::Transaction(with(0, 105, 1));
+        tail.take(&[watermark], Lsn(0), none);
         assert_eq!(tail.figures().transactions, 0);
         assert_eq!(tail.times(), None);
         tail.take(&[transaction(110, 7), transaction(120, 5)], Lsn(125), none);
@@ -231,25 +259,34 @@ mod tests {
     fn a_transaction_in_parts_counts_once_and_one_that_breaks_off_not_at_all() {
         let part = |number| Entry::Part {
             number,
-            part: Transaction {
-                end_lsn: Lsn(110),
-                timestamp: 3,
-                xid: None,
-                changes: Vec::new(),
-                size: 0,
-            },
+            part: with(2, 110, 3),
         };
-        let Entry::Transaction(end) = transaction(120, 3) else {
-            unreachable!("made as one");
-        };
+        let end = with(1, 120, 3);
         let mut tail = Tail::behind(Some(Lsn(100)));
         tail.begin(Lsn(100));
         tail.take(&[part(1), part(2)], Lsn(0), none);
         tail.begin(Lsn(100));
         assert_eq!(tail.figures().transactions, 0);
         tail.take(&[part(1), part(2), Entry::End(end)], Lsn(0), none);
-        assert_eq!(tail.figures().transactions, 1);
-        assert!(tail.figures().is_whole);
+        let figures = tail.figures();
+        assert_eq!((figures.transactions, figures.rows), (1, 5));
+        assert!(figures.is_whole);
+    }
+
+    #[test]
+    fn changes_of_rows_with_counters_are_counted_and_each_shape_of_a_table_is_asked_about_once() {
+        let mut tail = Tail::behind(Some(Lsn(0)));
+        let mut asked = 0;
+        let once = std::cell::Cell::new(0);
+        let mut counts = asked_once(|_| {
+            once.set(once.get() + 1);
+            true
+        });
+        for end in 1..=3 {
+            tail.take(&[Entry::Transaction(with(2, end, 0))], Lsn(0), &mut counts);
+            asked += 2;
+        }
+        assert_eq!((tail.figures().counters_merged, once.get()), (asked, 1));
     }
 
     proptest! {
