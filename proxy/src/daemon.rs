@@ -15,6 +15,7 @@ use crate::{
     acknowledged::Acknowledged,
     admin::{Admin, AdminError},
     auth::{Gate, UsersFileError, control::Control},
+    backlog,
     bound::Bound,
     cancel::Canceller,
     config::Config,
@@ -30,6 +31,7 @@ use crate::{
     placement::{Placement, PlacementError},
     pool::Pools,
     quiet,
+    recovery::{self, Recoveries},
     reload::{self, Files, ReloadError, Reloaded, Settings},
     routing::Router,
     session::{
@@ -146,8 +148,9 @@ impl Daemon {
         };
         let bound = Bound::new(config.proxy.server_connect_timeout);
         let placement = Placement::read(&config.state_dir)?;
-        let ids = nodes.iter().map(|node| node.config().id);
-        let (epoch, drained) = placement.known(ids).await;
+        let ids = || nodes.iter().map(|node| node.config().id);
+        let (epoch, drained) = placement.known(ids()).await;
+        let recoveries = Recoveries::read(&config.state_dir, ids());
         let before = Before { epoch, drained };
         let health = HealthBoard::start(&nodes, &probes, &before, &mut background);
         let (handoffs, asked) = Handoffs::new(placement, nodes.len());
@@ -159,7 +162,10 @@ impl Daemon {
             database,
             bound.clone(),
         )?;
-        let replicator = Arc::new(Replicator::start(replicator_config(config, &nodes)));
+        let replicator = Arc::new(Replicator::start(
+            replicator_config(config, &nodes),
+            recoveries.tails(),
+        ));
         let (stop, stop_seen) = watch::channel(Stop::No);
         let (deadline, deadline_seen) = watch::channel(None);
         let (ask_shutdown, shutdown_asked) = watch::channel(None);
@@ -196,6 +202,7 @@ impl Daemon {
             replicator: Arc::clone(&replicator),
             health,
             handoffs,
+            recoveries,
             gate,
             pools,
             registry,
@@ -212,11 +219,13 @@ impl Daemon {
             stop_seen.clone(),
         ));
         background.spawn(fence::keep(Arc::clone(&shared), Arc::clone(&replicator)));
+        background.spawn(backlog::keep(Arc::clone(&shared)));
         background.spawn(handoff::keep(Arc::clone(&shared), asked));
         background.spawn(handoff::keep_epoch(Arc::clone(&shared)));
         if shared.nodes.len() > 1 {
             for node in 0..shared.nodes.len() {
                 background.spawn(handoff::keep_node(Arc::clone(&shared), node));
+                background.spawn(recovery::keep(Arc::clone(&shared), node));
             }
         }
         background.spawn(losing::wake(Arc::clone(&shared)));

@@ -1,16 +1,16 @@
 //! Owns what outlives the daemon of which node is home to what: the epoch, and which nodes an operator has taken out of service.
 //!
-//! It is one small file in the state directory, replaced as a whole, so that a crash leaves the old one or the new one.
+//! It is one small file in the state directory.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
+
+use crate::durable::replace;
 
 /// The file's name.
 const FILE: &str = "placement.json";
@@ -116,7 +116,7 @@ impl Placement {
             return Ok(());
         }
         let (path, written) = (self.path.clone(), next.clone());
-        let done = tokio::task::spawn_blocking(move || write(&path, &written)).await;
+        let done = tokio::task::spawn_blocking(move || replace(&path, &written)).await;
         let done = done.unwrap_or_else(|error| Err(io::Error::other(error)));
         done.map_err(|source| PlacementError::Io {
             path: self.path.clone(),
@@ -135,25 +135,6 @@ fn understood(bytes: &[u8]) -> Result<Kept, String> {
             "it is of version {other}, this daemon knows {VERSION}"
         )),
     }
-}
-
-fn write(path: &Path, kept: &Kept) -> io::Result<()> {
-    let mut text = serde_json::to_vec(kept).map_err(io::Error::other)?;
-    text.push(b'\n');
-    let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    // A daemon that takes over from another one shares the directory with it.
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

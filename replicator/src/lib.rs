@@ -32,6 +32,7 @@ mod setup;
 mod shadow;
 mod status;
 mod tables;
+mod tail;
 mod thread;
 mod transaction;
 mod turns;
@@ -68,11 +69,13 @@ pub use status::{
     Status, WaitStatus,
 };
 pub use tables::{TableFilter, TablePolicy, Tables};
+pub use tail::{Tail, TailFigures};
 use turns::Turns;
 pub use verify::{
     Difference, Event, NodeRow, Progress, RepairRequest, Summary, Verification, VerifyBusy,
     VerifyRequest, VersionText,
 };
+pub use version::Moment;
 use vitals::Vitals;
 pub use watermark::NotConverged;
 
@@ -132,7 +135,8 @@ impl std::fmt::Debug for Replicator {
 
 impl Replicator {
     /// Starts it. A node that is down is no error: it is tried again for ever, and [`status`](Self::status) says why.
-    pub fn start(config: Config) -> Self {
+    /// `tails`: what an earlier daemon has counted of nodes that were gone, by their index in the configuration.
+    pub fn start(config: Config, tails: Vec<Option<Tail>>) -> Self {
         let count = config.nodes.len();
         let interner = Arc::new(Interner::default());
         let journal = |node: &Node| {
@@ -150,6 +154,10 @@ impl Replicator {
             journals: config.nodes.iter().map(journal).collect(),
             witnesses: (0..count).map(|_| Arc::default()).collect(),
             captures: (0..count).map(|_| Mutex::new(None)).collect(),
+            tails: (tails.into_iter().chain(std::iter::repeat(None)))
+                .take(count)
+                .map(|tail| Arc::new(Mutex::new(tail)))
+                .collect(),
             node_ids: config.nodes.iter().map(|node| node.id).collect(),
             turns: Turns::new(config.nodes.iter().map(|node| node.id).collect()),
             states: (0..count)
@@ -233,6 +241,63 @@ impl Replicator {
     pub fn has_committed(&self, node: usize, number: u64, since: Instant) -> bool {
         let witness = self.shared.witnesses.get(node);
         witness.is_some_and(|witness| meter::lock(witness).has_committed(number, since))
+    }
+
+    /// How long ago the oldest change of another node was committed that this node lacks, as far as it was read.
+    pub fn lag(&self, node: usize) -> Duration {
+        status::lag(&self.shared, node)
+    }
+
+    /// From now on what is read of this node, which was found gone, is counted as its tail.
+    pub fn begin_tail(&self, node: usize) {
+        let read = self.shared.journals.get(node).map(|journal| journal.tail());
+        // Before the first stream nothing is known of where it begins.
+        let read = read.filter(|read| *read > Lsn(0));
+        self.with_tail(node, |tail| *tail = Some(Tail::behind(read)));
+    }
+
+    /// The node is back: a watermark ends its tail, unless it cannot be asked within `timeout`. What it commits later is none.
+    pub fn end_tail(
+        &self,
+        node: usize,
+        timeout: Duration,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let now = Instant::now();
+            let end = position::position(Arc::clone(&shared), node, now, now + timeout).await;
+            if let (Some(end), Some(tail)) = (end, shared.tails.get(node))
+                && let Some(tail) = meter::lock(tail).as_mut()
+            {
+                tail.set_end(Some(end));
+            }
+        }
+    }
+
+    /// The node is gone again before its tail was judged: what follows belongs to it too.
+    pub fn reopen_tail(&self, node: usize) {
+        self.with_tail(node, |tail| {
+            if let Some(tail) = tail {
+                tail.set_end(None);
+            }
+        });
+    }
+
+    /// What was counted so far of a node that was found gone.
+    pub fn tail(&self, node: usize) -> Option<Tail> {
+        let tail = self.shared.tails.get(node)?;
+        meter::lock(tail).clone()
+    }
+
+    /// The node's tail is judged: nothing more is counted.
+    pub fn forget_tail(&self, node: usize) {
+        self.with_tail(node, |tail| *tail = None);
+    }
+
+    fn with_tail(&self, node: usize, change: impl FnOnce(&mut Option<Tail>)) {
+        if let Some(tail) = self.shared.tails.get(node) {
+            change(&mut meter::lock(tail));
+        }
     }
 
     /// Whether another daemon works on this node, as far as is known.

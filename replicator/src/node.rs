@@ -24,6 +24,7 @@ use crate::runs::Runs;
 use crate::setup::{NodeFacts, OriginProgress, SetupError, own, take};
 use crate::shadow::Shadows;
 use crate::tables::Tables;
+use crate::tail::Tail;
 use crate::thread::on_own_thread;
 use crate::turns::Turns;
 use crate::vitals::{self, Vitals};
@@ -75,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) witnesses: Vec<Arc<Mutex<Witness>>>,
     /// Why a source's stream is not read, by source.
     pub captures: Vec<Mutex<Option<String>>>,
+    /// What is counted of a source that is gone, or has come back, by source.
+    pub(crate) tails: Vec<Arc<Mutex<Option<Tail>>>>,
     /// The shapes of all sources' tables.
     pub(crate) interner: Arc<Interner>,
     /// Node ids by index.
@@ -398,6 +401,8 @@ async fn keep_capture(
         control,
         course: shared.meter.course(index),
         witness: Arc::clone(witness),
+        tail: shared.tails.get(index).map(Arc::clone).unwrap_or_default(),
+        policies: Arc::clone(&shared.config.tables),
         bounds: Bounds {
             bytes: shared.config.journal.carry_bytes,
             time: shared.config.journal.carry_after,

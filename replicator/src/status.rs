@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -295,6 +296,37 @@ fn slot_status(shared: &Shared, index: usize) -> Option<SlotStatus> {
     })
 }
 
+/// How long ago the oldest change of another node was committed that a node lacks.
+pub(crate) fn lag(shared: &Shared, target: usize) -> Duration {
+    let links = shared.links.of_target(target);
+    let others = links.filter(|link| link.source != target);
+    let lags = others.filter_map(|link| u64::try_from(lag_ms(shared, link)?).ok());
+    Duration::from_millis(lags.max().unwrap_or_default())
+}
+
+fn lag_ms(shared: &Shared, link: &Link) -> Option<i64> {
+    let applied = link.applied();
+    let journal = shared.journals.get(link.source);
+    let tail = journal.map_or(applied, |journal| journal.tail());
+    let (behind, next) = shared.meter.read(link.source, |course| {
+        (course.behind(applied), course.first_behind(applied))
+    });
+    let transactions = behind.map(|behind| behind.transactions);
+    if tail <= applied || transactions == Some(0) {
+        return Some(0);
+    }
+    // What was read by an earlier daemon is at least as old as what was applied last.
+    let next = match behind {
+        Some(_) => next,
+        None => link.last_timestamp(),
+    };
+    let vitals = shared.vitals.get(link.source);
+    let offset_us = vitals
+        .and_then(|vitals| vitals.clock())
+        .map_or(0, |clock| clock.offset_us);
+    next.map(|next| ((pg_now() + offset_us - next) / 1000).max(0))
+}
+
 pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
     let name = |index: usize| {
         shared
@@ -331,23 +363,10 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
     let journal = shared.journals.get(link.source);
     let tail = journal.map_or(applied, |journal| journal.tail());
     let lag_bytes = tail.0.saturating_sub(applied.0);
-    let (behind, next) = shared.meter.read(link.source, |course| {
-        (course.behind(applied), course.first_behind(applied))
-    });
+    let behind = shared
+        .meter
+        .read(link.source, |course| course.behind(applied));
     let lag_transactions = behind.map(|behind| behind.transactions);
-    // What was read by an earlier daemon is at least as old as what was applied last.
-    let next = if behind.is_some() {
-        next
-    } else {
-        link.last_timestamp()
-    };
-    let clock = shared
-        .vitals
-        .get(link.source)
-        .and_then(|vitals| vitals.clock());
-    let offset_us = clock.map_or(0, |clock| clock.offset_us);
-    let age = next.map(|next| ((pg_now() + offset_us - next) / 1000).max(0));
-    let up_to_date = lag_bytes == 0 || lag_transactions == Some(0);
     let conflicts_by_type = link.conflicts();
     LinkStatus {
         source: name(link.source),
@@ -362,7 +381,7 @@ pub(crate) fn link_status(shared: &Shared, link: &Link) -> LinkStatus {
         } else {
             lag_transactions
         },
-        lag_ms: if up_to_date { Some(0) } else { age },
+        lag_ms: lag_ms(shared, link),
         rates: shared.meter.applied(link.source, link.target).into(),
         waiting,
         state_ms: u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX),

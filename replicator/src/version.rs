@@ -1,6 +1,9 @@
 //! The version of a row: which transaction wrote it, in the total order that every node shares.
 
 use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 /// Microseconds since 2000-01-01 00:00:00 UTC: PostgreSQL's `TimestampTz` (src/include/datatype/timestamp.h).
 pub(crate) type PgTimestamp = i64;
@@ -38,34 +41,66 @@ impl Version {
 
     /// Its timestamp as a person and PostgreSQL read it, in UTC.
     pub(crate) fn timestamp_text(self) -> String {
-        const DAY_US: i64 = 86_400_000_000;
-        let (days, rest_us) = (
-            self.timestamp.div_euclid(DAY_US),
-            self.timestamp.rem_euclid(DAY_US),
-        );
-        // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days: days since 0000-03-01.
-        let days = days + 730_425;
-        let era = days.div_euclid(146_097);
-        let day_of_era = days.rem_euclid(146_097);
-        let year_of_era =
-            (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month_from_march = (5 * day_of_year + 2) / 153;
-        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-        let month = if month_from_march < 10 {
-            month_from_march + 3
-        } else {
-            month_from_march - 9
-        };
-        let year = year_of_era + era * 400 + i64::from(month <= 2);
-        let seconds = rest_us / 1_000_000;
-        format!(
-            "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{:06}+00",
-            seconds / 3600,
-            seconds / 60 % 60,
-            seconds % 60,
-            rest_us % 1_000_000
-        )
+        timestamp_text(self.timestamp)
+    }
+}
+
+/// A timestamp as a person and PostgreSQL read it, in UTC.
+pub(crate) fn timestamp_text(timestamp: PgTimestamp) -> String {
+    const DAY_US: i64 = 86_400_000_000;
+    let (days, rest_us) = (timestamp.div_euclid(DAY_US), timestamp.rem_euclid(DAY_US));
+    // Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms", civil_from_days: days since 0000-03-01.
+    let days = days + 730_425;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let seconds = rest_us / 1_000_000;
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{:06}+00",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60,
+        rest_us % 1_000_000
+    )
+}
+
+/// A point in time by the daemon's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Moment(PgTimestamp);
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self(pg_now())
+    }
+
+    /// How long it is after another one; nothing if it is not.
+    pub fn since(self, earlier: Self) -> Duration {
+        let passed_us = self.0.saturating_sub(earlier.0);
+        Duration::from_micros(u64::try_from(passed_us).unwrap_or_default())
+    }
+
+    /// In the unit and from the epoch of the nodes' timestamps.
+    pub(crate) fn timestamp(self) -> PgTimestamp {
+        self.0
+    }
+}
+
+impl fmt::Display for Moment {
+    /// As PostgreSQL prints it, in UTC.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&timestamp_text(self.0))
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod handoff;
 mod losses;
+mod recovery;
 mod routing;
 
 use std::{
@@ -133,6 +134,7 @@ fn render(status: &Status, latency: &[NodeLatency], plans: usize) -> String {
     );
     nodes(&mut text, &status.nodes);
     handoff::add(&mut text, status);
+    recovery::add(&mut text, status);
     spans(&mut text, &status.nodes, latency);
     sources(&mut text, &status.replication.nodes);
     links(&mut text, &status.replication.links);
@@ -178,6 +180,11 @@ fn nodes(text: &mut Text, nodes: &[NodeStatus]) {
         "tandem_node_up",
         "Whether new sessions may go to the node.",
         each().map(|(node, labels)| (labels, u8::from(node.usable))),
+    );
+    text.gauge(
+        "tandem_node_behind",
+        "Whether reads go elsewhere, because the node is further behind than read_lag_max.",
+        each().map(|(node, labels)| (labels, u8::from(node.behind))),
     );
     text.gauge(
         "tandem_node_sessions",

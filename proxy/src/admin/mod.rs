@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 use tandem_replicator::Replicator;
 use tokio::{net::TcpListener, sync::watch};
 
@@ -25,6 +25,7 @@ use crate::{
     handoff::Report,
     listener::bind_tcp,
     pool::figures::Figures,
+    recovery,
     session::{Shared, registry::Stop},
 };
 use token::Token;
@@ -190,6 +191,8 @@ struct NodeStatus {
     health: &'static str,
     /// Whether new sessions may go there.
     usable: bool,
+    /// Reads go elsewhere, because it lacks what others wrote too long ago.
+    behind: bool,
     problem: Option<String>,
     rtt_ms: Option<f64>,
     sessions: u32,
@@ -197,6 +200,18 @@ struct NodeStatus {
     connections: usize,
     /// The last handoff of its keys, or the one that is under way.
     handoff: Option<Report>,
+    /// How often it was gone and has caught up.
+    recoveries: u64,
+    /// What the last time has cost.
+    #[serde(serialize_with = "shared")]
+    recovery: Option<Arc<recovery::Report>>,
+}
+
+fn shared<T: Serialize, S: Serializer>(
+    value: &Option<Arc<T>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    value.as_deref().serialize(serializer)
 }
 
 #[derive(Serialize)]
@@ -226,6 +241,7 @@ fn snapshot(context: &Context) -> Status {
             port: node.config().port,
             health: shared.health.health(index).word(),
             usable: shared.health.usable(index),
+            behind: shared.health.lags(index),
             problem: shared
                 .health
                 .problem(index)
@@ -234,6 +250,8 @@ fn snapshot(context: &Context) -> Status {
             sessions: node.sessions(),
             connections: shared.pools.connections(index),
             handoff: shared.handoffs.report(index),
+            recoveries: shared.recoveries.known(index).made,
+            recovery: shared.recoveries.last(index),
         })
         .collect();
     let [idle, in_transaction, active] = shared.registry.activities();

@@ -110,6 +110,8 @@ pub struct ProxyConfig {
     pub probe_timeout: Duration,
     /// How long a node keeps its keys while it restarts because a server process of it has crashed.
     pub restart_wait: Duration,
+    /// Reads leave a node that lacks what others wrote longer ago than this; zero: never.
+    pub read_lag_max: Duration,
     /// How keys get another home.
     pub handoff: HandoffConfig,
     /// TLS towards clients.

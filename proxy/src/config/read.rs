@@ -225,6 +225,7 @@ impl Reader<'_> {
         let probe_timeout =
             self.duration(&mut section, "probe_timeout", 2 * second, 10 * millisecond);
         let restart_wait = self.duration(&mut section, "restart_wait", 5 * second, Duration::ZERO);
+        let read_lag_max = self.duration(&mut section, "read_lag_max", 10 * second, Duration::ZERO);
         let handoff = self.handoff(&mut section);
         let tls = section
             .take_table("tls", &mut self.problems)
@@ -250,6 +251,7 @@ impl Reader<'_> {
             probe_interval,
             probe_timeout,
             restart_wait,
+            read_lag_max,
             handoff,
             tls,
         });

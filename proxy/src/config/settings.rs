@@ -231,6 +231,7 @@ impl List {
             probe_interval,
             probe_timeout,
             restart_wait,
+            read_lag_max,
             handoff:
                 HandoffConfig {
                     soft: handoff_soft,
@@ -283,6 +284,7 @@ impl List {
             ("probe_interval", probe_interval),
             ("probe_timeout", probe_timeout),
             ("restart_wait", restart_wait),
+            ("read_lag_max", read_lag_max),
             ("handoff_soft", handoff_soft),
             ("handoff_hard", handoff_hard),
         ] {

@@ -111,9 +111,10 @@ fn a_small_file_is_filled_with_the_documented_defaults() {
         proxy.probe_interval,
         proxy.probe_timeout,
         proxy.restart_wait,
+        proxy.read_lag_max,
     ]
     .map(|timeout| timeout.as_secs());
-    assert_eq!(seconds, [60, 5, 30, 30, 1, 2, 5]);
+    assert_eq!(seconds, [60, 5, 30, 30, 1, 2, 5, 10]);
     assert_eq!(
         config.auth,
         AuthConfig {
@@ -548,7 +549,7 @@ fn problems_of_both_files_are_told_at_once_each_in_its_own_file() {
          `reserve_pool_size`, `reserve_pool_timeout`, `min_pool_size`, `query_wait_timeout`, `query_wait_notify`, \
          `server_idle_timeout`, `server_lifetime`, `server_check_delay`, `server_login_retry`, \
          `max_prepared_statements`, `workers`, `max_client_connections`, `rules`, `client_login_timeout`, `server_connect_timeout`, `commit_outcome_wait`, `shutdown_timeout`, \
-         `probe_interval`, `probe_timeout`, `restart_wait`, `handoff_soft`, `handoff_hard`, `handoff_at_bound`, `tls`",
+         `probe_interval`, `probe_timeout`, `restart_wait`, `read_lag_max`, `handoff_soft`, `handoff_hard`, `handoff_at_bound`, `tls`",
         "tandem.toml:13:6: `node[0].id` is out of range; allowed: 1 to 1023",
         "rules.toml:2:9: unknown value of `default.write`: `homme`; did you mean `home`?",
     ];

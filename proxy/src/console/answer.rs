@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    clients, pools, rules,
+    clients, pools, recovery, rules,
     statement::{Quarantine, Show, Statement},
 };
 use crate::daemon::Shutdown;
@@ -143,6 +143,8 @@ impl Statement {
                 Show::Lag => LAG,
                 Show::Rules => rules::RULES,
                 Show::HostRules => &["line", "rule"],
+                Show::Recovery => recovery::RECOVERY,
+                Show::RecoveryRows { .. } => recovery::ROWS,
                 Show::ConflictSummary(_) => &["relation", "type", "lines", "reapplied", "newest"],
                 Show::Conflicts(_) => CONFLICTS,
                 Show::Route(_) => &["node", "why"],

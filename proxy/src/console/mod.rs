@@ -10,6 +10,7 @@ mod lexer;
 mod permissions;
 mod pools;
 mod protocol;
+mod recovery;
 mod rules;
 mod show;
 mod statement;

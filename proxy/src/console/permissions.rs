@@ -83,6 +83,8 @@ mod tests {
             "SHOW NODES",
             "SHOW LAG",
             "SHOW CONFLICTS",
+            "SHOW RECOVERY",
+            "SHOW RECOVERY_ROWS",
             "QUARANTINE LIST",
             "QUARANTINE SHOW n1/1",
             "QUARANTINE RETRY",
@@ -116,6 +118,7 @@ mod tests {
                 "SHOW CONFIG",
                 "SHOW NODES",
                 "SHOW LAG",
+                "SHOW RECOVERY",
                 "QUARANTINE LIST",
                 "SET application_name=x"
             ]

@@ -10,7 +10,7 @@ use super::{
     DATABASE,
     act::failed,
     answer::{Answer, DATABASES, Row, json_rows, text, yes_no},
-    pools, rules,
+    pools, recovery, rules,
     statement::{Route, Show, Statement, VERBS},
 };
 use crate::{
@@ -62,6 +62,17 @@ pub(super) async fn show(
             let rules = shared.gate.rules();
             let row = |rule: &crate::auth::HostRule| vec![text(&rule.line), text(&rule.text)];
             rules.iter().map(row).collect()
+        }
+        Show::Recovery => {
+            let nodes = shared.nodes.iter().enumerate();
+            let nodes = nodes.map(|(index, node)| (node.name(), shared.recoveries.known(index)));
+            recovery::recoveries(nodes)
+        }
+        Show::RecoveryRows { node } => {
+            let wanted = |name: &str| node.as_deref().is_none_or(|node| node == name);
+            let nodes = shared.nodes.iter().enumerate();
+            let nodes = nodes.filter(|(_, node)| wanted(node.name()));
+            recovery::rows(nodes.filter_map(|(index, _)| shared.recoveries.last(index)))
         }
         Show::ConflictSummary(filter) => {
             let summary = operator.conflict_summary(filter).await.map_err(refused)?;

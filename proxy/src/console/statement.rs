@@ -85,6 +85,11 @@ pub(super) enum Show {
     Lag,
     Rules,
     HostRules,
+    Recovery,
+    /// Of the last recovery of a node, or of each.
+    RecoveryRows {
+        node: Option<String>,
+    },
     ConflictSummary(ConflictFilter),
     Conflicts(ConflictFilter),
     Route(Route),
@@ -181,6 +186,14 @@ pub(super) const VERBS: &[Verb] = &[
     look(
         "SHOW ROUTE 'SQL' [USER NAME] [DATABASE NAME] [APPLICATION_NAME NAME] [KEY 'PLACEMENT:KEY']",
         "where it would go now, and why",
+    ),
+    look(
+        "SHOW RECOVERY",
+        "what nodes that came back had committed and nobody had read, and what became of it",
+    ),
+    operate(
+        "SHOW RECOVERY_ROWS [NODE NAME]",
+        "rows of the last of these that met other nodes' writes, with both rows",
     ),
     look(
         "SHOW CONFLICT_SUMMARY [NODE NAME] [TABLE NAME] [SINCE 'TIME'] [TYPE NAME]",
@@ -281,7 +294,7 @@ impl Statement {
     pub(super) fn right(&self) -> Right {
         match self {
             Statement::Help | Statement::Set | Statement::Missing(_) => Right::Look,
-            Statement::Show(Show::Conflicts(_)) => Right::Operate,
+            Statement::Show(Show::Conflicts(_) | Show::RecoveryRows { .. }) => Right::Operate,
             Statement::Show(
                 Show::Version
                 | Show::Config
@@ -298,6 +311,7 @@ impl Statement {
                 | Show::Lag
                 | Show::Rules
                 | Show::HostRules
+                | Show::Recovery
                 | Show::ConflictSummary(_)
                 | Show::Route(_),
             ) => Right::Look,
@@ -479,6 +493,10 @@ impl<'t> Words<'t> {
             "LAG" => Show::Lag,
             "RULES" => Show::Rules,
             "HOST_RULES" => Show::HostRules,
+            "RECOVERY" => Show::Recovery,
+            "RECOVERY_ROWS" => Show::RecoveryRows {
+                node: self.of_node()?,
+            },
             "CONFLICT_SUMMARY" => Show::ConflictSummary(self.conflict_filter(false)?),
             "CONFLICTS" => Show::Conflicts(self.conflict_filter(true)?),
             "QUARANTINE" => return self.list(),
@@ -547,11 +565,16 @@ impl<'t> Words<'t> {
         Ok(route)
     }
 
+    /// `[NODE name]`
+    fn of_node(&mut self) -> Result<Option<String>, ErrorReport> {
+        match self.takes("NODE") {
+            true => Ok(Some(self.name("a node")?)),
+            false => Ok(None),
+        }
+    }
+
     fn list(&mut self) -> Result<Statement, ErrorReport> {
-        let node = match self.takes("NODE") {
-            true => Some(self.name("a node")?),
-            false => None,
-        };
+        let node = self.of_node()?;
         Ok(Statement::Quarantine(Quarantine::List { node }))
     }
 

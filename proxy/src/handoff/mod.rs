@@ -155,7 +155,7 @@ fn may_begin(shared: &Shared, node: usize, kind: Kind) -> Result<(), Refused> {
     let health = shared.health.health(node);
     match kind {
         Kind::Drain if health == Health::Drained => Err(Refused::Drained(name())),
-        Kind::Drain if !others(shared, node).any(|other| shared.health.takes_all(other)) => {
+        Kind::Drain if !others(shared, node).any(|other| shared.health.serves(other)) => {
             Err(Refused::Last(name()))
         }
         Kind::Resume if health != Health::Drained => Err(Refused::NotDrained(name(), health)),

@@ -69,6 +69,19 @@ impl Health {
     }
 }
 
+/// Whether a node is there, in service or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Nobody knows, it has not been taken, or it restarts and keeps its keys.
+    Unknown,
+    /// Probes say that it is gone.
+    Away,
+    /// It answers, and has yet to catch up.
+    Back,
+    /// It has caught up.
+    Here,
+}
+
 /// What clients may do on a node now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
@@ -413,6 +426,16 @@ impl Machine {
     /// Whether the latest probes found it, in service or not.
     pub fn answers(&self) -> bool {
         self.reach.answers()
+    }
+
+    /// Whether it is there, in service or not.
+    pub fn presence(&self) -> Presence {
+        match (self.reach, self.caught) {
+            (Reach::Unknown | Reach::Untaken | Reach::Restarting, _) => Presence::Unknown,
+            (Reach::Down, _) => Presence::Away,
+            (Reach::Up | Reach::Suspect { .. }, Caught::Not { .. }) => Presence::Back,
+            (Reach::Up | Reach::Suspect { .. }, Caught::Up) => Presence::Here,
+        }
     }
 
     /// Which return it is that it has not caught up from.

@@ -37,7 +37,7 @@ use machine::Machine;
 use probe::Outcome;
 use vigil::{BEAT, Look, Patience, Signs, Vigil};
 
-pub use machine::{Admission, Event, Health};
+pub use machine::{Admission, Event, Health, Presence};
 pub(crate) use probe::{Verdict, verdict};
 
 /// Stands for a round trip that was not measured yet.
@@ -91,6 +91,8 @@ struct NodeHealth {
     problem: ArcSwapOption<String>,
     /// Why it gets no sessions although it is up, as long as another one can take them.
     fence: ArcSwapOption<String>,
+    /// It lacks what others have written too long ago.
+    lags: AtomicBool,
 }
 
 /// Settings of the probes.
@@ -150,6 +152,7 @@ impl HealthBoard {
                 left: Mutex::default(),
                 problem: ArcSwapOption::empty(),
                 fence: ArcSwapOption::empty(),
+                lags: AtomicBool::new(false),
             }
         };
         // No session knows an epoch of an earlier daemon's.
@@ -191,9 +194,28 @@ impl HealthBoard {
         }
     }
 
-    /// Whether new sessions, and reads that are at home nowhere, may go to this node: not to one that is on its way out of service, or
-    /// back, while there is another.
+    /// Whether new sessions, and reads that are at home nowhere, may go to this node: not to one that does not [serve](Self::serves), nor
+    /// to one that is behind while another is not.
     pub(crate) fn takes_all(&self, node: usize) -> bool {
+        let is_better = |other: usize| self.serves(other) && !self.lags(other);
+        self.serves(node) && !(self.lags(node) && (0..self.nodes.len()).any(is_better))
+    }
+
+    /// Whether this node lacks what others have written too long ago.
+    pub(crate) fn lags(&self, node: usize) -> bool {
+        let lags = |node: &NodeHealth| node.lags.load(Ordering::Relaxed);
+        self.nodes.get(node).is_some_and(lags)
+    }
+
+    /// Says whether it does.
+    pub(crate) fn set_lags(&self, node: usize, lags: bool) {
+        if let Some(node) = self.nodes.get(node) {
+            node.lags.store(lags, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this node is in service: not when it is on its way out, or back, while there is another.
+    pub(crate) fn serves(&self, node: usize) -> bool {
         match self.admission(node) {
             Admission::All => true,
             Admission::Nobody => false,
@@ -304,6 +326,13 @@ impl HealthBoard {
     /// Why a node should get no sessions although it is up.
     pub(crate) fn fence(&self, node: usize) -> Option<Arc<String>> {
         self.nodes.get(node)?.fence.load_full()
+    }
+
+    /// Whether this node is there, in service or not.
+    pub(crate) fn presence(&self, node: usize) -> Presence {
+        self.nodes
+            .get(node)
+            .map_or(Presence::Unknown, |node| lock(&node.machine).presence())
     }
 
     /// Which return of this node it is that it has to catch up from.

@@ -70,6 +70,21 @@ fn a_fenced_node_gets_sessions_only_while_there_is_no_other() {
 }
 
 #[test]
+fn reads_leave_a_node_that_is_behind_as_long_as_another_is_not() {
+    let board = board(2);
+    let takes = || [0, 1].map(|node| (board.usable(node), board.takes_all(node)));
+    let both = (true, true);
+    board.set_lags(0, true);
+    assert_eq!(takes(), [(true, false), both]);
+    board.set_lags(1, true);
+    assert_eq!(takes(), [both, both]);
+    board.set_lags(1, false);
+    // The one that is left.
+    board.tell(1, Event::Refused);
+    assert_eq!(takes(), [both, (false, false)]);
+}
+
+#[test]
 fn a_node_on_its_way_out_keeps_its_keys_and_gets_nothing_else() {
     let board = board(2);
     let takes = || [0, 1].map(|node| (board.usable(node), board.takes_all(node)));

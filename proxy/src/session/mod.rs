@@ -77,6 +77,7 @@ use crate::{
     node::Nodes,
     notifications::Notifications,
     pool::{Pools, current_worker},
+    recovery::Recoveries,
     reload::{Files, Settings},
     routing::Router,
 };
@@ -107,6 +108,7 @@ pub(crate) struct Shared {
     pub(crate) replicator: Arc<Replicator>,
     pub(crate) health: Arc<HealthBoard>,
     pub(crate) handoffs: Handoffs,
+    pub(crate) recoveries: Recoveries,
     pub(crate) gate: Gate,
     /// What sessions have to ask of nodes.
     pub(crate) control: Arc<Control>,

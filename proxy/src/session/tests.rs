@@ -39,6 +39,7 @@ use crate::{
     notifications::Notifications,
     placement::Placement,
     pool::{Key, Pool, Server, Turn, release},
+    recovery::Recoveries,
 };
 
 const READY: &[u8] = b"Z\0\0\0\x05I";
@@ -98,7 +99,7 @@ fn shared() -> (Shared, JoinSet<()>) {
     let (_stop, stop_seen) = watch::channel(Stop::No);
     let mut nowhere = replicator_config(&config, &nodes);
     nowhere.nodes.clear();
-    let replicator = Arc::new(Replicator::start(nowhere));
+    let replicator = Arc::new(Replicator::start(nowhere, Vec::new()));
     let (ask_shutdown, _) = watch::channel(None);
     let shared = Shared {
         canceller: Canceller::new(Arc::clone(&registry), Arc::clone(&nodes), bound.clone()),
@@ -125,6 +126,7 @@ fn shared() -> (Shared, JoinSet<()>) {
         nodes,
         health,
         handoffs: Handoffs::new(placement, 1).0,
+        recoveries: Recoveries::read(dir.path(), [1]),
         gate,
         registry,
         losses: Losses::default(),

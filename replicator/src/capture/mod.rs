@@ -22,8 +22,9 @@ use crate::meter::{Course, lock};
 use crate::progress::Links;
 use crate::relation::Interner;
 use crate::setup::{SlotFacts, application_name, slot_name};
-use crate::tables::TableFilter;
-use crate::transaction::{AssembleError, Assembler, Entry};
+use crate::tables::{TableFilter, Tables};
+use crate::tail::{Tail, asked_once};
+use crate::transaction::{AssembleError, Assembler, Change, Entry};
 use crate::witness::Witness;
 
 /// What one read of the socket brings goes to the journal together; not more than this, though.
@@ -78,6 +79,10 @@ pub(crate) struct Capture {
     pub(crate) course: Arc<Mutex<Course>>,
     /// Remembers which transactions it has brought.
     pub(crate) witness: Arc<Mutex<Witness>>,
+    /// Counts what nobody had read when the node was found gone.
+    pub(crate) tail: Arc<Mutex<Option<Tail>>>,
+    /// How changes of which table are brought together.
+    pub(crate) policies: Arc<Tables>,
     /// Positions of all links.
     pub links: Arc<Links>,
     /// Index of the node in the configuration.
@@ -114,6 +119,9 @@ impl Capture {
         let stream = ReplicationStream::start(connection, &slot, opened.end, &plugin).await?;
         lock(&self.course).begin(opened.end);
         lock(&self.witness).begin(tokio::time::Instant::now());
+        if let Some(tail) = lock(&self.tail).as_mut() {
+            tail.begin(opened.end);
+        }
         begun();
         let targets = self.links.of_source(self.source);
         let targets = targets.filter_map(|link| self.node_ids.get(link.target).copied());
@@ -196,6 +204,11 @@ impl Capture {
         let mut ticks = tokio::time::interval(carry::INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut pace = Pace::new(Instant::now());
+        let mut counts = asked_once(|change: &Change| {
+            let relation = &change.relation;
+            let policy = self.policies.policy(&relation.schema, &relation.name);
+            !policy.counters.is_empty()
+        });
         loop {
             let reading = async {
                 self.journal.has_room().await;
@@ -212,6 +225,9 @@ impl Capture {
                     }
                     lock(&self.course).take(&burst.entries);
                     lock(&self.witness).take(&burst.entries);
+                    if let Some(tail) = lock(&self.tail).as_mut() {
+                        tail.take(&burst.entries, burst.tail, &mut counts);
+                    }
                     self.journal.append(writer, burst.entries, burst.tail).await?;
                     if let Some(nap) = pace.read(Instant::now(), burst.bytes) {
                         // The thread, not the task: nobody polls the socket meanwhile.

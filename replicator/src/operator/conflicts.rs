@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio_postgres::types::ToSql;
 
 use super::{ItemId, Operator, OperatorError, Session};
 
@@ -157,21 +158,34 @@ async fn lines(
     filter: ConflictFilter,
     limit: u32,
 ) -> Result<Vec<ConflictLine>, OperatorError> {
-    let sql = format!(
-        "SELECT id, detected::text, relation, type, operation, resolver, outcome, {}, local_timestamp::text, local_node, {}, \
-         remote_timestamp::text, remote_node, reapplied::text FROM tandem.conflict WHERE {WANTED} ORDER BY id DESC LIMIT $5",
-        image("local_image"),
-        image("remote_image")
-    );
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 5] = [
+    let params: [&(dyn ToSql + Sync); 5] = [
         &filter.since,
         &filter.age_us,
         &filter.table,
         &filter.kind,
         &i64::from(limit),
     ];
+    let wanted = format!("{WANTED} ORDER BY id DESC LIMIT $5");
+    lines_where(&session, &wanted, &params).await
+}
+
+/// The lines of which some SQL holds.
+///
+/// # Errors
+/// When the node cannot be asked.
+pub(super) async fn lines_where(
+    session: &Session,
+    wanted: &str,
+    params: &[&(dyn ToSql + Sync)],
+) -> Result<Vec<ConflictLine>, OperatorError> {
+    let sql = format!(
+        "SELECT id, detected::text, relation, type, operation, resolver, outcome, {}, local_timestamp::text, local_node, {}, \
+         remote_timestamp::text, remote_node, reapplied::text FROM tandem.conflict WHERE {wanted}",
+        image("local_image"),
+        image("remote_image")
+    );
     let mut lines = Vec::new();
-    for row in session.query(&sql, &params).await? {
+    for row in session.query(&sql, params).await? {
         let text = |column| session.get::<String>(&row, column);
         let maybe = |column| session.get::<Option<String>>(&row, column);
         // PostgreSQL made them, of texts only.
@@ -205,7 +219,7 @@ async fn counts(
         "SELECT relation, type, count(*), count(reapplied), max(detected)::text FROM tandem.conflict WHERE {WANTED} \
          GROUP BY relation, type"
     );
-    let params: [&(dyn tokio_postgres::types::ToSql + Sync); 4] =
+    let params: [&(dyn ToSql + Sync); 4] =
         [&filter.since, &filter.age_us, &filter.table, &filter.kind];
     let rows = session.query(&sql, &params).await?;
     let count = |row: &tokio_postgres::Row| {

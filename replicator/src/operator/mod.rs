@@ -6,6 +6,7 @@
 
 mod conflicts;
 mod edit;
+mod judged;
 mod quarantine;
 pub(crate) mod reapply;
 mod retry;
@@ -23,6 +24,7 @@ use tokio_postgres::types::{FromSql, ToSql};
 
 pub use conflicts::{ConflictCount, ConflictFilter, ConflictLine, Conflicts, Summary};
 pub use edit::{Assignment, EditRefusal, Edited, NotAnAssignment};
+pub use judged::{Judged, JudgedRow};
 pub use quarantine::{QuarantineLine, Quarantined, QuarantinedChange, QuarantinedTransaction};
 pub use reapply::{Reapplied, ReapplyRefusal};
 pub use retry::{Attempt, Outcome, Retried};

@@ -25,6 +25,7 @@ mod pause;
 mod policy;
 mod pooling;
 mod ready;
+mod recovery;
 mod reload;
 mod rolling;
 mod routing;

@@ -406,3 +406,41 @@ async fn transactions_within_their_branch_never_conflict_in_any_protocol() {
     no_conflicts(&cluster).await;
     cluster.assert_converged().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_leave_a_node_that_is_behind_until_it_has_caught_up() {
+    let cluster = Cluster::of(&[15, 17])
+        .relays()
+        .proxy("pool_mode = \"transaction\"\nzone = \"here\"\nread_lag_max = \"300ms\"")
+        .zones(&["here", "there"])
+        .rules("[default]\nwrite = \"home\"\n[read]\nconsistency = \"eventual\"\n")
+        .schema("CREATE TABLE t (id int PRIMARY KEY, n int)")
+        .start()
+        .await;
+    let (near, other) = (&cluster.nodes[0], &cluster.nodes[1]);
+    let reads_on = async |port: u16| {
+        eventually("reads go there", LIMIT, async || {
+            // One that was not there before.
+            let found = read_port(&cluster.proxy().await).await;
+            match found == port.to_string() {
+                true => Ok(()),
+                false => Err(found),
+            }
+        })
+        .await;
+    };
+    let session = cluster.proxy().await;
+    assert_eq!(read_port(&session).await, near.port().to_string());
+    cluster.relays[0].silence_only("apply 2");
+    other.execute("INSERT INTO t VALUES (1, 1)").await;
+    reads_on(other.port()).await;
+    assert_eq!(read_port(&session).await, other.port().to_string());
+    let status = cluster.daemon.status().await.expect("a status");
+    let behind = [0, 1].map(|node| status["nodes"][node]["behind"].as_bool());
+    assert_eq!(behind, [Some(true), Some(false)]);
+    assert_eq!(status["nodes"][0]["health"], "up", "its keys stay");
+    cluster.relays[0].heal();
+    reads_on(near.port()).await;
+    cluster.assert_converged().await;
+    no_conflicts(&cluster).await;
+}

@@ -1,14 +1,15 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tandem_replicator::{
     CaptureStatus, ClockStatus, JournalStatus, LinkStatus, NodeStatus as Replicated, RateStatus,
-    SlotStatus,
+    SlotStatus, operator::Judged,
 };
 
 use super::{Text, render};
 use crate::{
     admin::{ClientStatus, NodeStatus, Status},
     pool::figures::Figures,
+    recovery::report::tests::report,
 };
 
 fn rates() -> RateStatus {
@@ -74,6 +75,10 @@ fn status() -> Status {
         conflicts_by_type: BTreeMap::from([("insert_exists", 1), ("update_deleted", 2)]),
         quarantined: 2,
     };
+    let judged = Judged {
+        lost: 4,
+        ..Judged::default()
+    };
     Status {
         pid: 1,
         cluster: "bikes".into(),
@@ -88,11 +93,14 @@ fn status() -> Status {
             port: 1,
             health: "up",
             usable: true,
+            behind: true,
             problem: None,
             rtt_ms: Some(0.25),
             sessions: 3,
             connections: 5,
             handoff: None,
+            recoveries: 2,
+            recovery: Some(Arc::new(report(3, judged))),
         }],
         replication: tandem_replicator::Status {
             nodes: vec![node],
@@ -122,10 +130,14 @@ fn every_figure_has_its_labels_and_what_is_not_known_is_left_out() {
         "tandem_clients 3",
         r#"tandem_sessions{state="active"} 2"#,
         r#"tandem_node_up{node="paris"} 1"#,
+        r#"tandem_node_behind{node="paris"} 1"#,
         r#"tandem_node_state{node="paris",state="up"} 1"#,
         r#"tandem_node_state{node="paris",state="drained"} 0"#,
         r#"tandem_node_client_connections{node="paris"} 5"#,
         "tandem_placement_epoch 7",
+        r#"tandem_recoveries_total{node="paris"} 2"#,
+        r#"tandem_recovery_last_tail_transactions{node="paris"} 3"#,
+        r#"tandem_recovery_last_rows{node="paris",outcome="lost"} 4"#,
         r#"tandem_node_round_trip_seconds{node="paris"} 0.00025"#,
         r#"tandem_node_clock_offset_seconds{node="paris"} -1.5"#,
         r#"tandem_node_fenced{node="paris"} 1"#,

@@ -26,6 +26,7 @@ pub(super) fn rendered(status: &Value) -> String {
     }
     parts.push(nodes(status));
     parts.extend(handoffs(status));
+    parts.extend(recoveries(status));
     parts.push(links(list(status, "/replication/links")));
     parts.push(streams(status));
     parts.join("\n\n")
@@ -47,6 +48,9 @@ fn problems(status: &Value) -> Vec<String> {
     }
     for node in list(status, "/nodes") {
         add(name(node, "name"), node.get("problem"));
+        let is_behind = node.get("behind").and_then(Value::as_bool) == Some(true);
+        let behind = Value::from("it is behind the others: reads go elsewhere");
+        add(name(node, "name"), Some(&behind).filter(|_| is_behind));
     }
     for node in list(status, "/replication/nodes") {
         let whose = name(node, "name");
@@ -134,6 +138,23 @@ fn handoffs(status: &Value) -> Option<String> {
     let lines: Vec<String> = list(status, "/nodes").iter().filter_map(of_node).collect();
     let epoch = status.get("epoch").and_then(Value::as_u64)?;
     (!lines.is_empty()).then(|| format!("placement epoch {epoch}\n{}", lines.join("\n")))
+}
+
+/// What the last loss of each node has cost.
+fn recoveries(status: &Value) -> Option<String> {
+    let of_node = |node: &Value| {
+        let report = node.get("recovery").filter(|report| report.is_object())?;
+        let told = name(report, "told");
+        let line = format!(
+            "recovery of {}, down {}, caught up {}: {told}",
+            name(node, "name"),
+            name(report, "down"),
+            name(report, "caught_up")
+        );
+        Some(printable(&line))
+    };
+    let lines: Vec<String> = list(status, "/nodes").iter().filter_map(of_node).collect();
+    (!lines.is_empty()).then(|| lines.join("\n"))
 }
 
 /// What is read from each node, and what is kept of it where.
@@ -312,8 +333,9 @@ mod tests {
             "cluster": "bikes", "version": "0.1.0", "clients": { "current": 2, "max": 100 },
             "files_refused": ["rules.toml:3:8: unknown node `pari`; did you mean `paris`?"],
             "nodes": [
-                { "name": "paris", "id": 1, "zone": "eu", "health": "up", "rtt_ms": 0.21, "sessions": 2, "problem": null },
-                { "name": "oslo", "id": 2, "zone": null, "health": "down", "rtt_ms": null, "sessions": 0, "problem": "refused" },
+                { "name": "paris", "id": 1, "zone": "eu", "health": "up", "rtt_ms": 0.21, "sessions": 2, "problem": null, "behind": true },
+                { "name": "oslo", "id": 2, "zone": null, "health": "down", "rtt_ms": null, "sessions": 0, "problem": "refused",
+                  "recovery": { "down": "then", "caught_up": "later", "told": "tail of 0 transactions, nothing lost" } },
             ],
             "replication": {
                 "nodes": [
@@ -341,6 +363,7 @@ cluster bikes, tandem 0.1.0, 2 of 100 clients
 
 attention:
   files refused, the old ones count: rules.toml:3:8: unknown node `pari`; did you mean `paris`?
+  paris: it is behind the others: reads go elsewhere
   oslo: refused
   paris, its journal: full
   oslo to paris, waiting for 1.5 s: transactions of rio up to 0/3000148
@@ -349,6 +372,8 @@ attention:
 node   id  zone  health  rtt     sessions  replication  clock
 paris   1  eu    up      0.2 ms         2  up           +0.0 ms
 oslo    2  -     down    -              0  down         -
+
+recovery of oslo, down then, caught up later: tail of 0 transactions, nothing lost
 
 source  target  state              behind  bytes   queue  tx/s  rows/s  applied  conflicts
 paris   oslo    waiting             1 min  4.1 kB  -       0.0  -             7          3
