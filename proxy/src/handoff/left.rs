@@ -50,6 +50,11 @@ pub(super) async fn end(shared: &Shared, node: usize, returned: u32) {
         // A node that cannot be asked is asked again.
         sleep(LOOK).await;
     }
+    if shared.health.catching_up(node) != Some(returned) {
+        // It is gone again, and they may be there when it is back.
+        pids.iter().for_each(|pid| shared.health.left(node, *pid));
+        return;
+    }
     if let Some(ended) = first.filter(|ended| *ended > 0) {
         tracing::info!(
             node = name,

@@ -309,7 +309,7 @@ impl Pool {
         self.env.health.evidence(self.key.node);
     }
 
-    /// One of its servers said that another server process of its node has crashed.
+    /// One of its servers ended without a word, or said that another server process of its node has crashed.
     pub(crate) fn note_crash(&self) {
         self.env.health.crashed(self.key.node);
     }

@@ -128,7 +128,11 @@ pub(super) async fn check(pool: Arc<Pool>, mut server: Box<Server>) {
         drop(refused);
         return;
     }
-    pool.env.health.evidence(pool.key.node);
+    match alive {
+        // As when another server process has crashed.
+        Ok(Err(_)) => pool.note_crash(),
+        _ => pool.note_evidence(),
+    }
     lock(&pool.queue).check_failed();
     drop(server);
 }

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Shared,
     end::End,
-    outbound::tells_of_crash,
+    outbound::is_without_a_word,
     owed::{By, Sent},
     profile::CLEANUP,
     ready::{Errand, Portals, SYNC, put_query},
@@ -128,7 +128,7 @@ impl Task {
                 backend = server.face.pid,
                 "a server connection has ended while it was idle"
             );
-            match tells_of_crash(&server.received) {
+            match is_without_a_word(&server.received) {
                 true => shared.health.crashed(server.face.node),
                 false => shared.health.evidence(server.face.node),
             }
@@ -262,7 +262,10 @@ impl Task {
             "a server connection could not be made ready for a session"
         );
         let probes = shared.health.probes(server.face.node);
-        shared.health.evidence(server.face.node);
+        match end.is_abrupt() {
+            true => shared.health.crashed(server.face.node),
+            false => shared.health.evidence(server.face.node),
+        }
         // There are only so many that have served somebody, and none comes back. Of new ones there is no end.
         if !server.face.has_served() {
             self.broken += 1;

@@ -461,17 +461,17 @@ fn is_crash(body: &[u8]) -> bool {
     })
 }
 
-/// Whether a server that has ended while nobody used it said so because another one of its node has crashed.
-pub(super) fn tells_of_crash(mut received: &[u8]) -> bool {
+/// Whether a server that has sent this and ended while nobody used it has not said why, as when its process is killed.
+pub(super) fn is_without_a_word(mut received: &[u8]) -> bool {
     while let Ok(Some(header)) = frame::peek(received, Sender::Server)
-        && let Some((message, rest)) = received.split_at_checked(header.frame_len())
+        && let Some((_, rest)) = received.split_at_checked(header.frame_len())
     {
-        if header.tag == b'N' && is_crash(message.get(HEADER_LEN..).unwrap_or_default()) {
-            return true;
+        if header.tag == b'E' {
+            return false;
         }
         received = rest;
     }
-    false
+    true
 }
 
 /// Whether an error is worth a look at the node. It is never more than that: every client can raise any of these.

@@ -14,7 +14,7 @@ const TRANSACTION_MODE: &str = "workers = 1\npool_mode = \"transaction\"";
 const SLOW_PROBE: Duration = Duration::from_millis(700);
 
 /// How long each way takes that a probe's bytes go there before.
-const USUAL_DELAY: Duration = Duration::from_millis(150);
+const USUAL_DELAY: Duration = Duration::from_millis(40);
 
 /// Where every write goes as long as that node serves.
 pub(crate) async fn home<'a>(cluster: &'a Cluster, client: &Client) -> (usize, &'a Node) {
