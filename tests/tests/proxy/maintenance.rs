@@ -17,11 +17,14 @@ const RATE: &str = "200";
 /// `TANDEM_TEST_SLOWEST_MS=200` is what a quiet one has to hold.
 const SLOWEST_MS: u64 = 2000;
 
+/// Each of them is home of some of the four branches.
 fn three() -> ClusterBuilder {
+    let rules = include_str!("../../../examples/pgbench/rules.toml");
+    let homes = "strategy = \"map\"\nmap = { 1 = \"n1\", 2 = \"n2\", 3 = \"n3\", 4 = \"n1\" }";
     Cluster::of(&[15, 17, 18])
         .pgbench(4)
         .proxy("pool_mode = \"transaction\"")
-        .rules(include_str!("../../../examples/pgbench/rules.toml"))
+        .rules(&rules.replace("strategy = \"hash\"", homes))
 }
 
 /// pgbench by branch for so many seconds, each transaction logged under this name.
