@@ -17,8 +17,9 @@ help:
 	@echo "make deps         install what is missing (PostgreSQL 15, python3-venv, libclang-dev) with apt"
 	@echo "make build        the tandem program: $(TANDEM)"
 	@echo "make fmt lint     format; clippy with warnings as errors"
-	@echo "make bench        the benchmarks (release build), about 30 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
-	@echo "make soak         random histories for an hour (SOAK_MINUTES=60 SOAK_SEED=), and the large scenarios"
+	@echo "make bench        the benchmarks (release build), about 40 minutes; BENCH_ROUNDS=1 BENCH_SIZE=0.1 shorten the second"
+	@echo "make soak         random outages (SOAK_RUNS=100), random histories for an hour (SOAK_MINUTES=60), from SOAK_SEED= on, and the"
+	@echo "                  large scenarios"
 	@echo "make clean-demo   remove the demo's data"
 
 deps:
@@ -67,10 +68,12 @@ bench: deps
 	$(TARGET)/release/replication
 	$(TARGET)/release/decision
 	$(TARGET)/release/routing
+	$(TARGET)/release/failover
 
-# The seeds that follow each other from SOAK_SEED on (random where none is given), for SOAK_MINUTES; before that the
-# scenarios whose full size is too much for `make test`. Stops at the first finding and says how to see it again.
+# The scenarios whose full size is too much for `make test`; then the seeds that follow each other from SOAK_SEED on (random
+# where none is given): SOAK_RUNS of outages, and histories for SOAK_MINUTES. Stops at the first finding and says how to see it again.
 SOAK_MINUTES ?= 60
+SOAK_RUNS ?= 100
 SOAK_SEED ?=
 SCENARIO := $(CARGO) test --locked -p tandem-tests --test replication -- --exact --nocapture --test-threads=1
 PROXY_SCENARIO := $(CARGO) test --locked -p tandem-tests --test proxy -- --exact --nocapture --test-threads=1
@@ -82,5 +85,7 @@ soak: deps test-postgres
 	TANDEM_TEST_OWN_READS=1000000 $(PROXY_SCENARIO) \
 	    own_reads::a_session_never_misses_its_own_write_on_another_node \
 	    own_reads::in_the_databases_scope_no_session_misses_what_another_was_told
+	SOAK_RUNS=$(SOAK_RUNS) SOAK_SEED=$(SOAK_SEED) $(PROXY_SCENARIO) \
+	    outages::whatever_befalls_the_nodes_no_acknowledged_write_is_lost_and_none_is_done_twice
 	SOAK_MINUTES=$(SOAK_MINUTES) SOAK_SEED=$(SOAK_SEED) $(SCENARIO) \
 	    histories::random_histories_with_every_fault_end_as_the_model_says

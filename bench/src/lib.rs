@@ -1,5 +1,6 @@
 //! What the benchmarks share: medians, and the CPU time and memory of processes.
 
+pub mod failover;
 pub mod proxy;
 pub mod replication;
 pub mod routing;

@@ -9,12 +9,15 @@ pub mod clock;
 pub mod cluster;
 pub mod compare;
 pub mod daemon;
+pub mod dev;
+pub mod ledger;
 pub mod node;
 pub mod ports;
 pub mod process;
 pub mod program;
 pub mod relay;
 pub mod scratch;
+pub mod seeds;
 pub mod template;
 pub mod wait;
 

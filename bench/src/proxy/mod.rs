@@ -15,6 +15,7 @@ mod storm;
 use std::error::Error;
 use std::time::Duration;
 
+pub(crate) use peers::Peer;
 pub use samples::Samples;
 pub use stage::{Stage, Way};
 

@@ -4,20 +4,63 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use tandem_tests::template::{APP, DATABASE};
 use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// How long one may take to end when it is asked to.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// A running peer; killed when dropped.
 #[derive(Debug)]
-pub(super) struct Peer {
+pub(crate) struct Peer {
     child: Child,
 }
 
 impl Peer {
+    /// Runs it.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub(crate) fn start(command: &mut Command) -> io::Result<Self> {
+        // With what it starts, which is ended with it.
+        let child = command.process_group(0).spawn()?;
+        Ok(Self { child })
+    }
+
+    fn group(&self) -> Option<Pid> {
+        Pid::from_raw(i32::try_from(self.pid()?).ok()?)
+    }
+
+    /// Asks it to end with all that it has started (SIGINT), and waits until it has.
+    ///
+    /// # Errors
+    /// It does not end.
+    pub(crate) async fn end(mut self) -> io::Result<()> {
+        if let Some(pid) = self.group() {
+            kill_process(pid, Signal::INT)?;
+        }
+        let ended = timeout(END_LIMIT, self.child.wait()).await;
+        ended
+            .map_err(|_| io::Error::other("a peer does not end"))?
+            .map(drop)
+    }
+
     /// Its process.
     pub(super) fn pid(&self) -> Option<u32> {
         self.child.id()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Some(group) = self.group() {
+            // It may have ended by itself.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 }
 
@@ -84,12 +127,8 @@ pub(super) fn start_pgbouncer(
     let config = own.join("pgbouncer.ini");
     fs::write(&config, text)?;
     let mut command = Command::new(program);
-    command
-        .args(["-q", "-u", "nobody"])
-        .arg(&config)
-        .kill_on_drop(true);
-    let child = command.spawn()?;
-    Ok(Peer { child })
+    command.args(["-q", "-u", "nobody"]).arg(&config);
+    Peer::start(&mut command)
 }
 
 /// Starts HAProxy, where it is installed, as a TCP proxy with one thread.
@@ -111,7 +150,5 @@ pub(super) fn start_haproxy(dir: &Path, port: u16, node: u16) -> io::Result<Opti
         ),
     )?;
     let mut command = Command::new(program);
-    command.args(["-q", "-db", "-f"]).arg(&config);
-    let child = command.kill_on_drop(true).spawn()?;
-    Ok(Some(Peer { child }))
+    Peer::start(command.args(["-q", "-db", "-f"]).arg(&config)).map(Some)
 }

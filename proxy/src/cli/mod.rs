@@ -4,7 +4,7 @@ mod admin;
 mod args;
 mod check;
 pub mod dev_options;
-mod drill;
+pub mod drill;
 mod explain;
 mod handoff;
 mod import;

@@ -5,9 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use rustix::process::Signal;
 use serde_json::Value;
 use tandem::dev::process::ProcessId;
-use tandem_tests::{Cluster, Program, daemon, eventually, program::Ran, template};
-
-use crate::dev::Dev;
+use tandem_tests::{Cluster, Program, daemon, dev::Dev, eventually, program::Ran, template};
 
 const LIMIT: Duration = Duration::from_secs(150);
 

@@ -1,11 +1,8 @@
 //! A node is taken out of service and back while clients work: their keys move, and they notice nothing.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use tandem_tests::{Cluster, Node, Program, client, eventually};
+use tandem_tests::{Cluster, Node, client, eventually};
 use tokio_postgres::Client;
 
 use crate::console::{console, with_console};
@@ -54,78 +51,6 @@ async fn home_and_another(cluster: &Cluster) -> (&Node, &Node) {
         .iter()
         .partition(|node| node.port().to_string() == port);
     (home[0], others[0])
-}
-
-/// The longest transaction of a run that has logged each of them, in milliseconds.
-fn longest(cluster: &Cluster) -> u64 {
-    let files = fs::read_dir(cluster.dir()).expect("the directory");
-    let logs = files.filter_map(Result::ok).filter(|file| {
-        let name = file.file_name();
-        name.to_string_lossy().starts_with("pgbench_log.")
-    });
-    let text = logs.map(|file| fs::read_to_string(file.path()).expect("a log"));
-    let text: String = text.collect();
-    let times = text
-        .lines()
-        .filter_map(|line| line.split(' ').nth(2)?.parse::<u64>().ok());
-    times.max().expect("transactions") / 1000
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn nodes_are_drained_and_resumed_under_load_without_an_error_or_a_conflict() {
-    let cluster = Cluster::of(&[15, 18])
-        .pgbench(4)
-        .proxy(TRANSACTIONS)
-        .rules(include_str!("../../../examples/pgbench/rules.toml"))
-        .start()
-        .await;
-    let script = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../examples/pgbench/one-branch.sql"
-    );
-    let log = cluster.dir().join("pgbench_log");
-    let load = Program::pgbench(cluster.nodes[0].install()).port(cluster.proxy_port);
-    let load = load
-        .args([
-            "-n", "-c", "8", "-T", "16", "-s", "4", "-R", "250", "-f", script,
-        ])
-        .args(["-l".as_ref(), "--log-prefix".as_ref(), log.as_os_str()]);
-    let load = tokio::spawn(load.run(LIMIT));
-    let works = async |node: &Node| {
-        eventually("clients work on it", LIMIT, async || {
-            match node.value(CLIENTS).await.as_str() {
-                "0" => Err("nobody is there"),
-                _ => Ok(()),
-            }
-        })
-        .await;
-    };
-    for node in &cluster.nodes {
-        works(node).await;
-        eprintln!(
-            "{}",
-            done(&cluster, "drain", &[&node.name, "--wait"])
-                .await
-                .trim()
-        );
-        assert_eq!(node.value(CLIENTS).await, "0");
-        node.execute("VACUUM FULL pgbench_accounts").await;
-        node.execute("REINDEX TABLE pgbench_accounts").await;
-        assert_eq!(node.value(CLIENTS).await, "0");
-        eprintln!("{}", done(&cluster, "resume", &[&node.name]).await.trim());
-        works(node).await;
-    }
-    assert!(!load.is_finished(), "all of it was under load");
-    let ran = load.await.expect("not cancelled").expect_success();
-    let failed = "number of failed transactions: 0";
-    assert!(ran.stdout.contains(failed), "{}", ran.all());
-    eprintln!("the longest transaction took {} ms", longest(&cluster));
-    cluster.assert_converged().await;
-    for node in &cluster.nodes {
-        assert_eq!(node.value(CONFLICTS).await, "0");
-        let sums = "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = (SELECT sum(bbalance) FROM pgbench_branches)";
-        assert_eq!(node.value(sums).await, "t");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -12,15 +12,18 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use fastrand::Rng;
 use faults::{Faults, disturb};
 use model::{History, Shown};
-use tandem_tests::{Cluster, Node, audit, client};
+use tandem_tests::{
+    Cluster, Node, audit, client,
+    seeds::{Enough, Seeds, number_of},
+};
 use tokio::task::JoinSet;
 use write::{Content, KEYS, Plan, Table};
 
@@ -121,10 +124,6 @@ impl Kind {
     fn counts(&self, table: Table) -> bool {
         self.counted && table.name == ITEM.name
     }
-}
-
-fn seed_of(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
 }
 
 async fn rows(node: &Node, table: Table, counted: bool) -> BTreeMap<i32, Shown> {
@@ -262,51 +261,9 @@ async fn ends_as_the_model_says(kind: &Kind, seed: u64) {
 }
 
 async fn one(kind: Kind) {
-    let seed = seed_of("TANDEM_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let seed = number_of("TANDEM_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
     eprintln!("TANDEM_TEST_SEED={seed}");
     ends_as_the_model_says(&kind, seed).await;
-}
-
-/// One history of every fault, in a runtime of its own.
-fn history_of(seed: u64) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    runtime.block_on(ends_as_the_model_says(&Kind::of(seed), seed));
-}
-
-/// Takes seed after seed, some at the same time, until `enough` says so of how many were taken; the first finding ends it.
-fn many(first: u64, enough: impl Fn(u64) -> bool + Sync) {
-    let (taken, passed) = (AtomicU64::new(0), AtomicU64::new(0));
-    let found = AtomicBool::new(false);
-    let begun = Instant::now();
-    let work = || {
-        while !found.load(Ordering::Relaxed) {
-            let number = taken.fetch_add(1, Ordering::Relaxed);
-            if enough(number) {
-                return;
-            }
-            let seed = first.wrapping_add(number);
-            if let Err(problem) = std::panic::catch_unwind(|| history_of(seed)) {
-                found.store(true, Ordering::Relaxed);
-                eprintln!(
-                    "{:?}\nseed {seed} failed; again with:\nTANDEM_TEST_SEED={seed} cargo test --locked -p tandem-tests \
-                     --test replication -- --exact histories::random_histories_with_every_fault_end_as_the_model_says",
-                    Kind::of(seed)
-                );
-                std::panic::resume_unwind(problem);
-            }
-            let passed = passed.fetch_add(1, Ordering::Relaxed) + 1;
-            let seconds = begun.elapsed().as_secs();
-            eprintln!("seed {seed} passed; {passed} in {seconds} s");
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
-            scope.spawn(work);
-        }
-    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,18 +293,20 @@ async fn counters_in_a_random_history_with_killed_daemons_end_as_the_sum_of_all_
 
 #[test]
 fn random_histories_with_every_fault_end_as_the_model_says() {
-    if let Some(seed) = seed_of("TANDEM_TEST_SEED") {
-        many(seed, |taken| taken >= 1);
-        return;
-    }
-    let first = seed_of("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..));
-    match seed_of("SOAK_MINUTES") {
-        Some(minutes) => {
-            let end = Instant::now() + Duration::from_secs(60 * minutes);
-            many(first, |_| Instant::now() >= end);
-        }
-        None => many(first, |taken| taken >= SEEDS),
-    }
+    let minutes = number_of("SOAK_MINUTES").map(|minutes| Duration::from_secs(60 * minutes));
+    let seeds = Seeds {
+        test: (
+            "replication",
+            "histories::random_histories_with_every_fault_end_as_the_model_says",
+        ),
+        at_once: AT_ONCE,
+    };
+    let enough = minutes.map_or(Enough::Count(SEEDS), Enough::Time);
+    seeds.take(enough, async |seed| {
+        let kind = Kind::of(seed);
+        eprintln!("seed {seed}: {kind:?}");
+        ends_as_the_model_says(&kind, seed).await;
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,17 +9,18 @@ use super::ledger::{History, Outcome, TABLE};
 
 /// What one node has of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) node: String,
+pub struct Found {
+    /// The node.
+    pub node: String,
     /// Client and number of each write.
-    pub(super) writes: BTreeSet<(u32, u64)>,
+    pub writes: BTreeSet<(u32, u64)>,
     /// The number in the row that each client keeps.
-    pub(super) kept: BTreeMap<u32, u64>,
+    pub kept: BTreeMap<u32, u64>,
 }
 
 impl Found {
     /// Reads rows of `client, seq, last`.
-    pub(super) fn read(node: &str, rows: &[Vec<Option<String>>]) -> Self {
+    pub fn read(node: &str, rows: &[Vec<Option<String>>]) -> Self {
         let mut found = Self {
             node: node.to_owned(),
             ..Self::default()
@@ -45,7 +46,7 @@ impl Found {
 /// Which part of a write is meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Part {
+pub enum Part {
     /// The row of its own.
     Insert,
     /// The number in the row that its client keeps.
@@ -54,39 +55,40 @@ pub(super) enum Part {
 
 /// A write, and the nodes that it is about.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Entry {
-    pub(super) client: u32,
-    pub(super) key: Option<String>,
-    pub(super) seq: u64,
-    pub(super) part: Part,
+pub struct Entry {
+    /// Its client.
+    pub client: u32,
+    /// The client's key.
+    pub key: Option<String>,
+    /// Its number.
+    pub seq: u64,
+    /// What of it.
+    pub part: Part,
     /// When the client had its answer, in milliseconds since 1970.
-    pub(super) at_ms: u64,
-    pub(super) nodes: Vec<String>,
+    pub at_ms: u64,
+    /// The nodes.
+    pub nodes: Vec<String>,
     /// What the client was told.
-    pub(super) told: String,
+    pub told: String,
 }
 
 /// What became of all writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Audit {
+pub struct Audit {
     /// Acknowledged, and not there on these nodes.
-    pub(super) lost: Vec<Entry>,
+    pub lost: Vec<Entry>,
     /// The same, but the conflict log has it as a loser.
-    pub(super) lost_in_conflicts: Vec<Entry>,
+    pub lost_in_conflicts: Vec<Entry>,
     /// Refused, and there on these nodes: a client that tries again does it twice.
-    pub(super) refused_yet_there: Vec<Entry>,
+    pub refused_yet_there: Vec<Entry>,
     /// Those whose outcome nobody told, and the nodes that have them.
-    pub(super) unknown: Vec<Entry>,
+    pub unknown: Vec<Entry>,
     /// Unknown ones that some nodes have and others have not.
-    pub(super) nodes_differ: bool,
+    pub nodes_differ: bool,
 }
 
 /// Looks for every write on every node.
-pub(super) fn audit(
-    histories: &[History],
-    found: &[Found],
-    losers: &BTreeSet<(u32, u64)>,
-) -> Audit {
+pub fn audit(histories: &[History], found: &[Found], losers: &BTreeSet<(u32, u64)>) -> Audit {
     let mut audit = Audit::default();
     let nodes = |has: &dyn Fn(&Found) -> bool| -> Vec<String> {
         let having = found.iter().filter(|found| has(found));
@@ -144,7 +146,7 @@ pub(super) fn audit(
 }
 
 /// The writes of a run that the conflict log names as losers.
-pub(super) fn losers(conflicts: &Value, run: u64) -> BTreeSet<(u32, u64)> {
+pub fn losers(conflicts: &Value, run: u64) -> BTreeSet<(u32, u64)> {
     let lines = conflicts.get("conflicts").and_then(Value::as_array);
     let of_line = |line: &Value| {
         if line.get("relation")?.as_str()? != TABLE {

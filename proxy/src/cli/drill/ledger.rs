@@ -17,14 +17,14 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::timeline::{Span, longest_gap_us, now_us};
 
 /// The ledger's table. It is made by hand on every node, and goes when nothing was found to be wrong.
-pub(super) const TABLE: &str = "public.tandem_drill";
+pub const TABLE: &str = "public.tandem_drill";
 
 /// Its columns. The row with `seq` 0 is the one that a client keeps: `last` is the number of its last write.
-pub(super) const DEFINITION: &str = "(run bigint, client int, seq bigint, last bigint NOT NULL, \
+pub const DEFINITION: &str = "(run bigint, client int, seq bigint, last bigint NOT NULL, \
     PRIMARY KEY (run, client, seq))";
 
 /// What a node calls itself, so that the node that ran a write is known however the proxy reaches it.
-pub(super) const WHO: &str =
+pub const WHO: &str =
     "pg_catalog.concat_ws(' ', pg_catalog.inet_server_addr(), pg_catalog.inet_server_port())";
 
 /// A write that has no answer for so long never gets one.
@@ -32,31 +32,46 @@ const WRITE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a client was told of one write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// It is committed, on this node of the configuration where that is known.
-    Acknowledged { node: Option<usize> },
+    Acknowledged {
+        /// Its place.
+        node: Option<usize>,
+    },
     /// It is not, by this SQLSTATE; or the connection was lost before a COMMIT was sent.
-    Refused { code: String },
+    Refused {
+        /// The SQLSTATE, or what happened.
+        code: String,
+    },
     /// It may be.
-    Unknown { reason: String },
+    Unknown {
+        /// The SQLSTATE, or what happened.
+        reason: String,
+    },
 }
 
 /// One write.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Write {
-    pub(super) seq: u64,
-    pub(super) ended_us: u64,
-    pub(super) outcome: Outcome,
+pub struct Write {
+    /// Its number, from 1 on.
+    pub seq: u64,
+    /// When its client had its answer, in microseconds since 1970.
+    pub ended_us: u64,
+    /// What the answer was.
+    pub outcome: Outcome,
 }
 
 /// All writes of one client.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct History {
-    pub(super) client: u32,
-    pub(super) key: Option<String>,
-    pub(super) writes: Vec<Write>,
+pub struct History {
+    /// Its number.
+    pub client: u32,
+    /// `PLACEMENT:KEY`, if it has one.
+    pub key: Option<String>,
+    /// In their order.
+    pub writes: Vec<Write>,
     /// When its connection was lost under it.
-    pub(super) lost_us: Vec<u64>,
+    pub lost_us: Vec<u64>,
 }
 
 impl History {
@@ -68,32 +83,36 @@ impl History {
     }
 
     /// The node that wrote for this client last before `time_us`.
-    pub(super) fn home_before(&self, time_us: u64) -> Option<usize> {
+    pub fn home_before(&self, time_us: u64) -> Option<usize> {
         let before = self.successes().filter(|(time, _)| *time < time_us);
         before.last().and_then(|(_, node)| node)
     }
 
     /// The longest time within `span` without a successful write.
-    pub(super) fn gap_us(&self, span: Span) -> u64 {
+    pub fn gap_us(&self, span: Span) -> u64 {
         longest_gap_us(span, self.successes().map(|(time, _)| time))
     }
 }
 
 /// What the ledger comes to within a span.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Figures {
-    pub(super) acknowledged: u64,
-    pub(super) refused: BTreeMap<String, u64>,
-    pub(super) unknown: u64,
-    pub(super) connections_lost: u64,
+pub struct Figures {
+    /// Writes that were.
+    pub acknowledged: u64,
+    /// Writes that were, by SQLSTATE.
+    pub refused: BTreeMap<String, u64>,
+    /// Writes whose outcome nobody told.
+    pub unknown: u64,
+    /// How often a client's connection was lost under it.
+    pub connections_lost: u64,
     /// The worst of the clients whose home was the broken node; none: there is no such client.
-    pub(super) gap_moved_us: Option<u64>,
+    pub gap_moved_us: Option<u64>,
     /// The worst of the others.
-    pub(super) gap_other_us: Option<u64>,
+    pub gap_other_us: Option<u64>,
 }
 
 /// Counts and gaps; a client is one of the moved ones by where it wrote before `struck_us`.
-pub(super) fn figures(histories: &[History], span: Span, broken: usize, struck_us: u64) -> Figures {
+pub fn figures(histories: &[History], span: Span, broken: usize, struck_us: u64) -> Figures {
     let mut figures = Figures::default();
     for history in histories {
         for write in history
@@ -221,16 +240,34 @@ async fn query(connection: &mut Connection, sql: &str) -> Result<Reply, Problem>
     }
 }
 
+/// A block up to its COMMIT.
+async fn in_block(
+    connection: &mut Connection,
+    also: Option<&str>,
+    statement: &str,
+) -> Result<Reply, Problem> {
+    query(connection, "BEGIN").await?;
+    if let Some(also) = also {
+        query(connection, also).await?;
+    }
+    query(connection, statement).await
+}
+
 /// One client of the ledger.
 #[derive(Debug, Clone)]
-pub(super) struct Client {
-    pub(super) run: u64,
-    pub(super) number: u32,
+pub struct Client {
+    /// What sets its rows apart from those of other runs.
+    pub run: u64,
+    /// What sets them apart from those of the run's other clients.
+    pub number: u32,
     /// `PLACEMENT:KEY`, where the rules have a placement.
-    pub(super) key: Option<String>,
-    pub(super) options: ConnectOptions,
+    pub key: Option<String>,
+    /// How it connects.
+    pub options: ConnectOptions,
     /// What the nodes call themselves, in the order of the configuration.
-    pub(super) names: Vec<String>,
+    pub names: Vec<String>,
+    /// What each write does ahead of its own rows in the same transaction: statements, of the client's number and the write's.
+    pub also: Option<fn(u32, u64) -> String>,
 }
 
 impl Client {
@@ -238,7 +275,7 @@ impl Client {
     ///
     /// # Errors
     /// What the proxy said.
-    pub(super) async fn enrol(&self) -> Result<(Connection, Option<usize>), String> {
+    pub async fn enrol(&self) -> Result<(Connection, Option<usize>), String> {
         let mut connection = tandem_wire::connect(&self.options)
             .await
             .map_err(|error| error.to_string())?;
@@ -268,17 +305,18 @@ impl Client {
     /// Tries one write. Answers also whether the session lives on.
     async fn write(&self, connection: &mut Connection, seq: u64) -> (Outcome, bool) {
         let statement = self.statement(seq);
+        let also = self.also.map(|also| also(self.number, seq));
         if seq.is_multiple_of(2) {
-            return match query(connection, &statement).await {
+            let whole = match also {
+                Some(also) => format!("{also}; {statement}"),
+                None => statement,
+            };
+            return match query(connection, &whole).await {
                 Ok(reply) => (self.acknowledged(reply.value.as_deref()), true),
                 Err(problem) => (problem.outcome(true), !problem.ends_session()),
             };
         }
-        let begun = match query(connection, "BEGIN").await {
-            Ok(_) => query(connection, &statement).await,
-            Err(problem) => Err(problem),
-        };
-        let written = match begun {
+        let written = match in_block(connection, also.as_deref(), &statement).await {
             Ok(reply) => reply.value,
             Err(problem) => {
                 let lives = !problem.ends_session() && query(connection, "ROLLBACK").await.is_ok();
@@ -353,14 +391,14 @@ impl Client {
 
 /// The clients, writing.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub struct Ledger {
     stop: watch::Sender<bool>,
     clients: Vec<JoinHandle<History>>,
 }
 
 impl Ledger {
     /// Lets the clients write, each of them `every` so often.
-    pub(super) fn start(clients: Vec<(Client, Connection)>, every: Duration) -> Self {
+    pub fn start(clients: Vec<(Client, Connection)>, every: Duration) -> Self {
         let stop = watch::Sender::new(false);
         let clients = clients
             .into_iter()
@@ -372,7 +410,10 @@ impl Ledger {
     }
 
     /// Ends all and answers what they noted; each ends the write that it is at.
-    pub(super) async fn finish(self) -> Result<Vec<History>, tokio::task::JoinError> {
+    ///
+    /// # Errors
+    /// A client's task has ended by itself.
+    pub async fn finish(self) -> Result<Vec<History>, tokio::task::JoinError> {
         self.stop.send_replace(true);
         let mut histories = Vec::with_capacity(self.clients.len());
         for client in self.clients {

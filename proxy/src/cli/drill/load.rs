@@ -36,19 +36,25 @@ const RESERVED: [&str; 13] = [
 
 /// Why there is no load.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LoadError {
+pub enum LoadError {
+    /// pgbench is not installed.
     #[error("pgbench is nowhere to be found (on Debian: apt-get install postgresql)")]
     NoProgram,
+    /// The default load needs pgbench's tables.
     #[error(
         "pgbench's tables are not there: give pgbench a script of your own behind `--`, or make them on every node \
          (`tandem dev --pgbench SCALE`)"
     )]
     NoTables,
+    /// Not one transaction came of it.
     #[error("pgbench did nothing:\n{0}")]
     Nothing(String),
+    /// The system refused.
     #[error("{what}: {source}")]
     Io {
+        /// What was tried.
         what: &'static str,
+        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -70,11 +76,11 @@ pub(super) fn reserved(arguments: &[String]) -> Option<&str> {
 }
 
 /// Where pgbench connects to, as libpq's variables.
-pub(super) type Environment = Vec<(&'static str, String)>;
+pub type Environment = Vec<(&'static str, String)>;
 
 /// A load that can be run several times.
 #[derive(Debug)]
-pub(super) struct Load {
+pub struct Load {
     program: PathBuf,
     arguments: Vec<String>,
     environment: Environment,
@@ -84,7 +90,7 @@ pub(super) struct Load {
 
 impl Load {
     /// The user's load, or the default one over so many branches.
-    pub(super) fn new(
+    pub fn new(
         program: Option<PathBuf>,
         environment: Environment,
         users: &[String],
@@ -122,7 +128,7 @@ impl Load {
     }
 
     /// Starts a run, `name` being another one for each.
-    pub(super) fn start(
+    pub fn start(
         &self,
         name: &str,
         time: Duration,
@@ -161,7 +167,7 @@ impl Load {
 
 /// pgbench, running.
 #[derive(Debug)]
-pub(super) struct Running {
+pub struct Running {
     child: Child,
     dir: PathBuf,
     name: String,
@@ -171,17 +177,18 @@ pub(super) struct Running {
 
 /// What a run came to.
 #[derive(Debug, Default)]
-pub(super) struct Ran {
-    pub(super) transactions: Vec<Transaction>,
+pub struct Ran {
+    /// In the order in which they ended.
+    pub transactions: Vec<Transaction>,
     /// Clients that ended before their time, with pgbench's words.
-    pub(super) clients_lost: Vec<String>,
+    pub clients_lost: Vec<String>,
     /// It had to be killed: some of its clients hung, and the end of its log is missing.
-    pub(super) hung: bool,
+    pub hung: bool,
 }
 
 impl Running {
     /// Waits for the end and reads the log.
-    pub(super) async fn finish(mut self) -> Result<Ran, LoadError> {
+    pub async fn finish(mut self) -> Result<Ran, LoadError> {
         let (status, hung) = match tokio::time::timeout(self.limit, self.child.wait()).await {
             Ok(status) => (status.map_err(failed("cannot wait for pgbench"))?, false),
             Err(_) => (self.kill().await?, true),
@@ -218,17 +225,23 @@ fn shown(path: &Path) -> String {
 
 /// One transaction of pgbench.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Transaction {
-    pub(super) ended_us: u64,
-    pub(super) ended: Ended,
-    pub(super) retries: u64,
+pub struct Transaction {
+    /// When, in microseconds since 1970.
+    pub ended_us: u64,
+    /// How.
+    pub ended: Ended,
+    /// Tries beyond the first.
+    pub retries: u64,
 }
 
 /// How a transaction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ended {
+pub enum Ended {
     /// Well, after so long; where a rate is asked for, counted from when it was to begin.
-    Well { latency_us: u64 },
+    Well {
+        /// In microseconds.
+        latency_us: u64,
+    },
     /// Given up after all its tries.
     Failed,
     /// Never begun, because it was late already.

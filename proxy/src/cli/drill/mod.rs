@@ -4,13 +4,13 @@
 //! for on every node in the end ([`audit`]). What is measured is compared with the same load without the fault.
 
 mod args;
-mod audit;
+pub mod audit;
 mod fault;
-mod ledger;
-mod load;
+pub mod ledger;
+pub mod load;
 mod report;
 mod site;
-mod timeline;
+pub mod timeline;
 mod verdict;
 
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ enum DrillError {
     NotReplicated,
     #[error("the nodes do not have the same to begin with: see `tandem status`")]
     NotConverged,
+    #[error("node {node} is {health}: a drill begins with every node in service, or drained")]
+    NotInService { node: String, health: String },
     #[error("the ledger cannot write through the proxy: {0}")]
     Enrol(String),
     #[error("interrupted")]
@@ -191,6 +193,7 @@ impl<'a> Stage<'a> {
         if site.converge(arguments.converge_timeout).await?.is_none() {
             return Err(DrillError::NotConverged.into());
         }
+        site.in_service(arguments.converge_timeout).await?;
         let branches = site.branches().await?;
         let program = ours
             .iter()

@@ -31,6 +31,9 @@ const CONVERGE_POLL: Duration = Duration::from_millis(50);
 /// Lines of the conflict log that are looked through for the ledger's writes.
 const CONFLICTS_MAX: u32 = 10_000;
 
+/// States in which a node stays by itself.
+const SETTLED: [&str; 3] = ["up", "drained", "fenced"];
+
 /// What pgbench's four tables add up to.
 const SUMS: &str = "SELECT (SELECT coalesce(sum(abalance), 0) FROM pgbench_accounts), \
     (SELECT coalesce(sum(tbalance), 0) FROM pgbench_tellers), (SELECT coalesce(sum(bbalance), 0) FROM pgbench_branches), \
@@ -234,6 +237,7 @@ impl Site {
             key,
             options,
             names: names.to_vec(),
+            also: None,
         }
     }
 
@@ -257,6 +261,21 @@ impl Site {
                 StatusCode::GATEWAY_TIMEOUT => sleep(CONVERGE_POLL).await,
                 _ => return Err(self.port.unexpected(&answer).into()),
             }
+        }
+    }
+
+    /// Waits until every node serves clients, but for those that are kept out of service.
+    pub(super) async fn in_service(&self, limit: Duration) -> Result<(), Failure> {
+        let begun = Instant::now();
+        loop {
+            let status = self.get("/api/status").await?;
+            let Some((node, health)) = unsettled(&status) else {
+                return Ok(());
+            };
+            if begun.elapsed() >= limit {
+                return Err(DrillError::NotInService { node, health }.into());
+            }
+            sleep(CONVERGE_POLL).await;
         }
     }
 
@@ -305,6 +324,15 @@ impl Site {
             ]
         })
     }
+}
+
+/// A node that is on its way into service, or out of it, and its state.
+fn unsettled(status: &Value) -> Option<(String, String)> {
+    let nodes = status.get("nodes").and_then(Value::as_array);
+    let text = |node: &Value, key| node.get(key).and_then(Value::as_str).map(str::to_owned);
+    let state = |node: &Value| Some((text(node, "name")?, text(node, "health")?));
+    let mut states = nodes.into_iter().flatten().filter_map(state);
+    states.find(|(_, health)| !SETTLED.contains(&health.as_str()))
 }
 
 fn first_number(rows: &Rows) -> Option<i64> {
@@ -383,6 +411,20 @@ fn client_options(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_that_comes_back_is_waited_for_and_one_that_is_drained_is_not() {
+        let status = |health: [&str; 2]| {
+            let [a, b] = health.map(|health| serde_json::json!({ "health": health }));
+            let mut status = serde_json::json!({ "nodes": [a, b] });
+            status["nodes"][0]["name"] = "paris".into();
+            status["nodes"][1]["name"] = "delhi".into();
+            unsettled(&status)
+        };
+        assert_eq!(status(["up", "drained"]), None);
+        let waits = Some(("delhi".to_owned(), "catching_up".to_owned()));
+        assert_eq!(status(["up", "catching_up"]), waits);
+    }
 
     #[test]
     fn a_url_says_where_clients_connect_to() {

@@ -14,7 +14,7 @@ pub(super) const STEP_US: u64 = 100_000;
 const STEPS_MAX: u64 = 864_000;
 
 /// The time, in microseconds since 1970: the unit of pgbench's log, which is why it is everybody's here.
-pub(super) fn now_us() -> u64 {
+pub fn now_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(0))
@@ -28,9 +28,11 @@ pub(super) fn ms(us: u64) -> f64 {
 
 /// From one time up to another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    pub(super) from_us: u64,
-    pub(super) to_us: u64,
+pub struct Span {
+    /// Where it begins, in microseconds since 1970.
+    pub from_us: u64,
+    /// Where it has ended.
+    pub to_us: u64,
 }
 
 impl Span {
