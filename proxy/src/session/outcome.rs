@@ -14,19 +14,22 @@ use tokio_postgres::types::ToSql;
 use super::{Shared, owed::Item, profile::ServerSettings, trace::Control};
 use crate::{auth::control::Control as Connections, health::HealthBoard, pool::Server};
 
-/// What has become of the transaction `$1` of a connection that is `$2` seconds old: its state; whether that is surely of this one;
-/// whether it is prepared; whether the node is the one of the system identifier `$3`.
+/// What has become of the transaction `$1` of a connection that is `$2` seconds old and was lost `$4` seconds ago: its state; whether
+/// that is surely of this one; whether it is prepared; whether the node is the one of the system identifier `$3`.
 ///
 /// A server that crashes gives numbers once more of which nothing was on disk. The checkpointer is started anew then
-/// (`PostmasterStateMachine` in postmaster.c), and what was committed or prepared before that is of before. All times are the node's
-/// own.
+/// (`PostmasterStateMachine` in postmaster.c), and what was committed or prepared before that is of before. But it may have crashed
+/// twice since: what came behind the loss decides nothing. Nor does what has an origin: its time is that of another node's commit. All
+/// other times are the node's own.
 const OUTCOME: &str = "SELECT pg_catalog.pg_xact_status(x.xid8), \
     life.begun < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) \
-    OR coalesce(two.prepared, pg_catalog.pg_xact_commit_timestamp(x.xid8::pg_catalog.xid)) < life.begun, \
+    OR coalesce(two.prepared, CASE done.roident WHEN 0 THEN done.timestamp END) \
+    < LEAST(life.begun, pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $4)), \
     two.prepared IS NOT NULL, \
     $3::pg_catalog.int8 IS NULL OR $3 = (SELECT system_identifier FROM pg_catalog.pg_control_system()) \
     FROM (SELECT $1::pg_catalog.text::pg_catalog.xid8 AS xid8) AS x \
     CROSS JOIN (SELECT backend_start AS begun FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') AS life \
+    CROSS JOIN pg_catalog.pg_xact_commit_timestamp_origin(x.xid8::pg_catalog.xid) AS done \
     LEFT JOIN pg_catalog.pg_prepared_xacts AS two ON two.transaction = x.xid8::pg_catalog.xid";
 /// How often a node is asked for that which has no answer yet.
 const NODE_GAP: Duration = Duration::from_millis(100);
@@ -53,6 +56,8 @@ pub(super) struct Question {
     xid: u64,
     /// When its connection was begun.
     opened: Instant,
+    /// When that was lost.
+    lost: Instant,
     /// The node's system identifier then.
     system: Option<i64>,
     connections: Arc<Connections>,
@@ -110,6 +115,7 @@ impl Question {
             node: server.face.node,
             xid,
             opened,
+            lost: Instant::now(),
             system: server.face.system,
             connections: Arc::clone(&shared.control),
             health: Arc::clone(&shared.health),
@@ -147,7 +153,8 @@ impl Question {
         loop {
             let news = self.health.news(self.node);
             let age = self.opened.elapsed().as_secs_f64();
-            let asked: [&(dyn ToSql + Sync); 3] = [&xid, &age, &self.system];
+            let lost = self.lost.elapsed().as_secs_f64();
+            let asked: [&(dyn ToSql + Sync); 4] = [&xid, &age, &self.system, &lost];
             let rows = self.connections.query(self.node, OUTCOME, &asked).await;
             let rows = rows.unwrap_or_default();
             let said = rows.first().map(|row| Said {
