@@ -11,6 +11,9 @@ use std::time::Duration;
 pub use peers::{Kind, PEERS, Primaries};
 pub use tandem::{SCENARIOS, Tandem};
 
+/// pgbench's scale on all nodes: so many branches.
+const SCALE: u32 = 5;
+
 /// How each is drilled.
 #[derive(Debug, Clone, Copy)]
 pub struct Course {

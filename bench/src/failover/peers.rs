@@ -15,11 +15,9 @@ use tandem_tests::{Cluster, client, ledger};
 use tokio::process::Command;
 use tokio::time::sleep;
 
-use super::Course;
+use super::{Course, SCALE};
 use crate::proxy::{Peer, Samples};
 
-/// pgbench's scale, which is that of Tandem's nodes too.
-const SCALE: u32 = 10;
 /// Clients of the ledger, and how often each writes: as many as a drill of three nodes has.
 const CLIENTS: u32 = 6;
 const EVERY: Duration = Duration::from_millis(10);
