@@ -36,14 +36,19 @@ use crate::{auth::control::Control as Connections, health::HealthBoard, pool::Se
 /// A FunctionCall of `pg_current_xact_id_if_assigned()`, whose number is 5060 (pg_proc.dat): no arguments, and the result in
 /// binary format. It costs a server much less than a statement that calls it.
 const ASK_NUMBER: &[u8] = b"F\0\0\0\x0e\0\0\x13\xc4\0\0\0\0\0\x01";
-/// What has become of the transaction `$1` of a connection that is `$2` seconds old, and whether that is surely of this one.
+/// What has become of the transaction `$1` of a connection that is `$2` seconds old and was lost `$3` seconds ago, and whether that is
+/// surely of this one.
 ///
 /// A server that crashes gives numbers once more of which nothing was on disk. The checkpointer is started anew then
-/// (`PostmasterStateMachine` in postmaster.c), and what was committed before that is of before. Both times are the node's own.
+/// (`PostmasterStateMachine` in postmaster.c), and what was committed before that is of before. But it may have crashed twice since:
+/// what came behind the loss decides nothing. Nor does what has an origin: its time is that of another node's commit. All other times
+/// are the node's own.
 const OUTCOME: &str = "SELECT pg_catalog.pg_xact_status($1::pg_catalog.text::pg_catalog.xid8), \
     begun < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $2) \
-    OR pg_catalog.pg_xact_commit_timestamp($1::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid) < begun \
-    FROM (SELECT backend_start AS begun FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') AS life";
+    OR done.roident = 0 AND done.timestamp \
+    < LEAST(begun, pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $3)) \
+    FROM (SELECT backend_start AS begun FROM pg_catalog.pg_stat_activity WHERE backend_type = 'checkpointer') AS life, \
+    pg_catalog.pg_xact_commit_timestamp_origin($1::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid) AS done";
 /// How often a node is asked for that which has no answer yet.
 const OUTCOME_GAP: Duration = Duration::from_millis(100);
 
@@ -70,10 +75,12 @@ async fn outcome(
     found: Arc<OnceLock<bool>>,
 ) {
     let xid = xid.to_string();
+    let lost = Instant::now();
     loop {
         let news = health.news(node);
         let age = opened.elapsed().as_secs_f64();
-        if let Ok(rows) = connections.query(node, OUTCOME, &[&xid, &age]).await {
+        let lost = lost.elapsed().as_secs_f64();
+        if let Ok(rows) = connections.query(node, OUTCOME, &[&xid, &age, &lost]).await {
             let row = rows.first();
             let status = row.and_then(|row| row.try_get::<_, Option<String>>(0).ok()?);
             let is_ours = row.and_then(|row| row.try_get::<_, Option<bool>>(1).ok()?);

@@ -27,6 +27,7 @@ mod policy;
 mod pooling;
 mod ready;
 mod reload;
+mod reused;
 mod rolling;
 mod routing;
 mod script;
