@@ -1,4 +1,4 @@
-//! What a node's loss costs, beside HAProxy and Pgpool-II: `failover [scenario ...]`, all by default.
+//! What a node's loss costs, beside HAProxy: `failover [scenario ...]`, all by default.
 //!
 //! `BENCH_RATE` (400) transactions a second, `BENCH_ROUNDS` (1), `BENCH_SAMPLES` (a file: samples of earlier runs count too).
 
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use tandem_bench::failover::{Course, PEERS, Primaries, SCENARIOS, Tandem};
 use tandem_bench::proxy::Samples;
 
-/// What the peers are drilled with too.
+/// What HAProxy is drilled with too.
 const PEERS_SCENARIOS: [&str; 2] = ["kill", "stop"];
 
 #[tokio::main]

@@ -1,7 +1,7 @@
-//! What a node's loss costs: Tandem by `tandem drill`, HAProxy and Pgpool-II with the same instruments and under the same load.
+//! What a node's loss costs: Tandem by `tandem drill`, HAProxy with the same instruments and under the same load.
 //!
-//! The peers stand before two primaries that know nothing of each other, so that nothing has to be promoted: what is measured is
-//! how soon the proxy goes to the other one, and what its clients hear of it.
+//! HAProxy stands before two primaries that know nothing of each other, so that nothing has to be promoted: what is measured is
+//! how soon it goes to the other one, and what its clients hear of it.
 
 mod peers;
 mod tandem;
@@ -10,6 +10,9 @@ use std::time::Duration;
 
 pub use peers::{Kind, PEERS, Primaries};
 pub use tandem::{SCENARIOS, Tandem};
+
+/// pgbench's scale on all nodes: so many branches.
+const SCALE: u32 = 5;
 
 /// How each is drilled.
 #[derive(Debug, Clone, Copy)]

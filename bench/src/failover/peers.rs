@@ -1,4 +1,4 @@
-//! Owns HAProxy and Pgpool-II before two primaries: how they are told of both, and what comes of it when the first one is lost.
+//! Owns HAProxy before two primaries: how it is told of both, and what comes of it when the first one is lost.
 
 use std::error::Error;
 use std::fs;
@@ -15,11 +15,10 @@ use tandem_tests::{Cluster, client, ledger};
 use tokio::process::Command;
 use tokio::time::sleep;
 
-use super::Course;
+use super::{Course, SCALE};
 use crate::proxy::{Peer, Samples};
 
-/// pgbench's scale, which is that of Tandem's nodes too.
-const SCALE: u32 = 10;
+const HAPROXY: &str = "/usr/sbin/haproxy";
 /// Clients of the ledger, and how often each writes: as many as a drill of three nodes has.
 const CLIENTS: u32 = 6;
 const EVERY: Duration = Duration::from_millis(10);
@@ -35,75 +34,40 @@ pub enum Kind {
     HaproxyDefault,
     /// A login is begun every 100 ms, two failures; sessions of a server that is down are ended.
     HaproxyTuned,
-    /// Two backends in raw mode: an error of one is a failover.
-    Pgpool,
 }
 
 /// All of them.
-pub const PEERS: [Kind; 3] = [Kind::HaproxyDefault, Kind::HaproxyTuned, Kind::Pgpool];
+pub const PEERS: [Kind; 2] = [Kind::HaproxyDefault, Kind::HaproxyTuned];
 
 impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::HaproxyDefault => "haproxy",
             Self::HaproxyTuned => "haproxy, 100 ms checks",
-            Self::Pgpool => "pgpool-II",
         }
     }
 
-    fn program(self) -> &'static Path {
-        Path::new(match self {
-            Self::HaproxyDefault | Self::HaproxyTuned => "/usr/sbin/haproxy",
-            Self::Pgpool => "/usr/sbin/pgpool",
-        })
-    }
-
-    /// Starts it at `port`, its files in a directory of its own; `own_port` is for its own use.
-    fn start(self, dir: &Path, port: u16, own_port: u16, nodes: [u16; 2]) -> io::Result<Peer> {
+    /// Starts it at `port`, its files in a directory of its own.
+    fn start(self, dir: &Path, port: u16, nodes: [u16; 2]) -> io::Result<Peer> {
         let dir = dir.join(format!("peer-{port}"));
         fs::create_dir(&dir)?;
-        let mut command = Command::new(self.program());
+        let mut command = Command::new(HAPROXY);
         let [first, second] = nodes;
-        match self {
-            Self::HaproxyDefault | Self::HaproxyTuned => {
-                let checks = match self {
-                    Self::HaproxyTuned => {
-                        "  option pgsql-check user app\n  timeout check 500ms\n  \
-                         default-server inter 100ms fall 2 rise 2 on-marked-down shutdown-sessions\n"
-                    }
-                    _ => "",
-                };
-                let text = format!(
-                    "global\n  nbthread 1\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  \
-                     timeout server 1h\nlisten postgres\n  bind 127.0.0.1:{port}\n{checks}  \
-                     server first 127.0.0.1:{first} check\n  server second 127.0.0.1:{second} check backup\n"
-                );
-                let config = dir.join("haproxy.cfg");
-                fs::write(&config, text)?;
-                command.args(["-q", "-db", "-f"]).arg(config);
+        let checks = match self {
+            Self::HaproxyDefault => "",
+            Self::HaproxyTuned => {
+                "  option pgsql-check user app\n  timeout check 500ms\n  \
+                 default-server inter 100ms fall 2 rise 2 on-marked-down shutdown-sessions\n"
             }
-            Self::Pgpool => {
-                let place = dir.display();
-                // Clients are let in as they are, and the password of theirs is known: that costs the least.
-                let text = format!(
-                    "listen_addresses = '127.0.0.1'\nport = {port}\npcp_listen_addresses = '127.0.0.1'\npcp_port = {own_port}\n\
-                     socket_dir = '{place}'\npcp_socket_dir = '{place}'\n\
-                     pid_file_name = '{place}/pid'\nlogdir = '{place}'\nbackend_clustering_mode = 'raw'\n\
-                     backend_hostname0 = '127.0.0.1'\nbackend_port0 = {first}\nbackend_flag0 = 'ALLOW_TO_FAILOVER'\n\
-                     backend_hostname1 = '127.0.0.1'\nbackend_port1 = {second}\nbackend_flag1 = 'ALLOW_TO_FAILOVER'\n\
-                     num_init_children = 64\nmax_pool = 1\nenable_pool_hba = on\npool_passwd = 'pool_passwd'\n\
-                     failover_on_backend_error = on\n"
-                );
-                let path = |name: &str| dir.join(name);
-                fs::write(path("pgpool.conf"), text)?;
-                fs::write(path("pool_hba.conf"), "host all all 127.0.0.1/32 trust\n")?;
-                fs::write(path("pool_passwd"), format!("{APP}:TEXT{APP}\n"))?;
-                fs::write(path("pcp.conf"), "")?;
-                command.args(["-n", "-D", "-f"]).arg(path("pgpool.conf"));
-                command.arg("-F").arg(path("pcp.conf"));
-                command.arg("-a").arg(path("pool_hba.conf"));
-            }
-        }
+        };
+        let text = format!(
+            "global\n  nbthread 1\n  maxconn 1000\ndefaults\n  mode tcp\n  timeout connect 5s\n  timeout client 1h\n  \
+             timeout server 1h\nlisten postgres\n  bind 127.0.0.1:{port}\n{checks}  \
+             server first 127.0.0.1:{first} check\n  server second 127.0.0.1:{second} check backup\n"
+        );
+        let config = dir.join("haproxy.cfg");
+        fs::write(&config, text)?;
+        command.args(["-q", "-db", "-f"]).arg(config);
         let log = fs::File::create(dir.join("log"))?;
         command.stdout(log.try_clone()?).stderr(log);
         Peer::start(command.current_dir("/"))
@@ -140,17 +104,17 @@ impl Primaries {
         course: Course,
         samples: &mut Samples,
     ) -> Result<(), Box<dyn Error>> {
-        if !kind.program().exists() {
+        if !Path::new(HAPROXY).exists() {
             eprintln!("SKIP: {} is not there", kind.name());
             return Ok(());
         }
-        let (port, own_port) = (self.cluster.port(), self.cluster.port());
+        let port = self.cluster.port();
         let cluster = &self.cluster;
         let nodes = [cluster.nodes[0].port(), cluster.nodes[1].port()];
         for node in &cluster.nodes {
             node.execute("TRUNCATE tandem_drill").await;
         }
-        let peer = kind.start(cluster.dir(), port, own_port, nodes)?;
+        let peer = kind.start(cluster.dir(), port, nodes)?;
         tandem_tests::eventually(kind.name(), ANSWERS, async || {
             let asked = client::connect(port, APP, Some(APP), DATABASE).await;
             asked.map(drop).map_err(|error| client::describe(&error))

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tandem_tests::dev::{Dev, Running};
 use tandem_tests::{Program, daemon};
 
-use super::Course;
+use super::{Course, SCALE};
 use crate::proxy::Samples;
 
 /// What can befall a node.
@@ -42,8 +42,9 @@ impl Tandem {
     pub async fn start() -> Self {
         let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/pgbench/rules.toml");
         let rules = rules.to_string_lossy();
+        let scale = SCALE.to_string();
         let mut dev = Dev::new(3);
-        let more = ["--relays", "--pgbench", "10", "--rules", &rules];
+        let more = ["--relays", "--pgbench", &scale, "--rules", &rules];
         let running = dev.ready(&more).await;
         Self { dev, running }
     }
@@ -72,10 +73,12 @@ impl Tandem {
             .args(["--control", &time(course.control)])
             .run(LIMIT)
             .await;
-        if !ran.status.success() {
-            return Err(ran.all().into());
+        let report: Value = serde_json::from_str(&ran.stdout).map_err(|_| ran.all())?;
+        let checks = report["checks"].as_array().into_iter().flatten();
+        let failed: Vec<&Value> = checks.filter(|check| check["passed"] == false).collect();
+        if !failed.is_empty() {
+            return Err(format!("{scenario}: {failed:?}").into());
         }
-        let report: Value = serde_json::from_str(&ran.stdout)?;
         for (row, phase) in [("with it", "drill"), ("without", "control")] {
             for (field, figure) in FIGURES {
                 if let Some(value) = report[phase][field].as_f64() {

@@ -27,6 +27,13 @@ const PLACES: [(&str, &str); 16] = [
 /// What a developer's limit of open files and three servers of 200 connections each can serve.
 const MAX_CLIENTS: i64 = 500;
 
+/// What pgbench adds to: of two nodes' additions to a row none may be lost.
+const PGBENCH_COUNTERS: [(&str, &str); 3] = [
+    ("public.pgbench_accounts", "abalance"),
+    ("public.pgbench_tellers", "tbalance"),
+    ("public.pgbench_branches", "bbalance"),
+];
+
 /// Keys whose values are paths, relative to the file they stand in.
 const PATHS: [&[&str]; 9] = [
     &["proxy", "rules"],
@@ -105,6 +112,17 @@ pub(super) struct Fill {
     pub(super) password_file: PathBuf,
     /// The ports of the last start: a listen address that is only that is not the user's own.
     pub(super) earlier_ports: Option<(u16, u16)>,
+    /// pgbench's tables are made.
+    pub(super) has_pgbench: bool,
+}
+
+impl Fill {
+    fn counters(&self) -> &'static [(&'static str, &'static str)] {
+        match self.has_pgbench {
+            true => &PGBENCH_COUNTERS,
+            false => &[],
+        }
+    }
 }
 
 impl ConfigText {
@@ -139,6 +157,12 @@ impl ConfigText {
             fill.port,
             Value::from(fill.database.clone()),
         );
+        for (table, column) in fill.counters() {
+            text.push_str(&format!(
+                "\n[replication.table.{}]\ncounters = [\"{column}\"]\n",
+                Value::from(*table)
+            ));
+        }
         for (place, name) in (0_u16..).zip(names) {
             let zone = PLACES
                 .get(usize::from(place))
@@ -273,6 +297,7 @@ impl ConfigText {
             .or_insert_with(|| Value::from(vec!["app"]));
         self.section("replication")?
             .insert("database".to_owned(), Value::from(fill.database.clone()));
+        self.fill_counters(fill)?;
 
         let wrong = self.wrong_type("node", "an array of tables, [[node]]");
         let nodes = self
@@ -353,6 +378,26 @@ impl ConfigText {
         )
     }
 
+    /// A table that the user says something about stays as he has it.
+    fn fill_counters(&mut self, fill: &Fill) -> Result<(), ConfigTextError> {
+        let counters = fill.counters();
+        if counters.is_empty() {
+            return Ok(());
+        }
+        let wrong = self.wrong_type("replication.table", "a table");
+        let tables = self.section("replication")?.entry("table");
+        let tables = tables.or_insert_with(|| Value::Table(Table::new()));
+        let tables = tables.as_table_mut().ok_or(wrong)?;
+        for (table, column) in counters {
+            let counter = || {
+                let counters = Value::from(vec![*column]);
+                Value::Table(Table::from_iter([("counters".to_owned(), counters)]))
+            };
+            tables.entry(*table).or_insert_with(counter);
+        }
+        Ok(())
+    }
+
     fn section(&mut self, name: &str) -> Result<&mut Table, ConfigTextError> {
         let wrong = self.wrong_type(name, "a table");
         self.table
@@ -391,6 +436,7 @@ mod tests {
             database: "app".to_owned(),
             password_file: PathBuf::from("/d/state/tandem.password"),
             earlier_ports: None,
+            has_pgbench: false,
         }
     }
 
@@ -424,9 +470,35 @@ mod tests {
     fn the_commented_text_says_what_filling_in_would() {
         let mut config = ConfigText::parse(Path::new("/u/tandem.toml"), "").unwrap();
         let names = config.node_names(16).unwrap();
-        config.fill(&names, &fill()).unwrap();
-        let fresh: Table = ConfigText::fresh_text(&names, &fill()).parse().unwrap();
-        assert_eq!(fresh, config.table);
+        for has_pgbench in [false, true] {
+            let fill = Fill {
+                has_pgbench,
+                ..fill()
+            };
+            config.fill(&names, &fill).unwrap();
+            let fresh: Table = ConfigText::fresh_text(&names, &fill).parse().unwrap();
+            assert_eq!(fresh, config.table);
+        }
+    }
+
+    #[test]
+    fn pgbenchs_balances_are_counters_unless_the_user_says_otherwise() {
+        let text = "[replication.table.'public.pgbench_tellers']\nresolver = 'first_update_wins'\n";
+        let has_pgbench = Fill {
+            has_pgbench: true,
+            ..fill()
+        };
+        let table = filled(text, 1, &has_pgbench);
+        let tables = &table["replication"]["table"];
+        assert_eq!(
+            tables["public.pgbench_branches"]["counters"][0].as_str(),
+            Some("bbalance")
+        );
+        assert!(tables["public.pgbench_tellers"].get("counters").is_none());
+        assert!(
+            filled("", 1, &fill())["replication"].get("table").is_none(),
+            "without pgbench's tables there are none"
+        );
     }
 
     #[test]

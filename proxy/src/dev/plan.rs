@@ -113,6 +113,7 @@ impl Plan {
             database: options.database.clone(),
             password_file: layout.password_file(),
             earlier_ports: earlier.map(|marker| (marker.port, marker.admin_port)),
+            has_pgbench: options.pgbench.is_some(),
         };
         if let Some(text) = &mut config_text {
             text.fill(&names, &fill)?;

@@ -29,6 +29,7 @@ mod pooling;
 mod ready;
 mod recovery;
 mod reload;
+mod reused;
 mod rolling;
 mod routing;
 mod script;

@@ -153,6 +153,8 @@ struct Seen {
     rate: Option<u32>,
     control: Option<(Span, Ran)>,
     span: Span,
+    /// pgbench's part of it: it may end before the node is mended.
+    load_span: Span,
     ran: Ran,
     moments: Vec<Moment>,
     converge: Option<Duration>,
@@ -286,13 +288,13 @@ impl<'a> Stage<'a> {
             let converge = self.site.converge(arguments.converge_timeout).await?;
             Ok::<_, Failure>((moments, converge))
         };
-        let loading = async { Ok(running.finish().await?) };
+        let loading = async { Ok((running.finish().await?, now_us())) };
         let both = async { tokio::try_join!(breaking, loading) };
         let outcome = tokio::select! {
             outcome = both => outcome,
             failure = interrupted() => Err(failure),
         };
-        let ((moments, converge), ran) = match outcome {
+        let ((moments, converge), (ran, load_to_us)) = match outcome {
             Ok(seen) => seen,
             Err(failure) => return Err(self.mended_after(failure).await),
         };
@@ -304,6 +306,10 @@ impl<'a> Stage<'a> {
             rate,
             control,
             span: Span { from_us, to_us },
+            load_span: Span {
+                from_us,
+                to_us: load_to_us,
+            },
             ran,
             moments,
             converge,
@@ -399,9 +405,9 @@ impl<'a> Stage<'a> {
             .moments
             .first()
             .map_or(seen.span.from_us, |moment| moment.at_us);
-        let phase = |span, ran: &Ran| {
+        let phase = |span, load_span, ran: &Ran| {
             let figures = ledger::figures(&seen.histories, span, self.broken, struck_us);
-            Phase::new(span, ran, figures)
+            Phase::new(load_span, ran, figures)
         };
         let key = |history: &History| KeyReport {
             client: history.client,
@@ -420,6 +426,13 @@ impl<'a> Stage<'a> {
             notes.push(format!(
                 "node {} was home of none of the ledger's keys: nothing is known of moved ones",
                 self.node()
+            ));
+        }
+        let mended_us = seen.moments.last().map_or(0, |moment| moment.at_us);
+        if seen.load_span.to_us < mended_us {
+            notes.push(format!(
+                "pgbench had ended {} before the node was mended: give it a longer --after",
+                verdict::milliseconds(ms(mended_us - seen.load_span.to_us))
             ));
         }
         let lost = &seen.ran.clients_lost;
@@ -446,8 +459,11 @@ impl<'a> Stage<'a> {
                 rate: seen.rate,
             },
             moments: seen.moments.iter().map(moment).collect(),
-            drill: phase(seen.span, &seen.ran),
-            control: seen.control.as_ref().map(|(span, ran)| phase(*span, ran)),
+            drill: phase(seen.span, seen.load_span, &seen.ran),
+            control: seen
+                .control
+                .as_ref()
+                .map(|(span, ran)| phase(*span, *span, ran)),
             ledger: audit,
             keys,
             conflicts: Vec::new(),

@@ -45,7 +45,7 @@ pub(in crate::cli::drill) fn text(report: &Report) -> String {
         });
         lines.push(match hold {
             true => "pgbench's sums add up on every node".to_owned(),
-            false => "pgbench's sums do NOT add up:".to_owned(),
+            false => "pgbench's sums do NOT add up (a conflict loses what one side added, but for counters):".to_owned(),
         });
         lines.extend(sums.filter(|_| !hold));
     }
