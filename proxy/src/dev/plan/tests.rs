@@ -230,6 +230,7 @@ fn edits_and_comments_of_the_directorys_files_survive_a_start() {
     let dir = tempfile::tempdir().unwrap();
     let (layout, _) = Layout::open(dir.path()).unwrap();
     let fill = Fill {
+        has_pgbench: false,
         port: 6432,
         admin_port: 6433,
         base_port: 6501,
