@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::control::{Control, ControlError};
+use crate::ddl;
 use crate::tables::TableFilter;
 
 /// Something on a node that an administrator has to change.
@@ -26,6 +27,12 @@ impl Problem {
     }
 }
 
+/// A node whose DDL is not in its stream, and how to mend that.
+pub(crate) const NO_DDL: (&str, &str) = (
+    "the node does not tell of its DDL, because only a superuser can make event triggers",
+    "make Tandem's role a superuser once, while Tandem starts; until then DDL has to be given on every node",
+);
+
 /// The oldest and the first not supported `server_version_num`.
 const VERSIONS: std::ops::Range<i32> = 150_000..190_000;
 
@@ -45,6 +52,7 @@ struct Facts {
     origin_functions: bool,
     replica_role: bool,
     publication: bool,
+    tells_ddl: bool,
     without_key: Vec<String>,
 }
 
@@ -99,6 +107,7 @@ async fn read(control: &Control) -> Result<Facts, ControlError> {
         replica_role: row.try_get(11)?,
         publication: row.try_get(12)?,
         without_key: row.try_get(13)?,
+        tells_ddl: ddl::is_installed(control).await?,
     })
 }
 
@@ -200,6 +209,14 @@ fn rights(facts: &Facts, problems: &mut Vec<Problem>) {
             "as a superuser, CREATE PUBLICATION tandem FOR ALL TABLES",
         ));
     }
+    if !facts.tells_ddl {
+        let (what, hint) = NO_DDL;
+        problems.push(Problem {
+            what: what.to_owned(),
+            hint: hint.to_owned(),
+            fatal: false,
+        });
+    }
 }
 
 #[cfg(test)]
@@ -221,6 +238,7 @@ mod tests {
             origin_functions: true,
             replica_role: true,
             publication: false,
+            tells_ddl: false,
             without_key: Vec::new(),
         }
     }
@@ -285,6 +303,7 @@ mod tests {
             (
                 Facts {
                     superuser: false,
+                    tells_ddl: true,
                     ..sound()
                 },
                 "publication",

@@ -80,7 +80,8 @@ impl Drop for Control {
 }
 
 impl Control {
-    /// Opens one. The session's settings are pinned, so that those of the role or database do not leak in.
+    /// Opens one. The session's settings are pinned, so that those of the role or database do not leak in; its DDL is the
+    /// node's own affair.
     ///
     /// # Errors
     /// When the node cannot be reached or refuses the login.
@@ -99,7 +100,8 @@ impl Control {
              -c idle_session_timeout=0 -c idle_in_transaction_session_timeout=0 -c default_transaction_read_only=off \
              -c default_transaction_isolation=read\\ committed -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 \
              -c tcp_keepalives_count=3 \
-             -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c timezone=UTC",
+             -c datestyle=ISO -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex -c timezone=UTC \
+             -c tandem.ddl=off",
         );
         if let Credentials::Password(password) = &options.credentials {
             config.password(password.expose());

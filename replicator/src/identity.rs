@@ -17,7 +17,7 @@ const LOCK_TIMEOUT: &str = "SET LOCAL lock_timeout = '1s'";
 
 /// Without the table's own triggers and foreign keys, which a TRUNCATE does not ask either. Runs as its owner: who may
 /// truncate a table need not have the right to delete from it.
-const TRUNCATE_FUNCTION: &str = "CREATE OR REPLACE FUNCTION tandem.truncate_as_delete() RETURNS trigger \
+pub(crate) const TRUNCATE_FUNCTION: &str = "CREATE OR REPLACE FUNCTION tandem.truncate_as_delete() RETURNS trigger \
     LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET session_replication_role = replica AS \
     $$ BEGIN EXECUTE format('DELETE FROM ONLY %I.%I', TG_TABLE_SCHEMA, TG_TABLE_NAME); RETURN NULL; END $$";
 /// Its name on each table.

@@ -13,6 +13,7 @@ mod collect;
 mod conflict;
 pub mod control;
 mod counters;
+mod ddl;
 mod debt;
 mod identity;
 mod image;
@@ -55,6 +56,7 @@ use tokio::time::Instant;
 pub use check::Problem;
 pub use conflict::resolver::Resolver;
 use control::{Control, ControlError};
+pub use ddl::{DdlClass, DdlPolicy, DdlRule};
 use journal::Journal;
 use meter::Meter;
 use node::{NodeState, Shared};
@@ -170,6 +172,7 @@ impl Replicator {
             quarantines: (0..count).map(|_| Arc::default()).collect(),
             contests: (0..count).map(|_| Arc::default()).collect(),
             gates: (0..count).map(|_| Arc::new(RwLock::new(()))).collect(),
+            schemas: (0..count).map(|_| Arc::default()).collect(),
             collecting: AsyncMutex::new(()),
             verifying: Arc::new(AsyncMutex::new(())),
             config,

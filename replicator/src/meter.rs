@@ -351,6 +351,7 @@ mod tests {
             end_lsn: Lsn(end),
             timestamp,
             xid: None,
+            statements: Vec::new(),
             changes: Vec::new(),
             size: 10,
         })

@@ -1,6 +1,7 @@
 //! One node: taken, kept, and worked on by its capture, the links into it, and the flush that makes them durable.
 
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +90,8 @@ pub(crate) struct Shared {
     /// By target: what deletes holds the gate alone, everything else shares it. A change that reads which deletes are
     /// remembered must not run beside one that adds to them.
     pub(crate) gates: Vec<Arc<RwLock<()>>>,
+    /// Counts each node's changes of its schema, as far as they are known, by target.
+    pub(crate) schemas: Vec<Arc<AtomicU64>>,
     /// Which tables have shadowed rows, by target.
     pub(crate) shadows: Vec<Arc<Shadows>>,
     /// Which runs of each node an older change may still meet, by target.
@@ -267,6 +270,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             Some(shadows),
             Some(contests),
             Some(runs),
+            Some(schema),
             Some(source_control),
             Some(of),
             Some(target_vitals),
@@ -278,6 +282,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             shared.shadows.get(index),
             shared.contests.get(index),
             shared.runs.get(index),
+            shared.schemas.get(index),
             shared.controls.get(source),
             shared.config.nodes.get(source),
             shared.vitals.get(index),
@@ -304,6 +309,7 @@ async fn serve(shared: &Arc<Shared>, index: usize) -> Result<(), SetupError> {
             quarantine: Arc::clone(quarantine),
             contests: Arc::clone(contests),
             runs: Arc::clone(runs),
+            schema: Arc::clone(schema),
             group_from: shared.config.group_from,
             target_vitals: Arc::clone(target_vitals),
             version: facts.version,

@@ -6,11 +6,11 @@ use std::time::Duration;
 use tandem_wire::lsn::Lsn;
 use thiserror::Error;
 
-use crate::check::{Problem, check};
+use crate::check::{NO_DDL, Problem, check};
 use crate::control::{Control, ControlError};
 use crate::origin::{OriginName, REPAIR};
 use crate::tables::Tables;
-use crate::{counters, identity};
+use crate::{counters, ddl, identity};
 
 /// Both halves of the advisory lock that a daemon holds on each node it owns: "tndm", and a hash of the cluster.
 const OWNER_LOCK: &str = "1953391725, hashtext($1)";
@@ -167,6 +167,9 @@ pub(crate) async fn take(
     if !unfit.is_empty() {
         return Err(SetupError::Requirements(unfit));
     }
+    if !ddl::install(control, tables, members.len()).await? {
+        tracing::warn!("replication: {}; {}", NO_DDL.0, NO_DDL.1);
+    }
     let slot = slot(control, &slot_name(cluster)).await?;
     let workers = |&node| [0, REPAIR].map(|worker| OriginName { node, worker }.to_string());
     for name in members.iter().flat_map(workers) {
@@ -202,6 +205,7 @@ pub(crate) async fn take(
 /// only to what all targets had, so the slot's position serves as well.
 /// `tandem.upheld` says for which write a node's own one stands (see `resolve.rs`).
 /// `tandem.run` holds the stamps of runs and, while an older change may arrive, what their rows really are (see `runs.rs`).
+/// `tandem.dropped` names tables and columns (`''`: the table) that are gone (see `ddl/capture.sql`).
 /// `tandem.clock` holds the newest timestamp that the node has given or taken, a transaction id before which its clock was
 /// right, and whether it is behind that timestamp now (see `clock/guard.rs`).
 /// `tandem.conflict.operation` says what the remote write did where the type does
@@ -215,6 +219,8 @@ const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS tandem.carried (slot text, target int, lsn pg_lsn NOT NULL, PRIMARY KEY (slot, target));
     CREATE TABLE IF NOT EXISTS tandem.clock (
         id boolean PRIMARY KEY DEFAULT true, newest timestamptz NOT NULL, xid bigint NOT NULL, set_back boolean NOT NULL);
+    CREATE TABLE IF NOT EXISTS tandem.dropped (
+        relation text, column_name text, dropped timestamptz NOT NULL, PRIMARY KEY (relation, column_name));
     CREATE TABLE IF NOT EXISTS tandem.progress (origin text PRIMARY KEY, lsn pg_lsn NOT NULL, xid bigint NOT NULL);
     CREATE TABLE IF NOT EXISTS tandem.tombstone (
         relation text, key jsonb, deleted timestamptz NOT NULL, node int NOT NULL,

@@ -1,6 +1,7 @@
 //! Which tables are kept converged.
 
 use crate::conflict::resolver::Resolver;
+use crate::ddl::DdlPolicy;
 
 /// The schema that holds Tandem's own tables; it is never replicated.
 pub(crate) const OWN_SCHEMA: &str = "tandem";
@@ -26,6 +27,8 @@ pub struct Tables {
     pub filter: TableFilter,
     /// How, by schema and table; the default for all others.
     pub policies: std::collections::HashMap<(String, String), TablePolicy>,
+    /// Which DDL goes to the other nodes.
+    pub ddl: DdlPolicy,
 }
 
 impl Tables {

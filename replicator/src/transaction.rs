@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use tandem_wire::lsn::Lsn;
 use thiserror::Error;
 
+use crate::ddl::{self, Statement};
 use crate::journal::codec::CodecError;
 use crate::origin::OriginName;
 use crate::pgoutput::{DecodeError, Message, decode};
@@ -69,7 +70,9 @@ pub(crate) struct Transaction {
     pub xid: Option<u32>,
     /// Its changes, in the order of execution.
     pub changes: Vec<Change>,
-    /// Bytes of its changes.
+    /// The DDL between them.
+    pub statements: Vec<Statement>,
+    /// Bytes of its changes and statements.
     pub size: usize,
 }
 
@@ -191,6 +194,7 @@ struct Open {
     /// How many parts were handed out.
     parts: u32,
     changes: Vec<Change>,
+    statements: Vec<Statement>,
     size: usize,
     has_message: bool,
 }
@@ -225,6 +229,7 @@ impl Open {
             timestamp: self.timestamp,
             xid: Some(self.xid),
             changes: std::mem::take(&mut self.changes),
+            statements: std::mem::take(&mut self.statements),
             size: std::mem::take(&mut self.size),
         }
     }
@@ -315,6 +320,7 @@ impl Assembler {
                     timestamp,
                     parts: 0,
                     changes: Vec::new(),
+                    statements: Vec::new(),
                     size: 0,
                     has_message: false,
                 });
@@ -377,10 +383,24 @@ impl Assembler {
             Message::Truncate { relations, .. } => {
                 return self.change(&relations, Operation::Truncate, bytes);
             }
-            Message::Logical { transactional, .. } => {
-                // A watermark: it has to move the targets' progress although it writes no row.
+            Message::Logical {
+                transactional,
+                prefix,
+                content,
+                ..
+            } => {
                 if let (true, State::Local(open)) = (transactional, &mut self.state) {
+                    // Also of a watermark: it has to move the targets' progress although it writes no row.
                     open.has_message = true;
+                    if prefix == ddl::PREFIX {
+                        let statement = Statement {
+                            before: open.changes.len(),
+                            message: self.kept.copy(content),
+                        };
+                        open.size += statement.size();
+                        open.statements.push(statement);
+                        return Ok(open.part());
+                    }
                 }
             }
             // Values travel as text, so that a type's name is not needed.

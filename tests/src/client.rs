@@ -20,6 +20,17 @@ pub async fn connect(
     password: Option<&str>,
     database: &str,
 ) -> Result<Client, Error> {
+    connect_with(&config(port, user, password, database)).await
+}
+
+/// What [`connect`] connects with.
+#[must_use]
+pub fn config(
+    port: u16,
+    user: &str,
+    password: Option<&str>,
+    database: &str,
+) -> tokio_postgres::Config {
     let mut config = tokio_postgres::Config::new();
     config
         .host("127.0.0.1")
@@ -29,7 +40,7 @@ pub async fn connect(
     if let Some(password) = password {
         config.password(password);
     }
-    connect_with(&config).await
+    config
 }
 
 /// Connects with all that `config` says, without TLS.

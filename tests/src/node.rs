@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 use crate::{
     client,
     clock::{Clock, ClockLibrary},
-    template::{self, DATABASE},
+    template::{self, APP, DATABASE},
 };
 
 /// One server. Node i of a cluster (counted from 0) is named `n{i+1}` and has id i+1.
@@ -87,12 +87,23 @@ impl Node {
         &self.spec.install
     }
 
-    /// A session of superuser `postgres`.
+    /// A session of superuser `postgres`. Its DDL stays on this node.
     ///
     /// # Panics
     /// The server does not answer.
     pub async fn connect(&self) -> Client {
-        let connected = client::connect(self.port(), "postgres", None, DATABASE).await;
+        let mut config = client::config(self.port(), "postgres", None, DATABASE);
+        config.options("-c tandem.ddl=off");
+        let connected = client::connect_with(&config).await;
+        connected.unwrap_or_else(|error| panic!("{}: {}", self.name, client::describe(&error)))
+    }
+
+    /// A session of role `app`. Its DDL goes to the other nodes.
+    ///
+    /// # Panics
+    /// The server does not answer.
+    pub async fn app(&self) -> Client {
+        let connected = client::connect(self.port(), APP, Some(APP), DATABASE).await;
         connected.unwrap_or_else(|error| panic!("{}: {}", self.name, client::describe(&error)))
     }
 

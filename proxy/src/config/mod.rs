@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tandem_replicator::{TableFilter, TablePolicy, Tables};
+use tandem_replicator::{DdlPolicy, TableFilter, TablePolicy, Tables};
 use tandem_routing_rules::Rules;
 use tandem_wire::Secret;
 use tandem_wire::tls::{ClientTlsMode, SslMode};
@@ -277,6 +277,8 @@ pub struct ReplicationConfig {
     pub exclude: Vec<String>,
     /// `[replication.table."schema.table"]`, by schema and table.
     pub policies: HashMap<(String, String), TablePolicy>,
+    /// `[replication.ddl]`: which DDL goes to the other nodes.
+    pub ddl: DdlPolicy,
     /// Where the journals are; nobody else may use it.
     pub journal_dir: PathBuf,
     /// Bytes of one node's journal at most.
@@ -321,6 +323,7 @@ impl ReplicationConfig {
                 exclude: self.exclude.clone(),
             },
             policies: self.policies.clone(),
+            ddl: self.ddl.clone(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use tandem_replicator::{Resolver, TablePolicy};
+use tandem_replicator::{DdlClass, DdlPolicy, DdlRule, Resolver, TablePolicy};
 use tandem_routing_rules::NodeInfo;
 use tandem_routing_rules::document::{Section, Value};
 
@@ -54,6 +54,8 @@ impl Reader<'_> {
                 }
             }
         }
+        let ddl = section.take_table("ddl", &mut self.problems);
+        let ddl = ddl.map(|section| self.replication_ddl(section));
         let journal_dir = section
             .take("journal_dir")
             .and_then(|value| self.path(&value));
@@ -88,6 +90,7 @@ impl Reader<'_> {
             include,
             exclude,
             policies,
+            ddl: ddl.unwrap_or_default(),
             journal_dir: journal_dir.unwrap_or_else(|| self.base.join("journal")),
             journal_max,
             journal_carry_bytes,
@@ -97,6 +100,26 @@ impl Reader<'_> {
                 .and_then(|count| usize::try_from(count).ok())
                 .unwrap_or(GROUP_APPLY),
         })
+    }
+
+    /// `[replication.ddl]`
+    fn replication_ddl(&mut self, mut section: Section<'_>) -> DdlPolicy {
+        let mut policy = DdlPolicy::default();
+        for class in DdlClass::ALL {
+            let Some(value) = section.take(class.name()) else {
+                continue;
+            };
+            // Rows that one node has rewritten by itself would be newer there than what the others write.
+            let fits = |rule: &&DdlRule| class != DdlClass::Rewrite || **rule != DdlRule::Local;
+            let choices = DdlRule::ALL.iter().filter(fits);
+            let choices: Vec<_> = choices.map(|rule| (rule.name(), *rule)).collect();
+            let rule = value.choice(&choices, &mut self.problems);
+            if let Some(rule) = rule.filter(|rule| *rule != class.default_rule()) {
+                policy.rules.insert(class, rule);
+            }
+        }
+        section.finish(&mut self.problems);
+        policy
     }
 
     fn replication_table(&mut self, mut section: Section<'_>, nodes: &[NodeInfo]) -> TablePolicy {

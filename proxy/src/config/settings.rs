@@ -8,6 +8,7 @@ use super::{
     AdminConfig, AuthConfig, Config, HandoffConfig, LimitsConfig, LogConfig, NodeConfig, PoolConfig,
 };
 use super::{ProxyConfig, ProxyTls, ReplicationConfig};
+use tandem_replicator::DdlClass;
 
 /// A setting as it is shown. Secrets are none.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -329,6 +330,7 @@ impl List {
             include,
             exclude,
             policies: _,
+            ddl,
             journal_dir,
             journal_max,
             journal_carry_bytes,
@@ -340,6 +342,10 @@ impl List {
         self.fixed("replication.database", database);
         self.fixed("replication.include", listed(include));
         self.fixed("replication.exclude", listed(exclude));
+        for class in DdlClass::ALL {
+            let key = format_args!("replication.ddl.{}", class.name());
+            self.fixed(key, ddl.rule(class).name());
+        }
         self.fixed("replication.journal_dir", journal_dir.display());
         self.fixed("replication.journal_max", journal_max);
         self.fixed("replication.journal_carry_bytes", journal_carry_bytes);

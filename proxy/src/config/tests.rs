@@ -1,6 +1,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use tandem_replicator::{DdlClass, DdlRule};
+
 use super::*;
 
 mod files_tests;
@@ -212,6 +214,10 @@ journal_carry_bytes = "1MB"
 journal_carry_after = "1s"
 group_apply = 7
 clock_offset_max = "80ms"
+[replication.ddl]
+index = "local"
+table = "replicate"
+rewrite = "replicate"
 [replication.table."public.t"]
 resolver = "first_update_wins"
 [replication.table."public.u"]
@@ -301,6 +307,11 @@ sslrootcert = "ca.crt"
         )
     );
     assert_eq!(config.replication.group_apply, 7);
+    let rules = [
+        (DdlClass::Index, DdlRule::Local),
+        (DdlClass::Rewrite, DdlRule::Replicate),
+    ];
+    assert_eq!(config.replication.ddl.rules, rules.into());
     assert_eq!(
         (config.replication.include, config.replication.exclude),
         (vec!["public.*".to_owned()], vec!["public.log".to_owned()])
@@ -444,6 +455,11 @@ fn broken_files_are_told_with_place_and_mend() {
             "database = \"app\"",
             "database = \"app\"\ninclude = [\"users\"]",
             "tandem.toml:9:12: `users` is not `schema.table`; write schema and table, such as \"public.users\"",
+        ),
+        (
+            "database = \"app\"",
+            "database = \"app\"\n[replication.ddl]\nrewrite = \"local\"",
+            "tandem.toml:10:11: unknown value of `replication.ddl.rewrite`: `local`; known: `replicate`, `refuse`",
         ),
         (
             "database = \"app\"",

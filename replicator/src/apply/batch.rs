@@ -40,12 +40,20 @@ pub(super) struct Prepared {
 pub(super) struct Statements {
     by_key: HashMap<StatementKey, Prepared>,
     next: u64,
+    /// So many that the server has are not used any more.
+    forgotten: usize,
 }
 
 impl Statements {
-    /// How many there are.
+    /// How many the server has.
     pub(super) fn len(&self) -> usize {
-        self.by_key.len()
+        self.by_key.len() + self.forgotten
+    }
+
+    /// Uses none of them again: they may be for tables as they were.
+    pub(super) fn forget(&mut self) {
+        self.forgotten += self.by_key.len();
+        self.by_key.clear();
     }
 }
 

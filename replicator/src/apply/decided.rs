@@ -80,6 +80,9 @@ impl Session {
             timestamp: transaction.timestamp,
             node: self.place.source,
         };
+        if table.gone {
+            return self.log_gone(batch, change, &row, version);
+        }
         if change.operation == Operation::Truncate {
             self.add(batch, change, &row, Write::Truncate, version)?;
             let id = change.relation.id;
@@ -414,6 +417,41 @@ impl Session {
         Ok(())
     }
 }
+
+impl Session {
+    /// Adds the line of the conflict log for a write to a table that was dropped meanwhile.
+    fn log_gone(
+        &mut self,
+        batch: &mut Batch,
+        change: &Change,
+        row: &Row<'_>,
+        remote: Version,
+    ) -> Result<u64, ApplyError> {
+        if change.operation == Operation::Truncate {
+            return Ok(0);
+        }
+        let relation = format!("{}.{}", change.relation.schema, change.relation.name);
+        let image = row.image(&change.relation, change.operation);
+        let node = remote.node.to_string();
+        let values = [
+            Value::Text(relation.as_bytes()),
+            Value::Text(TABLE_DROPPED.as_bytes()),
+            Value::Text(b"local"),
+            Value::Null,
+            Value::Null,
+            Value::Null,
+            Value::Text(image.as_bytes()),
+            Value::Timestamp(remote.timestamp),
+            Value::Text(node.as_bytes()),
+        ];
+        batch.execute(self.connection.out(), "conflict", &values, Step::Work)?;
+        self.conflicts.push(TABLE_DROPPED);
+        Ok(1)
+    }
+}
+
+/// The type of a conflict with a DROP TABLE, as logs and tables have it.
+const TABLE_DROPPED: &str = "table_dropped";
 
 /// Notes what stands under a key after an action.
 fn keep_true(

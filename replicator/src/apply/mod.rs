@@ -12,6 +12,7 @@ mod gate;
 mod group;
 mod incomplete;
 mod kept;
+mod load;
 mod multiset;
 mod net;
 mod own;
@@ -19,6 +20,7 @@ mod params;
 mod parts;
 mod quarantine;
 mod row;
+mod schema;
 mod session;
 mod shadow;
 mod slow;
@@ -29,6 +31,7 @@ mod truth;
 mod unique;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tandem_wire::ServerError;
@@ -39,8 +42,8 @@ use gate::Gate;
 use group::{Grouping, Settled};
 use parts::Way;
 use quarantine::Refusal;
-use session::Session;
 pub(crate) use session::{ApplyError, Place, Severity, is_poison};
+use session::{Session, is_about_schema};
 use slow::{Slow, Unknown};
 use sql::qualified;
 pub(crate) use sql::quote;
@@ -102,6 +105,8 @@ pub(crate) struct LinkContext {
     pub contests: Arc<Contests>,
     /// The target's open runs.
     pub runs: Arc<Runs>,
+    /// Counts the target's changes of its schema, as far as they are known.
+    pub schema: Arc<AtomicU64>,
     /// So many transactions make a backlog that is merged instead of replayed; `None`: none do.
     pub group_from: Option<usize>,
 }
@@ -115,6 +120,8 @@ pub(crate) struct Carried {
     current: Option<Lsn>,
     /// A transaction that cannot be applied as things are, and why.
     poison: Option<(Lsn, String)>,
+    /// One that could not be applied; what was known of the target's tables may have been old.
+    doubted: Option<Lsn>,
     /// The last number in the quarantine that was tried again.
     retried: i64,
     /// Timestamps of what was committed since the progress was last noted (PostgreSQL 16 and later).
@@ -125,14 +132,16 @@ pub(crate) struct Carried {
 
 impl Carried {
     /// Takes note of how a run ended. `hopeless`: what was lost against others so often is not tried again.
-    /// Answers whether the next run puts a transaction into quarantine.
+    /// Answers whether the next run tries a transaction once more, or puts it into quarantine.
     pub(crate) fn ended(&mut self, error: &ApplyError, hopeless: bool) -> bool {
         let poisons = error.is_poison() || hopeless;
-        self.poison = self
-            .current
-            .take_if(|_| poisons)
-            .map(|lsn| (lsn, error.to_string()));
-        self.poison.is_some()
+        let Some(lsn) = self.current.take_if(|_| poisons) else {
+            self.poison = None;
+            return false;
+        };
+        let is_known = self.doubted.replace(lsn) == Some(lsn) || hopeless;
+        self.poison = is_known.then(|| (lsn, error.to_string()));
+        true
     }
 }
 
@@ -187,6 +196,7 @@ pub(crate) async fn run(
         penalty: 0,
         unmerged: false,
         settled: None,
+        schema: context.schema.load(Ordering::Acquire),
         way: None,
     };
     let ended = worker
@@ -228,6 +238,8 @@ struct Worker<'a> {
     unmerged: bool,
     /// What is known of the target's own transactions, for runs.
     settled: Option<Settled>,
+    /// Which of the target's schemas the session knows.
+    schema: u64,
     /// How the transaction in parts whose commit begins there has to be applied.
     way: Option<(Lsn, Way)>,
 }
@@ -417,7 +429,10 @@ impl<'a> Worker<'a> {
         let mut rest = transactions;
         while let Some((&first, others)) = rest.split_first() {
             self.carried.current = None;
-            let merged = Box::pin(self.apply_runs(rest)).await?;
+            self.look_at_schema();
+            let without_ddl = rest.iter().take_while(|t| t.statements.is_empty()).count();
+            let before_ddl = rest.get(..without_ddl).unwrap_or_default();
+            let merged = Box::pin(self.apply_runs(before_ddl)).await?;
             if merged > 0 {
                 rest = rest.get(merged..).unwrap_or_default();
                 continue;
@@ -425,6 +440,11 @@ impl<'a> Worker<'a> {
             self.carried.current = Some(first.end_lsn);
             if let Some(refusal) = self.refusal(first).await? {
                 self.quarantine(first, refusal).await?;
+                rest = others;
+                continue;
+            }
+            if !first.statements.is_empty() {
+                self.apply_one(first).await?;
                 rest = others;
                 continue;
             }
@@ -440,7 +460,8 @@ impl<'a> Worker<'a> {
             let mut size = first.size;
             let mut alone = merging || traits.buries();
             for transaction in others {
-                if run >= BATCH_TRANSACTIONS || size >= BATCH_BYTES {
+                let is_full = run >= BATCH_TRANSACTIONS || size >= BATCH_BYTES;
+                if is_full || !transaction.statements.is_empty() {
                     break;
                 }
                 size += transaction.size;
@@ -476,6 +497,15 @@ impl<'a> Worker<'a> {
         }
         self.carried.current = None;
         Ok(())
+    }
+
+    /// Where the target's schema has changed, what the session knows of it is forgotten.
+    fn look_at_schema(&mut self) {
+        let now = self.context.schema.load(Ordering::Acquire);
+        if std::mem::replace(&mut self.schema, now) != now {
+            self.session.forget_schema(false);
+            self.settled = None;
+        }
     }
 
     /// The target refuses a change that its clock is behind, and what was sent with it. So it is sent when it will arrive
@@ -527,7 +557,16 @@ impl<'a> Worker<'a> {
     }
 
     async fn apply_one(&mut self, transaction: &Transaction) -> Result<(), ApplyError> {
-        let conflicts = match self.apply_settled(transaction, None).await? {
+        let mut applied = self.apply_settled(transaction, None).await?;
+        if applied
+            .as_ref()
+            .is_err_and(|error| is_about_schema(&error.code))
+        {
+            // What was known of its tables may be old.
+            self.session.forget_schema(false);
+            applied = self.apply_settled(transaction, None).await?;
+        }
+        let conflicts = match applied {
             Ok(conflicts) => conflicts,
             Err(error) => {
                 let refusal = Refusal::by(error.to_string());
@@ -556,11 +595,16 @@ impl<'a> Worker<'a> {
             timestamp: transaction.timestamp,
             node: self.context.place.source,
         };
-        let traits = self.session.traits(transaction, false).await?;
+        let has_commands = !transaction.statements.is_empty();
+        let traits = self.session.traits(transaction, has_commands).await?;
         let mut shadowing = traits.shadowed || traits.multiset;
         loop {
             let runs = &self.context.runs;
-            let alone = traits.buries() || traits.counts || shadowing || runs.may_deceive(version);
+            let alone = has_commands
+                || traits.buries()
+                || traits.counts
+                || shadowing
+                || runs.may_deceive(version);
             self.carried.gate = Some(Gate::pass(&self.context.gate, alone).await);
             if runs.may_deceive(version) {
                 if !alone {
@@ -571,13 +615,17 @@ impl<'a> Worker<'a> {
                 self.session.note_true_versions(transaction, runs).await?;
             }
             let session = &mut self.session;
-            if !shadowing && session.may_meet_shadows(transaction) {
+            if !has_commands && !shadowing && session.may_meet_shadows(transaction) {
                 // Since another link was alone. Kept, the gate would be waited for by its own holder.
                 self.carried.gate = None;
                 shadowing = true;
                 continue;
             }
-            let outcome = if shadowing {
+            let outcome = if has_commands {
+                let applying =
+                    session.apply_with_commands(transaction, &settled, quarantined, shadowing);
+                Box::pin(applying).await?
+            } else if shadowing {
                 Box::pin(session.apply_with_shadows(transaction, &settled, quarantined)).await?
             } else {
                 Box::pin(session.apply_slowly(transaction, &settled, quarantined)).await?
@@ -585,6 +633,10 @@ impl<'a> Worker<'a> {
             self.carried.gate = None;
             match outcome {
                 Slow::Applied { conflicts } => {
+                    if has_commands {
+                        self.context.schema.fetch_add(1, Ordering::AcqRel);
+                        self.look_at_schema();
+                    }
                     if traits.layered && conflicts > 0 {
                         self.context.contests.raise();
                     }

@@ -62,7 +62,8 @@ impl<'a> TableNet<'a> {
     /// Whether its changes can be brought together by key.
     fn takes(&self, operation: Operation) -> bool {
         let table = &self.table;
-        table.takes_many()
+        !table.gone
+            && table.takes_many()
             && !self.relation.columns.is_empty()
             && !table.collides()
             && operation != Operation::Truncate

@@ -2,6 +2,7 @@
 //! change that arrives later would bring the row back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Worker;
@@ -23,6 +24,7 @@ impl Worker<'_> {
         let mut shadowed = Vec::new();
         let mut layered = false;
         for &transaction in transactions {
+            self.note_schema(transaction);
             let traits = self.session.traits(transaction, true).await?;
             layered |= traits.layered;
             if traits.arrives() || traits.shadowed {
@@ -51,6 +53,7 @@ impl Worker<'_> {
     /// The same for a part of a transaction; deletes are remembered one by one, and may be learnt twice. `false`: it has to be
     /// the whole transaction.
     pub(super) async fn learn_part(&mut self, part: &Transaction) -> Result<bool, ApplyError> {
+        self.note_schema(part);
         let traits = self.session.traits(part, true).await?;
         if traits.shadowed {
             return Ok(false);
@@ -62,6 +65,14 @@ impl Worker<'_> {
             self.remember(&[part], traits.layered).await?;
         }
         Ok(true)
+    }
+
+    /// The node's own clients have changed its schema: the links into it look at it anew.
+    fn note_schema(&mut self, transaction: &Transaction) {
+        if !transaction.statements.is_empty() {
+            self.context.schema.fetch_add(1, Ordering::AcqRel);
+            self.look_at_schema();
+        }
     }
 
     async fn remember(
@@ -111,13 +122,8 @@ impl Session {
     pub(super) async fn learn(&mut self, transactions: &[&Transaction]) -> Result<(), ApplyError> {
         let mut batch = Batch::default();
         for &transaction in transactions {
-            for change in &transaction.changes {
-                match self.load_table(&change.relation).await {
-                    // Dropped since: there is nothing left that could come back.
-                    Ok(()) | Err(ApplyError::NoTable(_)) => {}
-                    Err(error) => return Err(error),
-                }
-            }
+            // Of a table that was dropped since there is nothing left that could come back.
+            self.load_known(&transaction.changes).await?;
             batch.execute(self.connection.out(), "begin", &[], Step::Work)?;
             for change in &transaction.changes {
                 match self.add_learnt(&mut batch, change, transaction) {

@@ -13,6 +13,7 @@ use super::batch::{Batch, Failure, Sent, Step};
 use super::gate::Gate;
 use super::session::{ApplyError, Session, is_poison};
 use super::{BATCH_BYTES, Worker};
+use crate::ddl::Statement;
 use crate::journal::{Cursor, Run};
 use crate::transaction::{Entry, Transaction};
 
@@ -147,10 +148,15 @@ impl Worker<'_> {
         first: &Transaction,
     ) -> Result<Attempt, ApplyError> {
         let mut changes = first.changes.clone();
+        let mut statements = first.statements.clone();
         let mut size = first.size;
         let mut parts = 1;
         while let Some(entry) = self.next_part(cursor, parts).await? {
             if let Entry::Part { part, .. } | Entry::End(part) = entry.as_ref() {
+                statements.extend(part.statements.iter().map(|statement| Statement {
+                    before: changes.len() + statement.before,
+                    message: statement.message.clone(),
+                }));
                 changes.extend_from_slice(&part.changes);
                 size += part.size;
             }
@@ -161,6 +167,7 @@ impl Worker<'_> {
                     timestamp,
                     xid,
                     changes,
+                    statements,
                     size,
                 };
                 Box::pin(self.apply(&[&whole])).await?;
@@ -279,6 +286,9 @@ impl Worker<'_> {
         part: &Transaction,
         alone: bool,
     ) -> Result<Option<Way>, ApplyError> {
+        if !part.statements.is_empty() {
+            return Ok(Some(Way::Whole));
+        }
         let traits = match self.session.traits(part, false).await {
             Ok(traits) => traits,
             // Whoever applies it as a whole says what is wrong.

@@ -11,6 +11,7 @@ use super::session::{ApplyError, Session};
 use super::sql::{TargetTable, key_places, qualified};
 use super::{LinkContext, Worker};
 use crate::control::ControlError;
+use crate::ddl;
 use crate::journal::codec::decode_transaction;
 use crate::journal::codec::encode_transaction;
 use crate::quarantine::{Held, Hold};
@@ -142,12 +143,14 @@ impl Worker<'_> {
 impl Session {
     /// What the transaction holds up while it is in quarantine.
     async fn holds(&mut self, transaction: &Transaction) -> Result<Vec<Hold>, ApplyError> {
-        let mut holds = BTreeSet::new();
+        let commands = ddl::tables(&transaction.statements).into_iter();
+        let mut holds: BTreeSet<_> = commands.map(|table| Hold { table, key: None }).collect();
+        let missing = self.load_known(&transaction.changes).await?;
         for change in &transaction.changes {
-            let keys = match self.load_table(&change.relation).await {
-                Ok(()) => change_keys(change, &*self.table(&change.relation)?),
-                Err(ApplyError::NoTable(_)) => None,
-                Err(error) => return Err(error),
+            let keys = if missing.contains_key(&change.relation.id) {
+                None
+            } else {
+                change_keys(change, &*self.table(&change.relation)?)
             };
             let table = qualified(&change.relation);
             let hold = |key| Hold {

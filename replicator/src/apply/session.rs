@@ -1,6 +1,6 @@
 //! The session in which one source's transactions are applied to one target.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,24 +13,18 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::batch::{Batch, Failure, Outcome, Statements, Step};
-use super::copy::LEAVES_OUT;
-use super::params::TargetColumn;
+use super::load::{Asked, load_table};
 use super::row::{BYTEA, PG_LSN, RowError, TIMESTAMPTZ, Value};
-use super::sql::{ShapeError, TargetTable, Writer, quote};
-use super::unique::Uniques;
-use crate::conflict::resolver::Resolver;
+use super::sql::{ShapeError, TargetTable, Writer};
 use crate::control::{Control, ControlError};
-use crate::identity::TRUNCATE_TRIGGER;
+use crate::ddl::DdlError;
 use crate::journal::{Hole, JournalError};
 use crate::origin::OriginName;
 use crate::relation::{Interner, Relation};
 use crate::setup::{SetupError, application_name, evict};
 use crate::shadow::Shadows;
-use crate::tables::{
-    FIXED_COLUMNS, KEY_COLUMNS, KEY_EQUALS, KEY_IS_PLAIN, Tables, WRITABLE_NAMES, WRITABLE_OIDS,
-    WRITABLE_READ, WRITABLE_TYPES,
-};
-use crate::transaction::Transaction;
+use crate::tables::Tables;
+use crate::transaction::{Change, Transaction};
 use crate::version::PgTimestamp;
 
 /// Prepared statements beyond which the session is opened anew, so that a stream of new shapes cannot fill the server.
@@ -60,6 +54,9 @@ pub(crate) enum ApplyError {
     /// The change's values cannot be used.
     #[error(transparent)]
     Row(#[from] RowError),
+    /// A command of the transaction cannot be told.
+    #[error(transparent)]
+    Ddl(#[from] DdlError),
     /// The target has no such table.
     #[error("table {0} does not exist on the target; create it there")]
     NoTable(String),
@@ -152,7 +149,11 @@ impl ApplyError {
             Self::Refused(error) | Self::Connection(ConnectionError::Server(error)) => {
                 is_poison(&error.code)
             }
-            Self::Shape(_) | Self::Row(_) | Self::NoTable(_) | Self::NotFetched(_) => true,
+            Self::Shape(_)
+            | Self::Row(_)
+            | Self::Ddl(_)
+            | Self::NoTable(_)
+            | Self::NotFetched(_) => true,
             _ => false,
         }
     }
@@ -164,6 +165,12 @@ pub(crate) fn is_poison(code: &str) -> bool {
     let environment = ["08", "53", "57", "58", "25", "28", "F0"];
     server_severity(code) == Severity::Blocking
         && !environment.iter().any(|class| code.starts_with(class))
+}
+
+/// Whether an error may come from what was known of tables that have changed since: syntax error or access rule violation
+/// (undefined table, column, …), or a prepared statement whose shape has changed.
+pub(super) fn is_about_schema(code: &str) -> bool {
+    code.starts_with("42") || code == "0A000"
 }
 
 fn server_severity(code: &str) -> Severity {
@@ -228,6 +235,8 @@ pub(super) struct Session {
     pub(super) statements: Statements,
     pub(super) writer: Writer,
     tables: HashMap<u64, Arc<TargetTable>>,
+    /// Whether it is inside of a transaction that changes the schema.
+    inside: bool,
     /// Types of the conflicts that the transaction which is being applied has met.
     pub(super) conflicts: Vec<&'static str>,
 }
@@ -283,6 +292,7 @@ impl Session {
             statements: Statements::default(),
             writer,
             tables: HashMap::new(),
+            inside: false,
             conflicts: Vec::new(),
         };
         session.prepare_fixed().await?;
@@ -374,22 +384,62 @@ impl Session {
         &mut self,
         transaction: &Transaction,
     ) -> Result<(), ApplyError> {
-        for change in &transaction.changes {
-            self.load_table(&change.relation).await?;
+        match self
+            .load_known(&transaction.changes)
+            .await?
+            .into_values()
+            .next()
+        {
+            Some(missing) => Err(ApplyError::NoTable(missing)),
+            None => Ok(()),
+        }
+    }
+
+    /// Loads the tables of some changes, asking for each once; answers the names of those that are not there, by the shape.
+    ///
+    /// # Errors
+    /// When the target cannot be asked.
+    pub(super) async fn load_known(
+        &mut self,
+        changes: &[Change],
+    ) -> Result<HashMap<u64, String>, ApplyError> {
+        let mut missing = HashMap::new();
+        let mut seen = HashSet::new();
+        for change in changes {
+            if seen.insert(change.relation.id) {
+                match self.load_table(&change.relation).await {
+                    Ok(()) => {}
+                    Err(ApplyError::NoTable(name)) => {
+                        missing.insert(change.relation.id, name);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(missing)
+    }
+
+    pub(super) async fn load_table(&mut self, relation: &Relation) -> Result<(), ApplyError> {
+        // One that was dropped may be there again.
+        if self.tables.get(&relation.id).is_none_or(|table| table.gone) {
+            let asked = if self.inside {
+                Asked::Session(&mut self.connection)
+            } else {
+                Asked::Control(&self.place.control)
+            };
+            let policy = self.place.tables.policy(&relation.schema, &relation.name);
+            let table = load_table(asked, relation, policy).await?;
+            self.tables.insert(relation.id, Arc::new(table));
         }
         Ok(())
     }
 
-    pub(super) async fn load_table(&mut self, relation: &Relation) -> Result<(), ApplyError> {
-        if !self.tables.contains_key(&relation.id) {
-            let mut table = load_table(&self.place.control, relation).await?;
-            let policy = self.place.tables.policy(&relation.schema, &relation.name);
-            table.counters = policy.counters.clone();
-            table.resolver = policy.resolver.clone();
-            table.uniques = Uniques::load(&self.place.control, relation).await?;
-            self.tables.insert(relation.id, Arc::new(table));
-        }
-        Ok(())
+    /// The schema has changed: tables are looked at anew when they are needed next, and statements made anew. `inside`: of
+    /// the transaction that changes it, which only this session sees.
+    pub(super) fn forget_schema(&mut self, inside: bool) {
+        self.inside = inside;
+        self.tables.clear();
+        self.statements.forget();
     }
 
     /// Tables are looked at anew when they are needed next.
@@ -558,52 +608,3 @@ const CONFLICT: &str = "INSERT INTO tandem.conflict (relation, type, resolver, o
 const CONTEST: &str = "INSERT INTO tandem.conflict (relation, type, outcome, resolver, local_image, local_timestamp, \
     local_node, remote_image, remote_timestamp, remote_node) \
     VALUES ($1, $2, 'pending', $3, $4::json, $5, $6, $7::json, $8, $9)";
-
-async fn load_table(control: &Control, relation: &Relation) -> Result<TargetTable, ApplyError> {
-    let name = format!("{}.{}", quote(&relation.schema), quote(&relation.name));
-    let rows = control
-        .query(
-            &format!(
-                "SELECT {KEY_COLUMNS}, \
-                 {WRITABLE_NAMES}, {WRITABLE_OIDS}, {WRITABLE_TYPES}, {WRITABLE_READ}, \
-                 EXISTS (SELECT FROM pg_constraint WHERE conrelid = c.oid AND condeferrable), {KEY_EQUALS}, {FIXED_COLUMNS}, \
-                 ARRAY(SELECT a.attname::text FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attgenerated <> ''), \
-                 EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = '{TRUNCATE_TRIGGER}'), {KEY_IS_PLAIN}, \
-                 c.relkind = 'r' AND NOT {} \
-                 FROM pg_class c WHERE c.oid = to_regclass($1) AND c.relkind IN ('r', 'p')",
-                LEAVES_OUT.replace("{}", "c.oid")
-            ),
-            &[&name],
-        )
-        .await?;
-    let Some(row) = rows.first() else {
-        return Err(ApplyError::NoTable(format!(
-            "{}.{}",
-            relation.schema, relation.name
-        )));
-    };
-    let columns: Vec<String> = row.try_get(1).map_err(ControlError::from)?;
-    let oids: Vec<u32> = row.try_get(2).map_err(ControlError::from)?;
-    let types: Vec<String> = row.try_get(3).map_err(ControlError::from)?;
-    let read: Vec<bool> = row.try_get(4).map_err(ControlError::from)?;
-    let types = oids.into_iter().zip(types).zip(read);
-    let types = types.map(|((type_oid, type_name), reads_text)| TargetColumn {
-        type_oid,
-        type_name,
-        reads_text,
-    });
-    Ok(TargetTable {
-        key: row.try_get(0).map_err(ControlError::from)?,
-        columns: columns.into_iter().zip(types).collect(),
-        key_equals: row.try_get(6).map_err(ControlError::from)?,
-        key_is_plain: row.try_get(10).map_err(ControlError::from)?,
-        counters: Vec::new(),
-        resolver: Resolver::default(),
-        uniques: Uniques::default(),
-        fixed: row.try_get(7).map_err(ControlError::from)?,
-        generated: row.try_get(8).map_err(ControlError::from)?,
-        deferrable: row.try_get(5).map_err(ControlError::from)?,
-        truncates_by_row: row.try_get(9).map_err(ControlError::from)?,
-        takes_copy: row.try_get(11).map_err(ControlError::from)?,
-    })
-}

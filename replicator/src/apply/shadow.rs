@@ -34,6 +34,17 @@ struct Evicted {
     winner_version: Version,
 }
 
+/// What a transaction has come to so far.
+#[derive(Default)]
+pub(super) struct Course {
+    evicted: Vec<Evicted>,
+    conflicts: u64,
+    /// Keys that it has changed.
+    seen: HashSet<Key>,
+    /// Whether its tables have shadowed rows now.
+    left: Vec<(String, bool)>,
+}
+
 impl Session {
     /// Whether rows of the transaction's tables may collide on anything but the primary key.
     pub(super) fn has_uniques(&self, transaction: &Transaction) -> bool {
@@ -62,74 +73,120 @@ impl Session {
     ) -> Result<Slow, ApplyError> {
         self.know_uniques(transaction);
         self.load_tables(transaction).await?;
-        let mut evicted = Vec::new();
-        let mut conflicts = 0;
-        let mut seen = HashSet::new();
+        self.begin(transaction).await?;
+        let mut course = Course::default();
+        let ended = self.apply_colliding(transaction, settled, &mut course);
+        if let Some(ends) = ended.await? {
+            return Ok(ends);
+        }
+        self.finish_colliding(transaction, quarantined, course)
+            .await
+    }
+
+    /// Applies changes of the transaction that is open; answers what ends it.
+    pub(super) async fn apply_colliding(
+        &mut self,
+        transaction: &Transaction,
+        settled: &Unknown,
+        course: &mut Course,
+    ) -> Result<Option<Slow>, ApplyError> {
+        self.load_tables(transaction).await?;
         let version = Version {
             timestamp: transaction.timestamp,
             node: self.place.source,
         };
         let mut relations: HashMap<u64, Arc<Relation>> = HashMap::new();
         for change in &transaction.changes {
-            relations.insert(change.relation.id, Arc::clone(&change.relation));
+            if !self.table(&change.relation)?.gone {
+                relations.insert(change.relation.id, Arc::clone(&change.relation));
+            }
         }
-        self.begin(transaction).await?;
         for relation in relations.values() {
             self.judge_shadowed(relation).await?;
         }
         for change in &transaction.changes {
             let table = self.table(&change.relation)?;
             let row = Row::read(change)?;
+            if table.gone {
+                let mut batch = Batch::default();
+                course.conflicts += self
+                    .add_decided(&mut batch, change, transaction, &mut HashMap::new())
+                    .await?;
+                if let Some(refused) = self.run_part(batch).await? {
+                    return Ok(Some(refused));
+                }
+                continue;
+            }
             if table.key.is_empty() {
                 self.place.shadows.set(&qualified(&change.relation), true);
                 let applied = self
                     .apply_to_multiset(change, &row, version, settled)
                     .await?;
                 match applied {
-                    Ok(met) => conflicts += met,
-                    Err(ends) => return Ok(ends),
+                    Ok(met) => course.conflicts += met,
+                    Err(ends) => return Ok(Some(ends)),
                 }
                 continue;
             }
             if table.collides() {
                 self.place.shadows.set(&qualified(&change.relation), true);
             }
-            let staying = self.bring_back(change, &row, version, &mut evicted).await?;
+            let evicted = &mut course.evicted;
+            let staying = self.bring_back(change, &row, version, evicted).await?;
             let changes = std::slice::from_ref(change);
             let mut rows = self.lock_rows(changes, transaction).await?;
             rows.extend(staying);
-            for (_, locked) in rows.iter_mut().filter(|(key, _)| seen.contains(*key)) {
+            for (_, locked) in rows
+                .iter_mut()
+                .filter(|(key, _)| course.seen.contains(*key))
+            {
                 locked.written_before();
             }
-            let mut unknown = self.unknown(changes, transaction, &rows, &mut seen)?;
+            let mut unknown = self.unknown(changes, transaction, &rows, &mut course.seen)?;
             if !unknown.is_within(settled) {
                 // What else there is is waited for together with it.
                 let rows = self.lock_rows(&transaction.changes, transaction).await?;
-                unknown.add(self.unknown(&transaction.changes, transaction, &rows, &mut seen)?);
+                let seen = &mut course.seen;
+                unknown.add(self.unknown(&transaction.changes, transaction, &rows, seen)?);
                 self.connection.simple_query("ROLLBACK").await?;
-                return Ok(Slow::Unsettled(unknown));
+                return Ok(Some(Slow::Unsettled(unknown)));
             }
-            seen.extend(rows.keys().cloned());
-            self.displace(change, &row, version, &rows, &mut evicted)
+            course.seen.extend(rows.keys().cloned());
+            self.displace(change, &row, version, &rows, &mut course.evicted)
                 .await?;
             let mut batch = Batch::default();
-            conflicts += self
+            course.conflicts += self
                 .add_decided(&mut batch, change, transaction, &mut rows)
                 .await?;
             if let Some(refused) = self.run_part(batch).await? {
-                return Ok(refused);
+                return Ok(Some(refused));
             }
             if table.collides() {
                 self.forget_kept(change, &row, version, &rows).await?;
             }
         }
-        let mut left = Vec::new();
         for relation in relations.values() {
-            self.settle_shadow(relation, version, &mut evicted).await?;
-            left.push((qualified(relation), self.has_shadow(relation).await?));
+            self.settle_shadow(relation, version, &mut course.evicted)
+                .await?;
+            let has = self.has_shadow(relation).await?;
+            course.left.push((qualified(relation), has));
         }
-        let evicted = self.still_shadowed(evicted).await?;
-        conflicts += evicted.len() as u64;
+        Ok(None)
+    }
+
+    /// Commits what was applied.
+    pub(super) async fn finish_colliding(
+        &mut self,
+        transaction: &Transaction,
+        quarantined: Option<Held>,
+        course: Course,
+    ) -> Result<Slow, ApplyError> {
+        let version = Version {
+            timestamp: transaction.timestamp,
+            node: self.place.source,
+        };
+        let evicted = self.still_shadowed(course.evicted).await?;
+        let conflicts = course.conflicts + evicted.len() as u64;
         let mut batch = Batch::default();
         self.log_evicted(&mut batch, &evicted, version)?;
         self.release(&mut batch, quarantined)?;
@@ -137,7 +194,7 @@ impl Session {
         if let Some(refused) = self.run_part(batch).await? {
             return Ok(refused);
         }
-        for (table, has) in left {
+        for (table, has) in course.left {
             self.place.shadows.set(&table, has);
         }
         Ok(Slow::Applied { conflicts })

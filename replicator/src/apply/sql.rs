@@ -17,8 +17,10 @@ use crate::relation::Relation;
 use crate::transaction::Operation;
 
 /// A table as the target has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct TargetTable {
+    /// It was dropped: what other nodes wrote to it meanwhile is lost.
+    pub gone: bool,
     /// Columns of the primary key; empty where there is none.
     pub key: Vec<String>,
     /// Whether equal keys have equal texts.
@@ -27,7 +29,7 @@ pub(super) struct TargetTable {
     pub key_equals: Vec<String>,
     /// Identity columns that an UPDATE may not write (GENERATED ALWAYS).
     pub fixed: Vec<String>,
-    /// Columns that are computed: what a stream says of them is left out.
+    /// Columns that are computed, or were dropped: what a stream says of them is left out.
     pub generated: Vec<String>,
     /// Columns that can be written.
     pub columns: HashMap<String, TargetColumn>,
@@ -527,6 +529,7 @@ mod tests {
     fn table(key: &[&str], columns: &[&str]) -> TargetTable {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
         TargetTable {
+            gone: false,
             key: owned(key),
             key_is_plain: true,
             key_equals: Vec::new(),

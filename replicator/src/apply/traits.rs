@@ -51,6 +51,8 @@ pub(super) struct Traits {
     pub multiset: bool,
     /// It changes a table with shadowed rows.
     pub shadowed: bool,
+    /// It changes a table that was dropped.
+    pub gone: bool,
 }
 
 impl Traits {
@@ -71,7 +73,7 @@ impl Traits {
 
     /// Whether it cannot take the fast path.
     pub(super) fn needs_locks(self) -> bool {
-        self.truncates || self.moves_key || self.shadowed || self.multiset
+        self.truncates || self.moves_key || self.shadowed || self.multiset || self.gone
     }
 }
 
@@ -86,13 +88,19 @@ impl Session {
         lenient: bool,
     ) -> Result<Traits, ApplyError> {
         let mut traits = Traits::default();
+        let missing = self.load_known(&transaction.changes).await?;
+        if let Some(name) = missing.values().next().filter(|_| !lenient) {
+            return Err(ApplyError::NoTable(name.clone()));
+        }
         for change in &transaction.changes {
-            match self.load_table(&change.relation).await {
-                Ok(()) => {}
-                Err(ApplyError::NoTable(_)) if lenient => continue,
-                Err(error) => return Err(error),
+            if missing.contains_key(&change.relation.id) {
+                continue;
             }
             let table = self.table(&change.relation)?;
+            if table.gone {
+                traits.gone = true;
+                continue;
+            }
             let counts = !table.counters.is_empty();
             traits.counts |= counts;
             traits.multiset |= table.key.is_empty() && change.operation != Operation::Insert;

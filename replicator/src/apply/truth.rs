@@ -26,10 +26,14 @@ impl Session {
         transaction: &Transaction,
         runs: &Runs,
     ) -> Result<(), ApplyError> {
-        self.load_tables(transaction).await?;
         let mut relations: HashMap<String, &Relation> = HashMap::new();
         let mut rows = Vec::new();
+        let missing = self.load_known(&transaction.changes).await?;
         for change in &transaction.changes {
+            // The transaction makes it: no run has rows of it.
+            if missing.contains_key(&change.relation.id) {
+                continue;
+            }
             let table = self.table(&change.relation)?;
             if table.key.is_empty() {
                 continue;

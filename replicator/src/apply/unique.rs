@@ -3,9 +3,10 @@
 //! An *image* is a row as a JSON object of its columns' text forms.
 
 use super::kept::keep;
+use super::load::Asked;
+use super::session::ApplyError;
 use super::sql::{TargetTable, Writer, key_expressions, literal, qualified, quote};
 use crate::conflict::ConflictType;
-use crate::control::{Control, ControlError};
 use crate::relation::Relation;
 use crate::version::microseconds_sql;
 
@@ -36,37 +37,38 @@ impl Uniques {
     ///
     /// # Errors
     /// When the node cannot be asked.
-    pub(super) async fn load(control: &Control, relation: &Relation) -> Result<Self, ControlError> {
-        let name = qualified(relation);
-        let rows = control
-            .query(
-                "SELECT ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
-                 ARRAY(SELECT coalesce((SELECT format(' COLLATE %I.%I', s.nspname, o.collname) FROM pg_collation o \
-                     JOIN pg_namespace s ON s.oid = o.collnamespace WHERE o.oid = i.indcollation[n - 1]), '') \
-                   FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
-                 ARRAY(SELECT (SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname) FROM pg_operator p \
-                     JOIN pg_namespace s ON s.oid = p.oprnamespace WHERE p.oid = coalesce(x.conexclop[n], \
-                       (SELECT a.amopopr FROM pg_opclass o JOIN pg_amop a ON a.amopfamily = o.opcfamily \
-                          AND a.amoplefttype = o.opcintype AND a.amoprighttype = o.opcintype AND a.amopstrategy = 3 \
-                        WHERE o.oid = i.indclass[n - 1]))) \
-                   FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
-                 i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid, true) \
-                 FROM pg_index i LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' \
-                 WHERE i.indrelid = to_regclass($1) AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisready",
-                &[&name],
-            )
-            .await?;
+    pub(super) async fn load(
+        asked: &mut Asked<'_>,
+        relation: &Relation,
+    ) -> Result<Self, ApplyError> {
+        let name = literal(relation);
+        let sql = format!(
+            "SELECT json_build_array(\
+             ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
+             ARRAY(SELECT coalesce((SELECT format(' COLLATE %I.%I', s.nspname, o.collname) FROM pg_collation o \
+                 JOIN pg_namespace s ON s.oid = o.collnamespace WHERE o.oid = i.indcollation[n - 1]), '') \
+               FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
+             ARRAY(SELECT (SELECT format('OPERATOR(%I.%s)', s.nspname, p.oprname) FROM pg_operator p \
+                 JOIN pg_namespace s ON s.oid = p.oprnamespace WHERE p.oid = coalesce(x.conexclop[n], \
+                   (SELECT a.amopopr FROM pg_opclass o JOIN pg_amop a ON a.amopfamily = o.opcfamily \
+                      AND a.amoplefttype = o.opcintype AND a.amoprighttype = o.opcintype AND a.amopstrategy = 3 \
+                    WHERE o.oid = i.indclass[n - 1]))) \
+               FROM generate_series(1, i.indnkeyatts) n ORDER BY n), \
+             i.indnullsnotdistinct, pg_get_expr(i.indpred, i.indrelid, true))::text \
+             FROM pg_index i LEFT JOIN pg_constraint x ON x.conindid = i.indexrelid AND x.contype = 'x' \
+             WHERE i.indrelid = to_regclass({name}) AND (i.indisunique OR i.indisexclusion) AND NOT i.indisprimary AND i.indisready"
+        );
+        type Index = (Vec<String>, Vec<String>, Vec<String>, bool, Option<String>);
         let mut constraints = Vec::new();
-        for row in rows {
-            let expressions: Vec<String> = row.try_get(0)?;
-            let collations: Vec<String> = row.try_get(1)?;
-            let operators: Vec<String> = row.try_get(2)?;
+        for (expressions, collations, operators, nulls_collide, predicate) in
+            asked.ask::<Index>(&sql).await?
+        {
             let expressions = expressions.into_iter().zip(collations);
             let expressions = expressions.map(|(part, collation)| format!("({part}){collation}"));
             constraints.push(Unique {
                 parts: expressions.zip(operators).collect(),
-                nulls_collide: row.try_get(3)?,
-                predicate: row.try_get(4)?,
+                nulls_collide,
+                predicate,
             });
         }
         let mut uniques = Self {
@@ -76,20 +78,18 @@ impl Uniques {
         if uniques.constraints.is_empty() {
             return Ok(uniques);
         }
-        let rows = control
-            .query(
-                "SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), \
-                 CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid, true) END \
-                 FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
-                 WHERE a.attrelid = to_regclass($1) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum",
-                &[&name],
-            )
-            .await?;
-        for row in rows {
-            let column = row.try_get(0)?;
-            match row.try_get(2)? {
+        let sql = format!(
+            "SELECT json_build_array(a.attname::text, format_type(a.atttypid, a.atttypmod), \
+             CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid, true) END)::text \
+             FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum \
+             WHERE a.attrelid = to_regclass({name}) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum"
+        );
+        for (column, kind, expression) in
+            asked.ask::<(String, String, Option<String>)>(&sql).await?
+        {
+            match expression {
                 Some(expression) => uniques.generated.push((column, expression)),
-                None => uniques.columns.push((column, row.try_get(1)?)),
+                None => uniques.columns.push((column, kind)),
             }
         }
         Ok(uniques)

@@ -7,11 +7,12 @@
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 1 | version, [`VERSION`] |
+//! | 1 | version: 1, or 2 where there are statements |
 //! | 8 | end of the transaction in the source's WAL |
 //! | 8 | commit timestamp, microseconds since 2000-01-01 UTC, signed |
 //! | 4 | number of shapes; each: 4 length, then the shape |
 //! | 4 | number of changes; each: 4 number of its shape in this list, from 0; 4 length; then the change |
+//! | 4 | version 2 only: number of statements; each: 4 number of changes before it; 4 length; then what the node tells of it |
 //!
 //! Nothing follows. A TRUNCATE of several tables is one change for each of them, with the same message.
 //!
@@ -23,6 +24,7 @@
 //! | `T` | 8 end, 8 timestamp, 4 number of changes, changes as above, by the numbers of the segment's shapes before it |
 //! | `M` | the next part of a large transaction: 8 position at which its commit begins, 4 number of the part, from 1, 8 timestamp, 4 number of changes, changes as in `T` |
 //! | `E` | the end of the transaction whose parts stand before it, and the changes that are not in them: as `T` |
+//! | `t`, `m`, `e` | as `T`, `M`, `E`, with statements behind the changes, as above |
 //! | `C` | a cause: 8 end, 2 node that first committed it, 8 its position in that node's WAL |
 //! | `P` | 8: the source has written nothing else up to this position |
 
@@ -34,12 +36,15 @@ use tandem_wire::lsn::Lsn;
 use tandem_wire::reader::{ReadError, Reader};
 use thiserror::Error;
 
+use crate::ddl::Statement;
 use crate::pgoutput::{DecodeError, Message, decode};
 use crate::relation::{Interner, Relation};
 use crate::transaction::{Change, Entry, Operation, Position, Transaction};
 
-/// Version of the form that stands for itself.
-const VERSION: u8 = 1;
+/// Version of the form that stands for itself, without statements.
+const PLAIN: u8 = 1;
+/// The same with statements.
+const WITH_STATEMENTS: u8 = 2;
 
 /// Why bytes are not what they should be.
 #[derive(Debug, Error)]
@@ -89,7 +94,11 @@ pub(crate) fn encode_transaction(
             shapes.push(&change.relation);
         }
     }
-    out.put_u8(VERSION);
+    out.put_u8(if transaction.statements.is_empty() {
+        PLAIN
+    } else {
+        WITH_STATEMENTS
+    });
     put_stamp(transaction, out);
     out.put_u32(length(shapes.len())?);
     for shape in shapes {
@@ -97,7 +106,8 @@ pub(crate) fn encode_transaction(
     }
     put_changes(&transaction.changes, out, |relation| {
         numbers.get(&relation.id).copied()
-    })
+    })?;
+    put_statements(&transaction.statements, out)
 }
 
 /// Reads what [`encode_transaction`] wrote. The changes share one copy of `bytes`.
@@ -111,7 +121,7 @@ pub(crate) fn decode_transaction(
     let bytes = Bytes::copy_from_slice(bytes);
     let mut reader = Reader::new(&bytes);
     let version = reader.u8()?;
-    if version != VERSION {
+    if !matches!(version, PLAIN | WITH_STATEMENTS) {
         return Err(CodecError::UnknownVersion(version));
     }
     let (end_lsn, timestamp) = stamp(&mut reader)?;
@@ -121,14 +131,16 @@ pub(crate) fn decode_transaction(
         let length = size(&mut reader)?;
         shapes.push(interner.intern(reader.bytes(length)?)?);
     }
-    let (changes, size) = changes(&bytes, &mut reader, &shapes)?;
+    let has_statements = version == WITH_STATEMENTS;
+    let body = body(&bytes, &mut reader, &shapes, has_statements)?;
     reader.finish()?;
     Ok(Transaction {
         xid: None,
         end_lsn,
         timestamp,
-        changes,
-        size,
+        changes: body.changes,
+        statements: body.statements,
+        size: body.size,
     })
 }
 
@@ -173,20 +185,22 @@ pub(super) fn put_entry(
 ) -> Result<(), CodecError> {
     match entry {
         Entry::Transaction(transaction) | Entry::End(transaction) => {
-            let of_parts = entry.is_of_parts();
-            out.put_u8(if of_parts { b'E' } else { b'T' });
+            let kind = if entry.is_of_parts() { b'E' } else { b'T' };
+            out.put_u8(kind_of(kind, transaction));
             put_stamp(transaction, out);
             put_changes(&transaction.changes, out, number)?;
+            put_statements(&transaction.statements, out)?;
         }
         Entry::Part {
             number: part_number,
             part,
         } => {
-            out.put_u8(b'M');
+            out.put_u8(kind_of(b'M', part));
             out.put_u64(part.end_lsn.0);
             out.put_u32(*part_number);
             out.put_i64(part.timestamp);
             put_changes(&part.changes, out, number)?;
+            put_statements(&part.statements, out)?;
         }
         Entry::Cause { node, lsn, end_lsn } => {
             out.put_u8(b'C');
@@ -214,7 +228,12 @@ pub(super) fn decode_record(
     if kind == b'R' {
         return Ok(Record::Shape(interner.intern(reader.rest())?));
     }
+    if matches!(kind, b'c' | b'p') {
+        return Err(CodecError::UnknownRecord(char::from(kind)));
+    }
     let lsn = Lsn(reader.u64()?);
+    let has_statements = matches!(kind, b't' | b'e' | b'm');
+    let kind = kind.to_ascii_uppercase();
     let part = if kind == b'M' { reader.u32()? } else { 0 };
     let position = Position { lsn, part };
     let record = match kind {
@@ -228,13 +247,14 @@ pub(super) fn decode_record(
         }
         b'T' | b'E' | b'M' => {
             let timestamp = reader.i64()?;
-            let (changes, size) = changes(bytes, &mut reader, shapes)?;
+            let body = body(bytes, &mut reader, shapes, has_statements)?;
             let transaction = Transaction {
                 xid: None,
                 end_lsn: lsn,
                 timestamp,
-                changes,
-                size,
+                changes: body.changes,
+                statements: body.statements,
+                size: body.size,
             };
             Record::Entry(match kind {
                 b'T' => Entry::Transaction(transaction),
@@ -256,6 +276,15 @@ pub(super) fn decode_record(
     Ok(record)
 }
 
+/// A record's kind, in lower case where there are statements.
+fn kind_of(kind: u8, transaction: &Transaction) -> u8 {
+    if transaction.statements.is_empty() {
+        kind
+    } else {
+        kind.to_ascii_lowercase()
+    }
+}
+
 fn put_stamp(transaction: &Transaction, out: &mut Vec<u8>) {
     out.put_u64(transaction.end_lsn.0);
     out.put_i64(transaction.timestamp);
@@ -271,6 +300,19 @@ fn put_changes(
         let number = number(&change.relation);
         out.put_u32(number.ok_or(CodecError::UnknownShape(u32::MAX))?);
         put_bytes(&change.message, out)?;
+    }
+    Ok(())
+}
+
+/// Nothing where there are none: then the form is the one without them.
+fn put_statements(statements: &[Statement], out: &mut Vec<u8>) -> Result<(), CodecError> {
+    if statements.is_empty() {
+        return Ok(());
+    }
+    out.put_u32(length(statements.len())?);
+    for statement in statements {
+        out.put_u32(length(statement.before)?);
+        put_bytes(&statement.message, out)?;
     }
     Ok(())
 }
@@ -293,6 +335,49 @@ fn stamp(reader: &mut Reader<'_>) -> Result<(Lsn, i64), CodecError> {
     Ok((Lsn(reader.u64()?), reader.i64()?))
 }
 
+/// What a transaction consists of.
+struct Body {
+    changes: Vec<Change>,
+    statements: Vec<Statement>,
+    /// In memory.
+    size: usize,
+}
+
+/// The changes, the statements where there are any, and their size. `reader` reads `bytes`.
+fn body(
+    bytes: &Bytes,
+    reader: &mut Reader<'_>,
+    shapes: &[Arc<Relation>],
+    has_statements: bool,
+) -> Result<Body, CodecError> {
+    let (changes, mut size) = changes(bytes, reader, shapes)?;
+    let mut statements = Vec::new();
+    if has_statements {
+        for _ in 0..reader.u32()? {
+            let before = self::size(reader)?;
+            let length = self::size(reader)?;
+            let statement = Statement {
+                before,
+                message: piece(bytes, reader, length)?,
+            };
+            size += statement.size();
+            statements.push(statement);
+        }
+    }
+    Ok(Body {
+        changes,
+        statements,
+        size,
+    })
+}
+
+/// The next bytes, as a view. `reader` reads `bytes`.
+fn piece(bytes: &Bytes, reader: &mut Reader<'_>, length: usize) -> Result<Bytes, CodecError> {
+    let start = bytes.len() - reader.remaining();
+    reader.bytes(length)?;
+    Ok(bytes.slice(start..start + length))
+}
+
 /// The changes and their size in memory. `reader` reads `bytes`.
 fn changes(
     bytes: &Bytes,
@@ -309,11 +394,7 @@ fn changes(
         let change = Change {
             relation: Arc::clone(relation),
             operation: operation(reader.clone().bytes(length)?)?,
-            message: {
-                let start = bytes.len() - reader.remaining();
-                reader.bytes(length)?;
-                bytes.slice(start..start + length)
-            },
+            message: piece(bytes, reader, length)?,
         };
         total += change.size();
         changes.push(change);

@@ -28,6 +28,7 @@ fn transaction(interner: &Interner) -> Transaction {
     .collect();
     Transaction {
         xid: None,
+        statements: Vec::new(),
         end_lsn: Lsn(0x1_0000_0002),
         timestamp: -5,
         size: changes.iter().map(Change::size).sum(),
@@ -85,14 +86,58 @@ fn the_form_is_the_one_that_is_written_down() {
 }
 
 #[test]
+fn statements_read_back_as_written_wherever_they_stand() {
+    let interner = Interner::default();
+    let mut written = transaction(&interner);
+    for (before, text) in [(0, "first"), (2, "second"), (2, "third"), (9, "")] {
+        let statement = Statement {
+            before,
+            message: Bytes::from_static(text.as_bytes()),
+        };
+        written.size += statement.size();
+        written.statements.push(statement);
+    }
+    let told = |transaction: &Transaction| -> Vec<(usize, Bytes)> {
+        let statements = transaction.statements.iter();
+        statements
+            .map(|one| (one.before, one.message.clone()))
+            .collect()
+    };
+    let bytes = encoded(&written);
+    let read = decode_transaction(&bytes, &interner).expect("as written");
+    assert_same(&written, &read);
+    assert_eq!(told(&written), told(&read));
+    for end in 0..bytes.len() {
+        assert!(
+            decode_transaction(&bytes[..end], &interner).is_err(),
+            "{end}"
+        );
+    }
+    let shapes = written.changes.iter().take(2);
+    let shapes: Vec<_> = shapes.map(|change| Arc::clone(&change.relation)).collect();
+    let number = |relation: &Relation| {
+        let place = shapes.iter().position(|shape| shape.id == relation.id);
+        place.and_then(|place| u32::try_from(place).ok())
+    };
+    let statements = told(&written);
+    let mut record = Vec::new();
+    put_entry(&Entry::Transaction(written), &mut record, number).expect("short");
+    assert_eq!(record.first(), Some(&b't'));
+    match decode_record(&record.into(), &shapes, Position::default(), &interner) {
+        Ok(Record::Entry(Entry::Transaction(read))) => assert_eq!(told(&read), statements),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn what_does_not_belong_is_an_error() {
     let interner = Interner::default();
     let bytes = encoded(&transaction(&interner));
     let mut newer = bytes.clone();
-    newer[0] = 2;
+    newer[0] = 3;
     assert!(matches!(
         decode_transaction(&newer, &interner),
-        Err(CodecError::UnknownVersion(2))
+        Err(CodecError::UnknownVersion(3))
     ));
     let mut longer = bytes.clone();
     longer.push(0);

@@ -47,6 +47,7 @@ fn transaction(interner: &Interner, end: u64, size: usize) -> Entry {
     };
     Entry::Transaction(Transaction {
         xid: None,
+        statements: Vec::new(),
         end_lsn: Lsn(end),
         timestamp: 5,
         size: change.size(),

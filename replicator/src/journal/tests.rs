@@ -28,6 +28,7 @@ fn known(id: Option<u64>, confirmed: u64) -> Known {
 fn transaction(end: u64) -> Entry {
     Entry::Transaction(Transaction {
         xid: None,
+        statements: Vec::new(),
         end_lsn: Lsn(end),
         timestamp: 5,
         changes: Vec::new(),
@@ -340,6 +341,7 @@ async fn a_full_memory_makes_the_stream_wait_only_while_the_files_take_nothing()
     let large = |end| {
         Entry::Transaction(Transaction {
             xid: None,
+            statements: Vec::new(),
             end_lsn: Lsn(end),
             timestamp: 5,
             changes: Vec::new(),

@@ -60,6 +60,7 @@ fn transaction(messages: &[&'static [u8]]) -> Transaction {
     });
     Transaction {
         xid: None,
+        statements: Vec::new(),
         end_lsn: Lsn(9),
         timestamp: 5,
         changes: changes.collect(),

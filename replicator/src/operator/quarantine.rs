@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{ItemId, Operator, OperatorError, Session};
+use crate::ddl;
 use crate::image::Images;
 use crate::transaction::{Change, Operation, Transaction};
 
@@ -66,6 +67,8 @@ pub struct QuarantinedTransaction {
     pub transaction: QuarantineLine,
     /// Its changes, in the order of execution.
     pub changes: Vec<QuarantinedChange>,
+    /// The DDL between them.
+    pub statements: Vec<String>,
     /// So many more are not shown, because those before them are large.
     pub more: usize,
 }
@@ -111,6 +114,7 @@ impl Operator {
             transaction: line(&session, row, &stored)?,
             more: stored.changes.len() - changes.len(),
             changes,
+            statements: stored.statements.iter().map(ddl::shown).collect(),
         })
     }
 }

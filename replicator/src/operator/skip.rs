@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::quarantine::{operation_name, table_name};
 use super::target::Target;
 use super::{ItemId, Operator, OperatorError, Session};
+use crate::ddl;
 use crate::image::{Image, Images};
 use crate::transaction::{Change, Operation};
 
@@ -22,6 +23,8 @@ pub struct Skipped {
     pub lines: usize,
     /// Tables with counters that it changes: the node's sums lack from now on what it added.
     pub counters: Vec<String>,
+    /// The DDL that the node does not carry out.
+    pub statements: Vec<String>,
 }
 
 /// A row that the node does not get, or does not lose.
@@ -54,6 +57,7 @@ impl Operator {
             id: id.clone(),
             lines: 0,
             counters: Vec::new(),
+            statements: transaction.statements.iter().map(ddl::shown).collect(),
         };
         let of_one_table = |one: &Change, other: &Change| one.relation.id == other.relation.id;
         for run in transaction.changes.chunk_by(of_one_table) {

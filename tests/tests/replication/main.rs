@@ -8,6 +8,7 @@ mod clocks;
 mod conflicts;
 mod copying;
 mod counters;
+mod ddl;
 mod deletes;
 mod faults;
 mod folding;

@@ -161,6 +161,9 @@ fn shown(found: &Value) -> String {
         None | Some(0) => {}
         Some(more) => shown.push_str(&format!("\nand {more} more")),
     }
+    for statement in list(found, "statements") {
+        shown.push_str(&format!("\nDDL: {}", statement.as_str().unwrap_or("?")));
+    }
     shown
 }
 
@@ -187,6 +190,10 @@ fn skipped(skipped: &Value, node: &str) -> String {
             "\nthe counters of {} on {node} lack what it added to them",
             text(skipped, "counters")
         ));
+    }
+    for statement in list(skipped, "statements") {
+        let statement = statement.as_str().unwrap_or("?");
+        line.push_str(&format!("\nDDL that {node} lacks: {statement}"));
     }
     line
 }
