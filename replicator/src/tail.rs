@@ -199,6 +199,7 @@ mod tests {
             timestamp,
             xid: None,
             changes: vec![change; changes],
+            statements: Vec::new(),
             size: 0,
         }
     }

@@ -71,6 +71,7 @@ mod tests {
             timestamp: PgTimestamp::MIN,
             xid,
             changes: Vec::new(),
+            statements: Vec::new(),
             size: 0,
         }
     }
