@@ -232,7 +232,7 @@ impl Settling<'_> {
         let sql = format!(
             "SELECT n.key::text, r.image, {written}, r.kept_node, r.origin, {deleted}, d.node, {writer}, {upheld}, u.node, {own}, u.own_node, \
              {now}, EXISTS (SELECT FROM tandem.shadow h WHERE h.relation = $2 AND h.key = n.key) FROM (SELECT jsonb_build_array({names}) AS key, {names} FROM {record}) n \
-             LEFT JOIN LATERAL (SELECT row_to_json(r)::text AS image, coalesce(k.written, pg_xact_commit_timestamp(r.xmin)) AS written, \
+             LEFT JOIN LATERAL (SELECT row_to_json(r.*)::text AS image, coalesce(k.written, pg_xact_commit_timestamp(r.xmin)) AS written, \
                k.node AS kept_node, (SELECT o.roname FROM pg_replication_origin o, pg_xact_commit_timestamp_origin(r.xmin) v \
                  WHERE o.roident = v.roident) AS origin FROM ONLY {name} AS r LEFT JOIN tandem.kept k \
                ON k.relation = $2 AND k.key = n.key AND k.writer = r.xmin WHERE {same_key}) r ON true \

@@ -355,7 +355,7 @@ impl Writer {
         };
         let sql = format!(
             "SELECT (extract(epoch FROM {written} - timestamptz '2000-01-01 00:00:00+00') * 1000000)::int8, {}, \
-             CASE WHEN {image} AND {timestamp} IS NOT NULL THEN row_to_json(r)::text END, ({})::int FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
+             CASE WHEN {image} AND {timestamp} IS NOT NULL THEN row_to_json(r.*)::text END, ({})::int FROM ONLY {} AS r WHERE {condition} FOR UPDATE",
             self.written_by(relation, table),
             incomplete(relation, table),
             qualified(relation)

@@ -217,7 +217,7 @@ impl Writer {
             whole_rest(table)
         };
         format!(
-            "DELETE FROM ONLY {} AS r WHERE {condition} RETURNING row_to_json(r) AS image, {} AS written, {} AS node, \
+            "DELETE FROM ONLY {} AS r WHERE {condition} RETURNING row_to_json(r.*) AS image, {} AS written, {} AS node, \
              {} AS key, {rest} AS rest",
             qualified(relation),
             self.written(relation, table),

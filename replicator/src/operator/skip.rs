@@ -181,7 +181,7 @@ fn line_sql(target: Option<&Target>, own: i32) -> String {
             let expressions = super::target::names(&key, "r.");
             (
                 format!(
-                    "row_to_json(r), coalesce(k.written, v.timestamp), CASE WHEN {first} IS NOT NULL THEN \
+                    "row_to_json(r.*), coalesce(k.written, v.timestamp), CASE WHEN {first} IS NOT NULL THEN \
                      coalesce(k.node, (regexp_match(o.roname, '^tandem_(\\d+)_\\d+$'))[1]::int, {own}) END"
                 ),
                 format!(

@@ -297,7 +297,7 @@ impl Asker<'_> {
     pub(super) fn images(&self, keys: String) -> Query {
         let sql = format!(
             "SELECT {}::text, s.image FROM json_array_elements($1::text::json) WITH ORDINALITY AS u(k, n) \
-             LEFT JOIN LATERAL (SELECT row_to_json(r)::text AS image FROM ONLY {} AS r WHERE {} OFFSET 0) AS s ON true \
+             LEFT JOIN LATERAL (SELECT row_to_json(r.*)::text AS image FROM ONLY {} AS r WHERE {} OFFSET 0) AS s ON true \
              ORDER BY u.n",
             remembered_key(self.table, "u.k"),
             self.table.qualified(),
@@ -371,7 +371,7 @@ impl Asker<'_> {
     pub(super) fn samples(&self, contents: &[i64]) -> Query {
         let (first, second) = (hash(&content(self.table), 0), hash(&content(self.table), 1));
         let sql = format!(
-            "SELECT DISTINCT ON (1, 2) {first}, {second}, row_to_json(r)::text, {} FROM ONLY {} AS r \
+            "SELECT DISTINCT ON (1, 2) {first}, {second}, row_to_json(r.*)::text, {} FROM ONLY {} AS r \
              WHERE {first} = ANY ($1::text::int8[])",
             self.texts(),
             self.table.qualified(),

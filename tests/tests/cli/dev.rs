@@ -35,21 +35,17 @@ async fn dev_is_ready_in_time_works_stops_all_it_started_and_resumes() {
         .run(LIMIT);
     let nodes = ran.await.expect_success().stdout;
     assert_eq!(nodes.lines().count(), 3, "{nodes}");
-    for port in dev.node_ports() {
+    let created = "CREATE TABLE kept (id int PRIMARY KEY); GRANT ALL ON kept TO app";
+    for (at, port) in dev.node_ports().into_iter().enumerate() {
         let node = client::connect(port, "postgres", None, "app")
             .await
             .expect("trust for postgres on loopback");
-        client::execute(&node, "CREATE TABLE kept (id int PRIMARY KEY)").await;
-    }
-    for port in dev.node_ports() {
-        let node = client::connect(port, "postgres", None, "app")
-            .await
-            .expect("a login");
-        client::execute(
-            &node,
-            &format!("INSERT INTO kept VALUES ({port}); GRANT ALL ON kept TO app"),
-        )
-        .await;
+        // Where it is made, it is made for all.
+        if at == 0 {
+            client::execute(&node, created).await;
+            dev.converge().await;
+        }
+        client::execute(&node, &format!("INSERT INTO kept VALUES ({port})")).await;
     }
     dev.converge().await;
     assert_eq!(dev.values("SELECT count(*) FROM kept").await, ["3"; 3]);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tandem_tests::{Cluster, client, eventually};
 
-const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text, amount int);";
+// A column may be called as rows are in Tandem's own statements.
+const SCHEMA: &str = "CREATE TABLE item (id int PRIMARY KEY, name text, r int);";
 
 /// Holds back the six links between three nodes, and lets single ones go.
 struct Links<'a> {
@@ -105,7 +106,7 @@ async fn concurrent_updates_converge_to_the_newest_in_every_order_of_delivery() 
             (
                 node,
                 format!(
-                    "UPDATE item SET name = 'of n{}', amount = amount + 1 WHERE id = {id}",
+                    "UPDATE item SET name = 'of n{}', r = r + 1 WHERE id = {id}",
                     node + 1
                 ),
             )
@@ -240,7 +241,7 @@ async fn updates_made_while_the_nodes_are_cut_off_converge_after_healing() {
     for round in 0..4 {
         for node in &cluster.nodes {
             let sql = format!(
-                "UPDATE item SET name = '{} in round {round}', amount = amount + 1 WHERE id % 4 <> {}",
+                "UPDATE item SET name = '{} in round {round}', r = r + 1 WHERE id % 4 <> {}",
                 node.name, node.id
             );
             node.execute(&sql).await;
@@ -278,7 +279,7 @@ async fn nodes_that_fight_over_one_row_without_pause_converge() {
             let client = node.connect().await;
             for round in 0..400 {
                 let sql = format!(
-                    "UPDATE item SET name = '{}', amount = {round} WHERE id = {}",
+                    "UPDATE item SET name = '{}', r = {round} WHERE id = {}",
                     node.name,
                     1 + round % 2
                 );

@@ -93,7 +93,8 @@ impl Site {
     async fn ask(&self, node: &Node, sql: &str) -> Result<Rows, DrillError> {
         let params = [
             ("application_name", "tandem drill"),
-            ("options", "-c search_path=public"),
+            // Each node is asked by itself: what it does stays there.
+            ("options", "-c search_path=public -c tandem.ddl=off"),
         ];
         let params = params.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let database = &self.config.replication.database;
