@@ -63,9 +63,12 @@ async fn lag_grows_while_a_target_is_cut_off_and_goes_back_to_zero() {
 
     cluster.relays[1].heal();
     cluster.converge(LIMIT).await;
-    let link = cluster.link(0, 1).await;
-    assert_eq!(link["lag_transactions"], 0, "{link}");
-    assert_eq!(link["lag_ms"], 0, "{link}");
+    // A watermark of anybody's may be on its way at any moment.
+    cluster
+        .link_when("nothing is queued", 0, 1, |link| {
+            link["lag_transactions"] == 0 && link["lag_ms"] == 0
+        })
+        .await;
     let mut id = 1000;
     tandem_tests::eventually("the rates see what is written", LIMIT, async || {
         id += 1;
