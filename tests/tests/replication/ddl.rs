@@ -30,7 +30,15 @@ async fn schema_of(cluster: &Cluster, node: &Node) -> String {
         let noise = ["--", "SET ", "\\restrict", "\\unrestrict"];
         !line.is_empty() && !noise.iter().any(|start| line.starts_with(start))
     });
-    let told: Vec<_> = told.collect();
+    // 18 gives NOT NULL a name.
+    let unnamed = |line: &str| match line.split_once(" CONSTRAINT ") {
+        Some((column, named)) => match named.split_once(" NOT NULL") {
+            Some((_, rest)) => format!("{column} NOT NULL{rest}"),
+            None => line.to_owned(),
+        },
+        None => line.to_owned(),
+    };
+    let told: Vec<_> = told.map(unnamed).collect();
     let told = told.join("\n");
     // Tandem's own, on the node.
     let statements = told.split_inclusive(";\n");
