@@ -124,7 +124,7 @@ async fn a_table_that_is_made_on_one_node_is_on_all_from_its_first_row_on() {
     )
     .await;
     let owner = "SELECT tableowner FROM pg_tables WHERE tablename = 'bikes'";
-    assert_eq!(second.value(owner).await, "app");
+    becomes(second, owner, "app").await;
 
     // In a transaction of its own, from another node, with rows on all meanwhile.
     let app = second.app().await;
